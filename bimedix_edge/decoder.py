@@ -1,0 +1,391 @@
+"""llama.cpp through llama-cpp-python's low-level binding: the only file that imports it in the runtime.
+
+One `Decoder` is one model and one context with a key-value (KV) cache that its sequences share. It evaluates a run of
+tokens or a run of embeddings at given positions of a sequence, and samples from the logits of the last one. What the
+positions mean, and which of them may be reused, is the engine's business.
+
+The binding's high-level class is not used: it reuses KV by token-id prefix, and image positions have no token, so two
+images could match.
+"""
+
+from __future__ import annotations
+
+import collections
+import ctypes
+import importlib.metadata
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import llama_cpp
+import numpy as np
+from numpy.typing import NDArray
+
+from bimedix_edge.bundle import DecoderSpec
+from bimedix_edge.errors import DecoderError, HardwareError
+
+__all__ = ["PINNED_VERSION", "Aborted", "Decoder", "Sampler", "Sampling", "library_version", "system_info"]
+
+# the structs of llama.h are passed by value and change between versions
+PINNED_VERSION = "0.3.36"
+_ABORTED = 2
+_PENALTY_WINDOW_TOKENS = 64
+_LOG_ERROR = 3
+_recent_errors: collections.deque[str] = collections.deque(maxlen=4)
+
+
+@llama_cpp.llama_log_callback
+def _remember_log(level: int, text: bytes, _user_data: ctypes.c_void_p) -> None:
+    # the library prints nothing: errors are kept for the message of the exception, the rest is dropped
+    if level == _LOG_ERROR:
+        _recent_errors.append(text.decode("utf-8", "replace").strip())
+
+
+class Aborted(Exception):
+    """An evaluation was stopped by its `should_stop`; the sequence is as it was before that run."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen.
+
+    Attributes:
+        temperature: 0 is greedy; the authors use 0.1.
+        top_p: keep the smallest set of tokens with this probability; 1 keeps all.
+        top_k: keep this many tokens; 0 keeps all.
+        min_p: drop tokens below this fraction of the best one's probability; 0 drops none.
+        repeat_penalty: divides the logits of the last 64 tokens; 1 is none.
+        seed: of the random choice.
+    """
+
+    temperature: float = 0.1
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repeat_penalty: float = 1.0
+    seed: int = 0
+
+
+class Sampler:
+    """A chain of llama.cpp's samplers with the state of one answer."""
+
+    def __init__(self, sampling: Sampling) -> None:
+        chain = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
+        if not chain:
+            raise DecoderError("Expected llama.cpp to create a sampler, but it could not; restart the program.")
+        self._chain = chain
+        for sampler in _samplers(sampling):
+            llama_cpp.llama_sampler_chain_add(chain, sampler)
+
+    def accept(self, tokens: Iterable[int]) -> None:
+        """Show tokens of the prompt to the repeat penalty."""
+        for token in tokens:
+            llama_cpp.llama_sampler_accept(self._chain, token)
+
+    def sample(self, context: llama_cpp.llama_context_p) -> int:
+        """Choose a token from the logits of the last evaluated position."""
+        return int(llama_cpp.llama_sampler_sample(self._chain, context, -1))
+
+    def close(self) -> None:
+        """Free the chain; calling it again does nothing."""
+        if self._chain:
+            llama_cpp.llama_sampler_free(self._chain)
+            self._chain = None
+
+
+class Decoder:
+    """A loaded GGUF model and one context.
+
+    Args:
+        path: the GGUF file, already verified against its bundle's manifest.
+        spec: the manifest's statement about it.
+        n_ctx: KV cells, shared by all sequences.
+        n_seq_max: sequences that can be alive at once.
+        n_batch: most positions of one evaluation.
+        n_threads: threads of the matmuls.
+
+    Raises:
+        DecoderError: llama.cpp refuses the file, or it is not what the manifest states.
+        HardwareError: the context does not fit into memory.
+    """
+
+    def __init__(
+        self, path: Path, spec: DecoderSpec, *, n_ctx: int, n_seq_max: int, n_batch: int, n_threads: int
+    ) -> None:
+        self._model: llama_cpp.llama_model_p | None = None
+        self._context: llama_cpp.llama_context_p | None = None
+        self.spec = spec
+        self.n_batch = n_batch
+        self.n_seq_max = n_seq_max
+        _check_version()
+        llama_cpp.llama_log_set(_remember_log, ctypes.c_void_p(0))
+        llama_cpp.llama_backend_init()
+        try:
+            self._load(path)
+            self._check_spec(path)
+            self._create_context(n_ctx, n_seq_max, n_threads)
+        except BaseException:
+            self.close()
+            raise
+        self.n_ctx = int(llama_cpp.llama_n_ctx(self._context))
+        self._buffers = _Buffers(n_batch)
+
+    def _load(self, path: Path) -> None:
+        params = llama_cpp.llama_model_default_params()
+        params.n_gpu_layers = 0
+        _recent_errors.clear()
+        self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
+        if not self._model:
+            raise DecoderError(
+                f"Expected a GGUF decoder that llama.cpp {PINNED_VERSION} can load, but it refuses {path.name} "
+                f"({_last_error()}); convert the checkpoint again."
+            )
+        self._vocab = llama_cpp.llama_model_get_vocab(self._model)
+
+    def _check_spec(self, path: Path) -> None:
+        stated = (self.spec.n_layer, self.spec.n_embd, self.spec.n_head, self.spec.n_head_kv, self.spec.n_vocab)
+        found = (
+            llama_cpp.llama_model_n_layer(self._model),
+            llama_cpp.llama_model_n_embd(self._model),
+            llama_cpp.llama_model_n_head(self._model),
+            llama_cpp.llama_model_n_head_kv(self._model),
+            llama_cpp.llama_vocab_n_tokens(self._vocab),
+        )
+        if stated != found:
+            raise DecoderError(
+                f"Expected layers, width, heads, KV heads and vocabulary {stated} as the manifest states, but "
+                f"{path.name} has {found}; convert the checkpoint again."
+            )
+
+    def _create_context(self, n_ctx: int, n_seq_max: int, n_threads: int) -> None:
+        params = llama_cpp.llama_context_default_params()
+        params.n_ctx = n_ctx
+        params.n_batch = params.n_ubatch = self.n_batch
+        params.n_seq_max = n_seq_max
+        params.kv_unified = True
+        params.n_threads = params.n_threads_batch = n_threads
+        params.no_perf = True
+        _recent_errors.clear()
+        self._context = llama_cpp.llama_init_from_model(self._model, params)
+        if not self._context:
+            raise HardwareError(
+                f"Expected room for a context of {n_ctx} tokens, but llama.cpp could not create it "
+                f"({_last_error()}); choose a smaller --ctx-size."
+            )
+
+    def tokenize(self, text: str) -> list[int]:
+        """Return the tokens of plain text; special tokens in it are not recognised."""
+        return self._tokenize(text, parse_special=False)
+
+    def special(self, name: str) -> int:
+        """Return the id of a special token given by its text.
+
+        Raises:
+            DecoderError: the vocabulary has no such token.
+        """
+        tokens = self._tokenize(name, parse_special=True)
+        if len(tokens) != 1:
+            raise DecoderError(
+                f"Expected the special token {name} in the vocabulary, but there is none; convert the checkpoint again."
+            )
+        return tokens[0]
+
+    def _tokenize(self, text: str, *, parse_special: bool) -> list[int]:
+        data = text.encode("utf-8")
+        room = len(data) + 1  # a byte-level vocabulary never needs more tokens than bytes
+        tokens = (llama_cpp.llama_token * room)()
+        count = llama_cpp.llama_tokenize(self._vocab, data, len(data), tokens, room, False, parse_special)
+        if count < 0:
+            raise DecoderError(
+                f"Expected at most {room} tokens for {len(data)} bytes of text, but llama.cpp wants {-count}; "
+                "convert the checkpoint again."
+            )
+        return list(tokens[:count])
+
+    def piece(self, token: int) -> bytes:
+        """Return the bytes of one token, which may be part of a UTF-8 character; special tokens have none."""
+        size = 64
+        while True:
+            buffer = ctypes.create_string_buffer(size)
+            count = llama_cpp.llama_token_to_piece(self._vocab, token, buffer, size, 0, False)
+            if count >= 0:
+                return buffer.raw[:count]
+            size = -count
+
+    def evaluate_tokens(
+        self, seq: int, position: int, tokens: Sequence[int], should_stop: Callable[[], bool] | None = None
+    ) -> None:
+        """Evaluate tokens at `position` and after; only the last one's logits are computed.
+
+        Args:
+            seq: the sequence, 0 to n_seq_max - 1.
+            position: of the first token; every position before it must have been evaluated.
+            tokens: 1 to n_batch ids.
+            should_stop: asked between the operations of the graph.
+
+        Raises:
+            Aborted: `should_stop` said yes; the sequence has no more than `position` positions then.
+            DecoderError: llama.cpp failed; likewise.
+        """
+        batch = self._buffers.batch(len(tokens), seq, position, want_logits=True)
+        ctypes.memmove(self._buffers.tokens, (llama_cpp.llama_token * len(tokens))(*tokens), 4 * len(tokens))
+        batch.token = self._buffers.tokens
+        batch.embd = None
+        self._decode(batch, seq, position, should_stop)
+
+    def evaluate_embeds(
+        self, seq: int, position: int, embeds: NDArray[np.float32], should_stop: Callable[[], bool] | None = None
+    ) -> None:
+        """Evaluate embeddings in place of tokens.
+
+        Args:
+            seq, position, should_stop: as for `evaluate_tokens`.
+            embeds: float32 (n, n_embd), C-contiguous, n at most n_batch.
+
+        Raises:
+            Aborted, DecoderError: as for `evaluate_tokens`.
+        """
+        if embeds.ndim != 2 or embeds.shape[1] != self.spec.n_embd or embeds.dtype != np.float32:
+            raise DecoderError(
+                f"Expected float32 embeddings of width {self.spec.n_embd}, but the vision encoder gave "
+                f"{embeds.dtype} {embeds.shape}; convert the checkpoint again."
+            )
+        embeds = np.ascontiguousarray(embeds)
+        batch = self._buffers.batch(len(embeds), seq, position, want_logits=False)
+        batch.token = None
+        batch.embd = embeds.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+        self._decode(batch, seq, position, should_stop)
+
+    def _decode(
+        self, batch: llama_cpp.llama_batch, seq: int, position: int, should_stop: Callable[[], bool] | None
+    ) -> None:
+        callback = _abort_callback(should_stop)
+        _recent_errors.clear()
+        llama_cpp.llama_set_abort_callback(self._context, callback, None)
+        status = llama_cpp.llama_decode(self._context, batch)
+        if status == 0:
+            llama_cpp.llama_synchronize(self._context)
+            return
+        self.truncate(seq, position)
+        if status == _ABORTED:
+            raise Aborted
+        raise DecoderError(
+            f"Expected llama.cpp to evaluate {batch.n_tokens} positions from {position} on, but it returned {status} "
+            f"({_last_error()}); start a new conversation, and report this if it happens again."
+        )
+
+    def sample(self, sampler: Sampler) -> int:
+        """Choose the next token from the logits of the last evaluated position."""
+        assert self._context is not None
+        return sampler.sample(self._context)
+
+    def logits(self) -> NDArray[np.float32]:
+        """Return a copy of the last evaluated position's logits, float32 (n_vocab,)."""
+        pointer = llama_cpp.llama_get_logits_ith(self._context, -1)
+        return np.ctypeslib.as_array(pointer, shape=(self.spec.n_vocab,)).copy()
+
+    def truncate(self, seq: int, position: int) -> None:
+        """Forget everything of a sequence from `position` on.
+
+        Raises:
+            DecoderError: llama.cpp cannot remove it.
+        """
+        memory = llama_cpp.llama_get_memory(self._context)
+        if not llama_cpp.llama_memory_seq_rm(memory, seq, position, -1):
+            raise DecoderError(
+                f"Expected llama.cpp to forget a sequence from position {position} on, but it cannot; "
+                "start a new conversation."
+            )
+
+    def close(self) -> None:
+        """Free context and model; calling it again does nothing."""
+        if self._context:
+            llama_cpp.llama_free(self._context)
+            self._context = None
+        if self._model:
+            llama_cpp.llama_model_free(self._model)
+            self._model = None
+
+    def __enter__(self) -> Decoder:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+class _Buffers:
+    """The arrays a llama_batch points to, allocated once."""
+
+    def __init__(self, n_batch: int) -> None:
+        self.tokens = (llama_cpp.llama_token * n_batch)()
+        self._position = (llama_cpp.llama_pos * n_batch)()
+        self._n_seq = (ctypes.c_int32 * n_batch)(*([1] * n_batch))
+        self._seq = (llama_cpp.llama_seq_id * 1)()
+        pointer = ctypes.POINTER(llama_cpp.llama_seq_id)
+        self._seq_of = (pointer * n_batch)(*([ctypes.cast(self._seq, pointer)] * n_batch))
+        self._wants_logits = (ctypes.c_int8 * n_batch)()
+
+    def batch(self, count: int, seq: int, position: int, *, want_logits: bool) -> llama_cpp.llama_batch:
+        """Return a batch of `count` positions; its tokens or embeddings are still to be set."""
+        if not 1 <= count <= len(self.tokens):
+            raise ValueError(f"a batch holds 1 to {len(self.tokens)} positions, not {count}")
+        self._seq[0] = seq
+        self._position[:count] = list(range(position, position + count))
+        ctypes.memset(self._wants_logits, 0, count)
+        # llama.cpp computes the output layer for marked positions only, and needs at least one marked
+        self._wants_logits[count - 1] = 1 if want_logits else 0
+        batch = llama_cpp.llama_batch()
+        batch.n_tokens = count
+        batch.pos = self._position
+        batch.n_seq_id = self._n_seq
+        batch.seq_id = self._seq_of
+        batch.logits = self._wants_logits
+        return batch
+
+
+def library_version() -> str:
+    """Return the installed version of llama-cpp-python."""
+    return importlib.metadata.version("llama-cpp-python")
+
+
+def system_info() -> str:
+    """Return llama.cpp's own line about the instruction sets it uses."""
+    return str(llama_cpp.llama_print_system_info().decode())
+
+
+def _check_version() -> None:
+    if (version := library_version()) != PINNED_VERSION:
+        raise DecoderError(
+            f"Expected llama-cpp-python {PINNED_VERSION}, whose structures this program knows, but {version} is "
+            f"installed; run `pip install llama-cpp-python=={PINNED_VERSION}`."
+        )
+
+
+def _samplers(sampling: Sampling) -> list[llama_cpp.llama_sampler_p]:
+    chain = []
+    if sampling.repeat_penalty != 1.0:
+        chain.append(
+            llama_cpp.llama_sampler_init_penalties(_PENALTY_WINDOW_TOKENS, sampling.repeat_penalty, 0.0, 0.0)
+        )
+    if sampling.temperature == 0.0:
+        return [*chain, llama_cpp.llama_sampler_init_greedy()]
+    if sampling.top_k > 0:
+        chain.append(llama_cpp.llama_sampler_init_top_k(sampling.top_k))
+    if sampling.top_p < 1.0:
+        chain.append(llama_cpp.llama_sampler_init_top_p(sampling.top_p, 1))
+    if sampling.min_p > 0.0:
+        chain.append(llama_cpp.llama_sampler_init_min_p(sampling.min_p, 1))
+    chain.append(llama_cpp.llama_sampler_init_temp(sampling.temperature))
+    chain.append(llama_cpp.llama_sampler_init_dist(sampling.seed))
+    return chain
+
+
+def _abort_callback(should_stop: Callable[[], bool] | None) -> ctypes._FuncPointer:
+    if should_stop is None:
+        return llama_cpp.llama_cpp.ggml_abort_callback()
+    return llama_cpp.llama_cpp.ggml_abort_callback(lambda _data: should_stop())
+
+
+def _last_error() -> str:
+    return "; ".join(_recent_errors) or "it gives no reason"

@@ -1,0 +1,87 @@
+"""Every error this package raises on purpose.
+
+    BimedixEdgeError
+    ├── UsageError            2  options that contradict each other or do not exist
+    ├── InputError            3  what the user gave cannot be used
+    │   ├── ImageError           not an image, damaged, too large
+    │   └── PromptError          text that is no text, or does not fit the context
+    ├── ModelError            4  the model on disk cannot be used
+    │   ├── CheckpointError      a published checkpoint that cannot be converted
+    │   ├── BundleError          a converted model that is damaged, incomplete or foreign
+    │   ├── DecoderError         llama.cpp failed
+    │   └── VisionError          ONNX Runtime failed
+    └── HardwareError         5  this machine lacks memory, disk space or a device
+
+The number is the exit code of the command line. A message is one sentence: what was expected, what was given, what to
+do about it. It never contains a question, an answer or pixels.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "BimedixEdgeError",
+    "BundleError",
+    "CheckpointError",
+    "DecoderError",
+    "HardwareError",
+    "ImageError",
+    "InputError",
+    "ModelError",
+    "PromptError",
+    "UsageError",
+    "VisionError",
+]
+
+
+class BimedixEdgeError(Exception):
+    """The root of the tree; catch it to catch everything this package raises on purpose."""
+
+    exit_code: int = 1
+
+
+class UsageError(BimedixEdgeError):
+    """Options that contradict each other or name nothing."""
+
+    exit_code = 2
+
+
+class InputError(BimedixEdgeError):
+    """An image, a text or a file given by the user cannot be used."""
+
+    exit_code = 3
+
+
+class ImageError(InputError):
+    """The bytes are no image that can be read whole, or it is too large."""
+
+
+class PromptError(InputError):
+    """The text is not valid text, or the prompt does not fit the context."""
+
+
+class ModelError(BimedixEdgeError):
+    """A model cannot be converted, opened or run."""
+
+    exit_code = 4
+
+
+class CheckpointError(ModelError):
+    """A source checkpoint is incomplete, foreign or unsafe."""
+
+
+class BundleError(ModelError):
+    """A converted model is damaged, incomplete or not one of ours."""
+
+
+class DecoderError(ModelError):
+    """llama.cpp could not load the decoder or failed while running it."""
+
+
+class VisionError(ModelError):
+    """ONNX Runtime could not load the vision encoder or failed while running it."""
+
+
+class HardwareError(BimedixEdgeError):
+    """The machine lacks memory, disk space or a device that was asked for."""
+
+    exit_code = 5

@@ -1,0 +1,181 @@
+"""Files and directories that appear whole or not at all: write beside the target, fsync, rename."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from bimedix_edge.errors import HardwareError, UsageError
+
+__all__ = ["disk_errors", "fsync_directory", "staged_directory", "write_file"]
+
+
+@contextlib.contextmanager
+def disk_errors(target: Path) -> Iterator[None]:
+    """Turn an operating-system failure while writing `target` into one of ours.
+
+    Raises:
+        HardwareError: the disk is full, a quota or a file-size limit is reached.
+        UsageError: the place cannot be written (missing, read-only, not permitted).
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise HardwareError(
+                f"Expected room to write {target}, but the system says '{reason}'; nothing was installed: "
+                "free some space or choose another place, then run the command again."
+            ) from error
+        raise UsageError(
+            f"Expected to be able to write {target}, but the system says '{reason}'; choose another place."
+        ) from error
+
+
+def fsync_directory(path: Path) -> None:
+    """Make renames inside `path` durable; a no-op on Windows, which cannot open a directory."""
+    if sys.platform == "win32":
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_file(target: Path, data: bytes, *, mode: int = 0o600) -> None:
+    """Write `data` to `target` so that a crash leaves the old file or the new one, never a part.
+
+    Args:
+        target: the final path; its directory must exist.
+        data: the whole content.
+        mode: permission bits of the new file; private by default, since answers are patients' data.
+
+    Raises:
+        HardwareError, UsageError: see `disk_errors`.
+    """
+    with disk_errors(target):
+        descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=".", suffix=".part")
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, mode)
+            os.replace(temporary, target)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+            raise
+        fsync_directory(target.parent)
+
+
+@contextlib.contextmanager
+def staged_directory(target: Path, *, replace: bool = False) -> Iterator[Path]:
+    """Yield an empty directory beside `target`; when the block ends well it becomes `target`.
+
+    The part directory has a fixed hidden name and is guarded by a lock, so at most one is left behind by a killed
+    process, and the next run removes it.
+
+    Args:
+        target: the directory to appear; its parent is created.
+        replace: whether an existing `target` is replaced; otherwise it is an error.
+
+    Yields:
+        The part directory, on the same file system as `target`.
+
+    Raises:
+        UsageError: `target` exists and `replace` is false, another process is writing it, or the place is not writable.
+        HardwareError: the disk is full.
+    """
+    target = Path(os.path.abspath(target))
+    part = target.with_name(f".{target.name}.part")
+    old = target.with_name(f".{target.name}.old")
+    with disk_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _lock(target.with_name(f".{target.name}.lock"), target):
+            _recover(target, part, old)
+            if target.exists() and not replace:
+                raise UsageError(f"Expected a new place, but {target} exists; remove it or choose another name.")
+            part.mkdir()
+            try:
+                yield part
+                _publish(part, target, old)
+            except BaseException:
+                shutil.rmtree(part, ignore_errors=True)
+                raise
+
+
+def _recover(target: Path, part: Path, old: Path) -> None:
+    """Undo what a killed process left: a part directory, or a replacement that was not finished."""
+    if part.exists():
+        shutil.rmtree(part)
+    if old.exists():
+        if target.exists():
+            shutil.rmtree(old)
+        else:
+            os.rename(old, target)
+
+
+def _publish(part: Path, target: Path, old: Path) -> None:
+    for path in part.iterdir():
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+    fsync_directory(part)
+    if target.exists():
+        os.rename(target, old)
+    os.rename(part, target)
+    fsync_directory(target.parent)
+    if old.exists():
+        shutil.rmtree(old)
+
+
+@contextlib.contextmanager
+def _lock(path: Path, target: Path) -> Iterator[None]:
+    """Hold `path` locked for this process; the operating system lets go of it when the process dies."""
+    while True:
+        file = open(path, "a+")  # noqa: SIM115  closed below, after the lock's work is done
+        try:
+            _lock_file(file)
+        except OSError as error:
+            file.seek(0)
+            holder = file.read().strip() or "unknown"
+            file.close()
+            raise UsageError(
+                f"Expected to write {target} alone, but process {holder} is writing it; wait until it has finished."
+            ) from error
+        # the holder before us may have removed the file between our open and our lock
+        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            break
+        file.close()
+    try:
+        file.seek(0)
+        file.truncate()
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+    finally:
+        if sys.platform == "win32":
+            file.close()
+            path.unlink(missing_ok=True)
+        else:
+            path.unlink(missing_ok=True)
+            file.close()
+
+
+def _lock_file(file: IO[str]) -> None:
+    if sys.platform == "win32":
+        import msvcrt
+
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
