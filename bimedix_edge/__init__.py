@@ -1,0 +1,62 @@
+"""Runs BiMediX2, a bilingual (Arabic-English) medical vision-language model, offline on the hardware at hand.
+
+    from bimedix_edge import Runtime, Token
+
+    with Runtime.open("demo") as runtime, runtime.chat() as chat:
+        for event in chat.ask("Is there a nodule?", images=["chest.png"]):
+            if isinstance(event, Token):
+                print(event.text, end="")
+
+A research model, not for clinical use; BiMediX2's weights are licensed CC BY-NC-SA 4.0.
+"""
+
+from bimedix_edge.chat import Chat, Turn
+from bimedix_edge.decoder import Sampling
+from bimedix_edge.errors import (
+    BimedixEdgeError,
+    BundleError,
+    CheckpointError,
+    DecoderError,
+    HardwareError,
+    ImageError,
+    InputError,
+    ModelError,
+    PromptError,
+    UsageError,
+    VisionError,
+)
+from bimedix_edge.events import Cancel, Done, Encode, Event, ImageUse, Prefill, Timings, Token, Usage
+from bimedix_edge.imaging.picture import Picture, load_picture
+from bimedix_edge.runtime import Runtime
+from bimedix_edge.settings import Settings, load_settings
+
+__all__ = [
+    "BimedixEdgeError",
+    "BundleError",
+    "Cancel",
+    "Chat",
+    "CheckpointError",
+    "DecoderError",
+    "Done",
+    "Encode",
+    "Event",
+    "HardwareError",
+    "ImageError",
+    "ImageUse",
+    "InputError",
+    "ModelError",
+    "Picture",
+    "Prefill",
+    "PromptError",
+    "Runtime",
+    "Sampling",
+    "Settings",
+    "Timings",
+    "Token",
+    "Turn",
+    "Usage",
+    "UsageError",
+    "VisionError",
+    "load_picture",
+    "load_settings",
+]

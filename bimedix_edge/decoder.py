@@ -214,21 +214,28 @@ class Decoder:
             size = -count
 
     def evaluate_tokens(
-        self, seq: int, position: int, tokens: Sequence[int], should_stop: Callable[[], bool] | None = None
+        self,
+        seq: int,
+        position: int,
+        tokens: Sequence[int],
+        should_stop: Callable[[], bool] | None = None,
+        *,
+        want_logits: bool = True,
     ) -> None:
-        """Evaluate tokens at `position` and after; only the last one's logits are computed.
+        """Evaluate tokens at `position` and after.
 
         Args:
             seq: the sequence, 0 to n_seq_max - 1.
             position: of the first token; every position before it must have been evaluated.
             tokens: 1 to n_batch ids.
             should_stop: asked between the operations of the graph.
+            want_logits: whether the last token's logits are computed, to sample from.
 
         Raises:
             Aborted: `should_stop` said yes; the sequence has no more than `position` positions then.
             DecoderError: llama.cpp failed; likewise.
         """
-        batch = self._buffers.batch(len(tokens), seq, position, want_logits=True)
+        batch = self._buffers.batch(len(tokens), seq, position, want_logits=want_logits)
         ctypes.memmove(self._buffers.tokens, (llama_cpp.llama_token * len(tokens))(*tokens), 4 * len(tokens))
         batch.token = self._buffers.tokens
         batch.embd = None
@@ -310,7 +317,9 @@ class Decoder:
     def __enter__(self) -> Decoder:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
 
@@ -333,7 +342,7 @@ class _Buffers:
         self._seq[0] = seq
         self._position[:count] = list(range(position, position + count))
         ctypes.memset(self._wants_logits, 0, count)
-        # llama.cpp computes the output layer for marked positions only, and needs at least one marked
+        # llama.cpp computes the output layer for marked positions only
         self._wants_logits[count - 1] = 1 if want_logits else 0
         batch = llama_cpp.llama_batch()
         batch.n_tokens = count

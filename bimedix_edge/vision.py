@@ -16,7 +16,7 @@ from bimedix_edge.imaging.preprocess import Preprocessing, preprocess
 # onnxruntime reads this when it is imported; its API call alone does not keep it silent. Patients' data stays here.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
-import onnxruntime  # noqa: E402  the line above must come first
+import onnxruntime
 
 __all__ = ["VisionEncoder", "embedding_key", "library_version"]
 

@@ -1,4 +1,4 @@
-"""uint8 RGB pixels to the vision encoder's float32 `pixel_values`, bit for bit as LLaVA and CLIPImageProcessor do it."""
+"""uint8 RGB pixels to the vision encoder's float32 `pixel_values`, bit for bit as LLaVA and CLIPImageProcessor do."""
 
 from __future__ import annotations
 

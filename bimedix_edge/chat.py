@@ -1,0 +1,158 @@
+"""A conversation over the engine: questions with images in, events out, history kept."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
+from types import TracebackType
+
+from bimedix_edge.decoder import Sampling
+from bimedix_edge.engine import Engine
+from bimedix_edge.errors import UsageError
+from bimedix_edge.events import Cancel, Done, Event, Token
+from bimedix_edge.imaging.picture import ImageSource, Picture, load_picture
+from bimedix_edge.prompt import PromptSpec, answer_header, closing, opening, user_turn
+from bimedix_edge.sessions import Item
+
+__all__ = ["Chat", "Turn"]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One question and its answer.
+
+    Attributes:
+        question: as the user wrote it.
+        pictures: the images given with it.
+        answer: what the model wrote, possibly cut short.
+        done: how it ended, or None if the caller stopped reading it.
+    """
+
+    question: str
+    pictures: tuple[Picture, ...]
+    answer: str
+    done: Done | None
+
+
+@dataclass(frozen=True)
+class _Past:
+    """A turn, and everything the model saw and wrote up to its end."""
+
+    turn: Turn
+    items: list[Item]
+
+
+class Chat:
+    """A conversation; made by `Runtime.chat`. One answer is written at a time.
+
+    A follow-up question costs only its own tokens: everything before it stays in the KV cache, images included.
+    """
+
+    def __init__(self, engine: Engine, prompt: PromptSpec, sampling: Sampling, max_tokens: int) -> None:
+        self._engine = engine
+        self._prompt = prompt
+        self._sampling = sampling
+        self._max_tokens = max_tokens
+        self._session = engine.session()
+        self._opening: list[Item] = engine.items(opening(prompt))
+        self._past: tuple[_Past, ...] = ()
+
+    @property
+    def turns(self) -> tuple[Turn, ...]:
+        """Return the conversation so far."""
+        return tuple(past.turn for past in self._past)
+
+    def ask(
+        self,
+        text: str,
+        images: Sequence[ImageSource | Picture] = (),
+        *,
+        sampling: Sampling | None = None,
+        max_tokens: int | None = None,
+        cancel: Cancel | None = None,
+    ) -> Iterator[Event]:
+        """Ask a question and yield the answer as it is written.
+
+        The images are read and the prompt is checked when `ask` is called; the work is done as the events are read.
+        The turn becomes part of the conversation as soon as the answer has a token, also if it is then cancelled or the
+        iterator is closed; a question that failed leaves no trace.
+
+        Args:
+            text: the question, any Unicode; special tokens in it are plain text.
+            images: paths, file contents, uint8 (h, w, 3) pixels, or Pillow images.
+            sampling: how tokens are chosen; by default the conversation's.
+            max_tokens: most tokens of the answer; by default the conversation's.
+            cancel: lets a signal handler or another thread stop the answer.
+
+        Returns:
+            An iterator of `Encode`, `Prefill` and `Token` events that ends with one `Done`.
+
+        Raises:
+            ImageError: an image cannot be read.
+            PromptError: the text is empty or not valid, or the prompt is longer than the context (by how much).
+            UsageError: another answer is being written.
+        """
+        pictures = tuple(image if isinstance(image, Picture) else load_picture(image) for image in images)
+        turn = Turn(text, pictures, "", None)
+        return self._answer(self._past, turn, sampling or self._sampling, max_tokens or self._max_tokens, cancel)
+
+    def regenerate(self, *, sampling: Sampling | None = None, cancel: Cancel | None = None) -> Iterator[Event]:
+        """Ask the last question again in place of its answer, by default with another seed.
+
+        Raises:
+            UsageError: there is no question yet.
+        """
+        if not self._past:
+            raise UsageError("Expected a question to answer again, but none was asked yet; ask one.")
+        last = self._past[-1].turn
+        fresh = sampling or replace(self._sampling, seed=secrets.randbits(32))
+        return self._answer(self._past[:-1], last, fresh, self._max_tokens, cancel)
+
+    def clear(self) -> None:
+        """Forget the conversation; embeddings of its images stay reusable."""
+        self._engine.release(self._session)
+        self._session = self._engine.session()
+        self._past = ()
+
+    def close(self) -> None:
+        """Free this conversation's part of the KV cache."""
+        self._engine.release(self._session)
+
+    def __enter__(self) -> Chat:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _answer(
+        self, past: tuple[_Past, ...], turn: Turn, sampling: Sampling, max_tokens: int, cancel: Cancel | None
+    ) -> Iterator[Event]:
+        """Start answering `turn` after `past`; the result replaces the history once it has a token."""
+        before = past[-1].items if past else self._opening
+        segments = [*(closing() if past else ()), *user_turn(turn.question, len(turn.pictures)), *answer_header()]
+        shown = [self._engine.prompt_image(picture) for picture in turn.pictures]
+        prompt = [*before, *self._engine.items(segments, shown)]
+        events = self._engine.generate(self._session, prompt, sampling, max_tokens=max_tokens, cancel=cancel)
+        return self._record(events, past, turn, prompt)
+
+    def _record(
+        self, events: Generator[Event, None, None], past: tuple[_Past, ...], turn: Turn, prompt: list[Item]
+    ) -> Iterator[Event]:
+        tokens: list[int] = []
+        text = ""
+        done = None
+        try:
+            for event in events:
+                if isinstance(event, Token):
+                    tokens.append(event.id)
+                    text += event.text
+                elif isinstance(event, Done):
+                    done, text = event, event.text
+                yield event
+        finally:
+            events.close()
+            if tokens or (done is not None and done.stop_reason == "end"):
+                self._past = (*past, _Past(replace(turn, answer=text, done=done), [*prompt, *tokens]))

@@ -1,0 +1,134 @@
+"""`Runtime`: an opened model, ready for conversations."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+
+from bimedix_edge.bundle import Bundle, Manifest, open_bundle
+from bimedix_edge.chat import Chat
+from bimedix_edge.decoder import Decoder, Sampling
+from bimedix_edge.devices import check_memory, inspect_machine
+from bimedix_edge.engine import Engine
+from bimedix_edge.errors import BundleError
+from bimedix_edge.settings import Settings, load_settings
+from bimedix_edge.store import DEMO, Store
+from bimedix_edge.vision import VisionEncoder
+
+__all__ = ["Runtime"]
+
+_MAX_CHATS_IN_MEMORY = 8
+_BATCH = 512
+
+
+class Runtime:
+    """A verified bundle, loaded. Made by `Runtime.open`; close it, or use it in a `with` block.
+
+    Attributes:
+        manifest: what the model is; `manifest.notice` belongs on every output.
+        settings: what was in force when it was opened.
+        load_ms: how long verifying and loading took.
+    """
+
+    def __init__(self, bundle: Bundle, settings: Settings) -> None:
+        start_s = time.perf_counter()
+        self.manifest: Manifest = bundle.manifest
+        self.settings = settings
+        check_memory(self.manifest, settings.ctx_size)
+        n_threads = settings.threads or inspect_machine().n_cores
+        vision = VisionEncoder(
+            bundle.path("vision"),
+            sha256=self.manifest.files["vision"].sha256,
+            spec=self.manifest.vision,
+            preprocessing=self.manifest.preprocessing,
+            n_threads=n_threads,
+        )
+        decoder = Decoder(
+            bundle.path("decoder"),
+            self.manifest.decoder,
+            n_ctx=settings.ctx_size,
+            n_seq_max=_MAX_CHATS_IN_MEMORY,
+            n_batch=min(_BATCH, settings.ctx_size),
+            n_threads=n_threads,
+        )
+        self.engine = Engine(decoder, vision)
+        self.load_ms = (time.perf_counter() - start_s) * 1e3
+
+    @classmethod
+    def open(
+        cls,
+        model: str | Path | None = None,
+        *,
+        settings: Settings | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> Runtime:
+        """Verify and load a model.
+
+        Args:
+            model: a bundle's directory, its name in the store, or None for the settings' model, the only one
+                installed, or the demo model.
+            settings: by default those of the environment and the settings file.
+            progress: called with the number of bytes of each block hashed.
+
+        Raises:
+            BundleError: it is damaged, incomplete, or not converted yet.
+            UsageError: there is none of that name, or the settings are wrong.
+            HardwareError: it does not fit into this machine's memory.
+            DecoderError, VisionError: an engine refuses it.
+        """
+        settings = settings or load_settings()
+        store = Store(settings.store_dir, settings.cache_dir)
+        wanted = model or settings.model
+        directory = store.find(wanted) if wanted else store.default()
+        if directory == store.demo_directory() and not directory.is_dir():
+            raise BundleError(
+                f"Expected a converted model, but none is installed; run `bimedix-edge convert --{DEMO}` once, or "
+                "convert a checkpoint."
+            )
+        start_s = time.perf_counter()
+        bundle = open_bundle(directory, progress)
+        verify_ms = (time.perf_counter() - start_s) * 1e3
+        runtime = cls(bundle, settings)
+        runtime.load_ms += verify_ms
+        return runtime
+
+    def chat(self, *, sampling: Sampling | None = None, max_tokens: int | None = None) -> Chat:
+        """Return a new conversation.
+
+        Args:
+            sampling: how tokens are chosen; by default the settings', with a fresh seed if they have none.
+            max_tokens: most tokens of an answer; by default the settings'.
+        """
+        return Chat(
+            self.engine,
+            self.manifest.prompt,
+            sampling or self.sampling(),
+            max_tokens or self.settings.max_tokens,
+        )
+
+    def sampling(self) -> Sampling:
+        """Return the settings' sampling; a seed that is not set is drawn anew each time."""
+        settings = self.settings
+        return Sampling(
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            top_k=settings.top_k,
+            min_p=settings.min_p,
+            repeat_penalty=settings.repeat_penalty,
+            seed=secrets.randbits(32) if settings.seed is None else settings.seed,
+        )
+
+    def close(self) -> None:
+        """Free the model; its conversations cannot be used afterwards."""
+        self.engine.close()
+
+    def __enter__(self) -> Runtime:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

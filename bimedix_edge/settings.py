@@ -1,0 +1,179 @@
+"""Settings: flag > environment (BIMEDIX_EDGE_*) > TOML file > default. The only reader of the environment."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import platformdirs
+
+from bimedix_edge.errors import UsageError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+__all__ = ["APP", "Settings", "load_settings", "terminal_reorders"]
+
+APP = "bimedix-edge"
+PREFIX = "BIMEDIX_EDGE_"
+_CONFIG_VARIABLE = f"{PREFIX}CONFIG"
+_MAX_CONFIG_BYTES = 1 << 16
+# inclusive ranges; what is not listed has none
+_RANGES: dict[str, tuple[float, float]] = {
+    "ctx_size": (64, 1 << 20),
+    "threads": (0, 1024),
+    "max_tokens": (1, 1 << 20),
+    "temperature": (0.0, 5.0),
+    "top_p": (0.0, 1.0),
+    "top_k": (0, 1 << 20),
+    "min_p": (0.0, 1.0),
+    "repeat_penalty": (0.1, 10.0),
+    "seed": (0, 2**32 - 1),
+}
+_CHOICES = {"bidi": ("auto", "on", "off")}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the user can set.
+
+    Attributes:
+        model: a bundle's name in the store or its directory; None is the demo model if nothing else is installed.
+        store_dir: where installed bundles live.
+        cache_dir: where the demo model is converted to.
+        ctx_size: tokens of context, image tokens included; BiMediX2 was trained with 4096.
+        threads: of the matmuls; 0 is one a core.
+        max_tokens: most tokens of an answer.
+        temperature, top_p, top_k, min_p, repeat_penalty: see `decoder.Sampling`; the authors' values by default.
+        seed: of the sampling; None is a new one for each answer.
+        bidi: whether Arabic lines are reordered for the terminal.
+    """
+
+    model: str | None = None
+    store_dir: Path = Path(platformdirs.user_data_dir(APP, appauthor=False)) / "models"
+    cache_dir: Path = Path(platformdirs.user_cache_dir(APP, appauthor=False))
+    ctx_size: int = 4096
+    threads: int = 0
+    max_tokens: int = 1024
+    temperature: float = 0.1
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repeat_penalty: float = 1.0
+    seed: int | None = None
+    bidi: str = "auto"
+
+
+def load_settings(flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None) -> Settings:
+    """Return the settings in force.
+
+    Args:
+        flags: values given on the command line; None values count as not given.
+        environ: the environment; by default the process's.
+
+    Raises:
+        UsageError: a name is unknown, or a value is of the wrong type or out of range; the message says where it
+            was set.
+    """
+    environ = os.environ if environ is None else environ
+    settings = Settings()
+    for source, values in (*_file_values(environ), *_environment_values(environ)):
+        settings = _apply(settings, values, source)
+    given = {name: value for name, value in (flags or {}).items() if value is not None}
+    return _apply(settings, given, "the command line")
+
+
+def terminal_reorders(environ: Mapping[str, str] | None = None) -> bool:
+    """Return whether this terminal reorders right-to-left text itself, as far as its environment tells.
+
+    VTE (GNOME Terminal and others), Konsole, mlterm and macOS's Terminal do; Windows Terminal, VS Code, Alacritty,
+    kitty, foot, xterm and the Linux console show the characters in the order they come.
+    """
+    environ = os.environ if environ is None else environ
+    return (
+        "VTE_VERSION" in environ
+        or "KONSOLE_VERSION" in environ
+        or environ.get("TERM", "").startswith("mlterm")
+        or environ.get("TERM_PROGRAM") == "Apple_Terminal"
+    )
+
+
+def _file_values(environ: Mapping[str, str]) -> list[tuple[str, dict[str, Any]]]:
+    default = Path(platformdirs.user_config_dir(APP, appauthor=False)) / "config.toml"
+    path = Path(environ[_CONFIG_VARIABLE]) if _CONFIG_VARIABLE in environ else default
+    if not path.is_file():
+        if _CONFIG_VARIABLE in environ:
+            raise UsageError(f"Expected a TOML file, but {_CONFIG_VARIABLE} names {path}, which is none; correct it.")
+        return []
+    try:
+        with open(path, "rb") as file:
+            data = file.read(_MAX_CONFIG_BYTES + 1)
+        if len(data) > _MAX_CONFIG_BYTES:
+            raise UsageError(f"Expected at most {_MAX_CONFIG_BYTES} bytes of settings, but {path} is longer.")
+        return [(str(path), tomllib.loads(data.decode("utf-8")))]
+    except (OSError, ValueError) as error:
+        raise UsageError(f"Expected settings as TOML, but {path} cannot be read ({error}); correct it.") from error
+
+
+def _environment_values(environ: Mapping[str, str]) -> list[tuple[str, dict[str, Any]]]:
+    hints = get_type_hints(Settings)
+    found = []
+    for variable in sorted(environ):
+        if not variable.startswith(PREFIX) or variable == _CONFIG_VARIABLE:
+            continue
+        name = variable.removeprefix(PREFIX).lower()
+        value: Any = environ[variable]
+        if name in hints:
+            value = _parse(value, _kinds(hints[name]), variable)
+        found.append((variable, {name: value}))
+    return found
+
+
+def _parse(text: str, kinds: tuple[type, ...], variable: str) -> Any:
+    for kind in kinds:
+        if kind in (int, float):
+            try:
+                return kind(text)
+            except ValueError as error:
+                noun = {int: "a whole number", float: "a number"}[kind]
+                raise UsageError(f"Expected {noun} in {variable}, but it is {text[:40]!r}; correct it.") from error
+    return text
+
+
+def _apply(settings: Settings, values: Mapping[str, Any], source: str) -> Settings:
+    hints = get_type_hints(Settings)
+    known = {item.name for item in fields(Settings)}
+    changes: dict[str, Any] = {}
+    for name, value in values.items():
+        if name not in known:
+            raise UsageError(
+                f"Expected one of the settings {', '.join(sorted(known))}, but {source} sets {name[:60]!r}; remove it."
+            )
+        changes[name] = _check(name, value, _kinds(hints[name]), source)
+    return replace(settings, **changes)
+
+
+def _check(name: str, value: Any, kinds: tuple[type, ...], source: str) -> Any:
+    if Path in kinds and isinstance(value, str):
+        return Path(value).expanduser()
+    if float in kinds and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, kinds) or isinstance(value, bool):
+        wanted = " or ".join(kind.__name__ for kind in kinds if kind is not type(None))
+        raise UsageError(f"Expected {name} to be {wanted}, but {source} gives {value!r}; correct it.")
+    low, high = _RANGES.get(name, (None, None))
+    if low is not None and high is not None and value is not None and not low <= value <= high:
+        raise UsageError(f"Expected {name} from {low:g} to {high:g}, but {source} gives {value}; correct it.")
+    if name in _CHOICES and value not in _CHOICES[name]:
+        raise UsageError(f"Expected {name} to be one of {', '.join(_CHOICES[name])}, but {source} gives {value!r}.")
+    return value
+
+
+def _kinds(hint: Any) -> tuple[type, ...]:
+    return get_args(hint) or (hint,)

@@ -1,0 +1,1 @@
+"""What this project knows about published checkpoints, and the embedded demo model."""
