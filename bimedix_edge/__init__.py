@@ -10,25 +10,29 @@
 A research model, not for clinical use; BiMediX2's weights are licensed CC BY-NC-SA 4.0.
 """
 
-from bimedix_edge.chat import Chat, Turn
-from bimedix_edge.decoder import Sampling
-from bimedix_edge.errors import (
-    BimedixEdgeError,
-    BundleError,
-    CheckpointError,
-    DecoderError,
-    HardwareError,
-    ImageError,
-    InputError,
-    ModelError,
-    PromptError,
-    UsageError,
-    VisionError,
-)
-from bimedix_edge.events import Cancel, Done, Encode, Event, ImageUse, Prefill, Timings, Token, Usage
-from bimedix_edge.imaging.picture import Picture, load_picture
-from bimedix_edge.runtime import Runtime
-from bimedix_edge.settings import Settings, load_settings
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bimedix_edge.chat import Chat, Turn
+    from bimedix_edge.errors import (
+        BimedixEdgeError,
+        BundleError,
+        CheckpointError,
+        DecoderError,
+        HardwareError,
+        ImageError,
+        InputError,
+        ModelError,
+        PromptError,
+        UsageError,
+        VisionError,
+    )
+    from bimedix_edge.events import Cancel, Done, Encode, Event, ImageUse, Prefill, Timings, Token, Usage
+    from bimedix_edge.imaging.picture import Picture, load_picture
+    from bimedix_edge.runtime import Runtime
+    from bimedix_edge.sampling import Sampling
+    from bimedix_edge.settings import Settings, load_settings
 
 __all__ = [
     "BimedixEdgeError",
@@ -60,3 +64,36 @@ __all__ = [
     "load_picture",
     "load_settings",
 ]
+
+# names are imported when they are first used: a machine on which an engine does not load can still run the doctor
+_MODULES = {
+    "Cancel": "events",
+    "Chat": "chat",
+    "Done": "events",
+    "Encode": "events",
+    "Event": "events",
+    "ImageUse": "events",
+    "Picture": "imaging.picture",
+    "Prefill": "events",
+    "Runtime": "runtime",
+    "Sampling": "sampling",
+    "Settings": "settings",
+    "Timings": "events",
+    "Token": "events",
+    "Turn": "chat",
+    "Usage": "events",
+    "load_picture": "imaging.picture",
+    "load_settings": "settings",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_MODULES.get(name, 'errors')}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -247,7 +247,8 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
     if origin is tuple:
         parts = get_args(kind)
         _require(isinstance(value, list) and len(value) == len(parts), value, where, f"{len(parts)} values")
-        return tuple(_decode(part, item, f"{where}[{i}]") for i, (part, item) in enumerate(zip(parts, value, strict=True)))
+        pairs = enumerate(zip(parts, value, strict=True))
+        return tuple(_decode(part, item, f"{where}[{index}]") for index, (part, item) in pairs)
     if hasattr(kind, "__dataclass_fields__"):
         return _decode_fields(kind, value, where)
     if kind is float:

@@ -7,12 +7,12 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
 
-from bimedix_edge.decoder import Sampling
 from bimedix_edge.engine import Engine
 from bimedix_edge.errors import UsageError
 from bimedix_edge.events import Cancel, Done, Event, Token
 from bimedix_edge.imaging.picture import ImageSource, Picture, load_picture
 from bimedix_edge.prompt import PromptSpec, answer_header, closing, opening, user_turn
+from bimedix_edge.sampling import Sampling
 from bimedix_edge.sessions import Item
 
 __all__ = ["Chat", "Turn"]
@@ -62,6 +62,11 @@ class Chat:
     def turns(self) -> tuple[Turn, ...]:
         """Return the conversation so far."""
         return tuple(past.turn for past in self._past)
+
+    @property
+    def sampling(self) -> Sampling:
+        """Return how tokens are chosen unless a question says otherwise."""
+        return self._sampling
 
     def ask(
         self,

@@ -14,18 +14,25 @@ import collections
 import ctypes
 import importlib.metadata
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
-import llama_cpp
 import numpy as np
 from numpy.typing import NDArray
 
 from bimedix_edge.bundle import DecoderSpec
 from bimedix_edge.errors import DecoderError, HardwareError
+from bimedix_edge.sampling import Sampling
 
-__all__ = ["PINNED_VERSION", "Aborted", "Decoder", "Sampler", "Sampling", "library_version", "system_info"]
+try:
+    import llama_cpp
+except (ImportError, OSError, RuntimeError) as error:  # its shared library or one that it needs is missing
+    raise DecoderError(
+        f"Expected llama-cpp-python to load, but it fails ({error}); install it again, with a C++ compiler at hand."
+    ) from error
+
+__all__ = ["PINNED_VERSION", "Aborted", "Decoder", "Sampler", "check_version", "library_version", "system_info"]
 
 # the structs of llama.h are passed by value and change between versions
 PINNED_VERSION = "0.3.36"
@@ -35,36 +42,18 @@ _LOG_ERROR = 3
 _recent_errors: collections.deque[str] = collections.deque(maxlen=4)
 
 
-@llama_cpp.llama_log_callback
 def _remember_log(level: int, text: bytes, _user_data: ctypes.c_void_p) -> None:
     # the library prints nothing: errors are kept for the message of the exception, the rest is dropped
     if level == _LOG_ERROR:
         _recent_errors.append(text.decode("utf-8", "replace").strip())
 
 
+# kept for the life of the process, since llama.cpp keeps the pointer
+_LOG_CALLBACK = llama_cpp.llama_log_callback(_remember_log)
+
+
 class Aborted(Exception):
     """An evaluation was stopped by its `should_stop`; the sequence is as it was before that run."""
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is chosen.
-
-    Attributes:
-        temperature: 0 is greedy; the authors use 0.1.
-        top_p: keep the smallest set of tokens with this probability; 1 keeps all.
-        top_k: keep this many tokens; 0 keeps all.
-        min_p: drop tokens below this fraction of the best one's probability; 0 drops none.
-        repeat_penalty: divides the logits of the last 64 tokens; 1 is none.
-        seed: of the random choice.
-    """
-
-    temperature: float = 0.1
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    repeat_penalty: float = 1.0
-    seed: int = 0
 
 
 class Sampler:
@@ -118,8 +107,8 @@ class Decoder:
         self.spec = spec
         self.n_batch = n_batch
         self.n_seq_max = n_seq_max
-        _check_version()
-        llama_cpp.llama_log_set(_remember_log, ctypes.c_void_p(0))
+        check_version()
+        llama_cpp.llama_log_set(_LOG_CALLBACK, ctypes.c_void_p(0))
         llama_cpp.llama_backend_init()
         try:
             self._load(path)
@@ -290,7 +279,8 @@ class Decoder:
     def logits(self) -> NDArray[np.float32]:
         """Return a copy of the last evaluated position's logits, float32 (n_vocab,)."""
         pointer = llama_cpp.llama_get_logits_ith(self._context, -1)
-        return np.ctypeslib.as_array(pointer, shape=(self.spec.n_vocab,)).copy()
+        logits: NDArray[np.float32] = np.ctypeslib.as_array(pointer, shape=(self.spec.n_vocab,)).copy()
+        return logits
 
     def truncate(self, seq: int, position: int) -> None:
         """Forget everything of a sequence from `position` on.
@@ -363,7 +353,8 @@ def system_info() -> str:
     return str(llama_cpp.llama_print_system_info().decode())
 
 
-def _check_version() -> None:
+def check_version() -> None:
+    """Raise DecoderError unless the installed llama-cpp-python is the one whose structures this program knows."""
     if (version := library_version()) != PINNED_VERSION:
         raise DecoderError(
             f"Expected llama-cpp-python {PINNED_VERSION}, whose structures this program knows, but {version} is "
@@ -374,9 +365,7 @@ def _check_version() -> None:
 def _samplers(sampling: Sampling) -> list[llama_cpp.llama_sampler_p]:
     chain = []
     if sampling.repeat_penalty != 1.0:
-        chain.append(
-            llama_cpp.llama_sampler_init_penalties(_PENALTY_WINDOW_TOKENS, sampling.repeat_penalty, 0.0, 0.0)
-        )
+        chain.append(llama_cpp.llama_sampler_init_penalties(_PENALTY_WINDOW_TOKENS, sampling.repeat_penalty, 0.0, 0.0))
     if sampling.temperature == 0.0:
         return [*chain, llama_cpp.llama_sampler_init_greedy()]
     if sampling.top_k > 0:
@@ -390,7 +379,7 @@ def _samplers(sampling: Sampling) -> list[llama_cpp.llama_sampler_p]:
     return chain
 
 
-def _abort_callback(should_stop: Callable[[], bool] | None) -> ctypes._FuncPointer:
+def _abort_callback(should_stop: Callable[[], bool] | None) -> Any:
     if should_stop is None:
         return llama_cpp.llama_cpp.ggml_abort_callback()
     return llama_cpp.llama_cpp.ggml_abort_callback(lambda _data: should_stop())

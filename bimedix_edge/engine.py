@@ -11,13 +11,14 @@ from collections.abc import Generator, Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from bimedix_edge.decoder import Aborted, Decoder, Sampler, Sampling
+from bimedix_edge.decoder import Aborted, Decoder, Sampler
 from bimedix_edge.embeddings import EmbeddingCache
 from bimedix_edge.errors import PromptError
 from bimedix_edge.events import Cancel, Done, Encode, Event, ImageUse, Prefill, StopReason, Timings, Token, Usage
 from bimedix_edge.imaging.picture import Picture
 from bimedix_edge.imaging.preprocess import square
 from bimedix_edge.prompt import END_OF_TURN, ImageSlot, Segment, Special, Text
+from bimedix_edge.sampling import Sampling
 from bimedix_edge.sessions import ImageRow, Item, PromptImage, Session, SessionTable
 from bimedix_edge.vision import VisionEncoder, embedding_key
 

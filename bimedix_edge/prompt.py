@@ -1,8 +1,8 @@
 """Messages to segments: BiMediX2's prompt, exactly as in training and in the authors' inference.
 
-A prompt is a list of segments. `Special` is one special token of the vocabulary, `Text` is plain text (what a user types
-is always `Text`, so `<|eot_id|>` or `<image>` in a question stays text), `ImageSlot` is where the embeddings of one
-image go. Neighbouring `Text` is never merged across a segment: the authors tokenize chunk by chunk, and so do we.
+A prompt is a list of segments. `Special` is one special token of the vocabulary, `Text` is plain text (what a user
+types is always `Text`, so `<|eot_id|>` or `<image>` in a question stays text), `ImageSlot` is where the embeddings of
+one image go. Neighbouring `Text` is never merged: the authors tokenize chunk by chunk, and so do we.
 
 Templates inside model files are never rendered: a GGUF or a tokenizer_config may carry any Jinja program, and Meta's
 own template (which adds dates) is not the one BiMediX2 was trained with.

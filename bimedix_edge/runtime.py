@@ -10,10 +10,11 @@ from types import TracebackType
 
 from bimedix_edge.bundle import Bundle, Manifest, open_bundle
 from bimedix_edge.chat import Chat
-from bimedix_edge.decoder import Decoder, Sampling
+from bimedix_edge.decoder import Decoder
 from bimedix_edge.devices import check_memory, inspect_machine
 from bimedix_edge.engine import Engine
 from bimedix_edge.errors import BundleError
+from bimedix_edge.sampling import Sampling
 from bimedix_edge.settings import Settings, load_settings
 from bimedix_edge.store import DEMO, Store
 from bimedix_edge.vision import VisionEncoder

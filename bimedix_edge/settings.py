@@ -167,8 +167,8 @@ def _check(name: str, value: Any, kinds: tuple[type, ...], source: str) -> Any:
     if not isinstance(value, kinds) or isinstance(value, bool):
         wanted = " or ".join(kind.__name__ for kind in kinds if kind is not type(None))
         raise UsageError(f"Expected {name} to be {wanted}, but {source} gives {value!r}; correct it.")
-    low, high = _RANGES.get(name, (None, None))
-    if low is not None and high is not None and value is not None and not low <= value <= high:
+    low, high = _RANGES.get(name, (float("-inf"), float("inf")))
+    if isinstance(value, (int, float)) and not low <= value <= high:
         raise UsageError(f"Expected {name} from {low:g} to {high:g}, but {source} gives {value}; correct it.")
     if name in _CHOICES and value not in _CHOICES[name]:
         raise UsageError(f"Expected {name} to be one of {', '.join(_CHOICES[name])}, but {source} gives {value!r}.")

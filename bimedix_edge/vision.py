@@ -16,7 +16,10 @@ from bimedix_edge.imaging.preprocess import Preprocessing, preprocess
 # onnxruntime reads this when it is imported; its API call alone does not keep it silent. Patients' data stays here.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
-import onnxruntime
+try:
+    import onnxruntime
+except (ImportError, OSError) as error:
+    raise VisionError(f"Expected onnxruntime to load, but it fails ({error}); install it again.") from error
 
 __all__ = ["VisionEncoder", "embedding_key", "library_version"]
 

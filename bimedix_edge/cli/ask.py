@@ -1,0 +1,101 @@
+"""`bimedix-edge ask`: one question, one answer."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from bimedix_edge.cli.opening import open_runtime
+from bimedix_edge.cli.options import model_options, sampling_options
+from bimedix_edge.cli.terminal import AnswerPrinter, ProgressLine, cancel_on_interrupt, reorders, timing_line
+from bimedix_edge.errors import InputError
+from bimedix_edge.events import Done, Token
+from bimedix_edge.imaging.picture import load_picture
+from bimedix_edge.prompt import check_text
+from bimedix_edge.runtime import Runtime
+from bimedix_edge.settings import load_settings
+
+__all__ = ["ask"]
+
+_MAX_STDIN_BYTES = 1 << 20
+_EXIT_INTERRUPTED = 130
+
+
+@click.command()
+@click.argument("question")
+@click.option("-i", "--image", "images", multiple=True, type=click.Path(), metavar="FILE", help="Repeat for several.")
+@model_options
+@sampling_options
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+@click.option("--bidi", type=click.Choice(["auto", "on", "off"]), help="Reorder Arabic for this terminal.")
+@click.option("-v", "--verbose", is_flag=True, help="Print timings to standard error.")
+def ask(question: str, images: tuple[str, ...], as_json: bool, verbose: bool, **flags: Any) -> int:
+    """Answer QUESTION, which may be about images; `-` reads it from standard input."""
+    settings = load_settings(flags)
+    console = Console(stderr=True)
+    text = check_text(_question(question))
+    # before the model is loaded: a wrong file name should not cost the load
+    pictures = [load_picture(Path(image)) for image in images]
+    with open_runtime(settings, console, quiet=as_json) as runtime, runtime.chat() as chat:
+        printer = AnswerPrinter(sys.stdout, reorder=reorders(settings, sys.stdout))
+        progress = ProgressLine(sys.stderr)
+        done: Done | None = None
+        with cancel_on_interrupt() as cancel:
+            for event in chat.ask(text, pictures, cancel=cancel):
+                progress.show(event)
+                if isinstance(event, Token) and not as_json:
+                    printer.write(event.text)
+                elif isinstance(event, Done):
+                    done = event
+        assert done is not None, "an answer always ends with Done"
+        if as_json:
+            click.echo(json.dumps(_report(runtime, chat.sampling.seed, done), ensure_ascii=False, indent=2))
+        else:
+            printer.finish()
+            click.echo(f"\n{runtime.manifest.notice}")
+        if verbose:
+            click.echo(timing_line(done, runtime.load_ms), err=True)
+    return _EXIT_INTERRUPTED if done.stop_reason == "cancelled" else 0
+
+
+def _question(argument: str) -> str:
+    if argument != "-":
+        return argument
+    data = sys.stdin.buffer.read(_MAX_STDIN_BYTES + 1)
+    if len(data) > _MAX_STDIN_BYTES:
+        raise InputError(f"Expected at most {_MAX_STDIN_BYTES} bytes on standard input, but there are more; cut it.")
+    # a damaged byte becomes a surrogate, which the prompt's check names by its position
+    return data.decode("utf-8", "surrogateescape").rstrip("\r\n")
+
+
+def _report(runtime: Runtime, seed: int, done: Done) -> dict[str, Any]:
+    times, usage = done.timings, done.usage
+    return {
+        "answer": done.text,
+        "model": runtime.manifest.name,
+        "stop_reason": done.stop_reason,
+        "tokens": {"prompt": usage.prompt, "reused": usage.reused, "generated": usage.generated},
+        "images": [
+            {
+                "sha256": image.sha256,
+                "width_px": image.width_px,
+                "height_px": image.height_px,
+                "cached": image.cached,
+            }
+            for image in done.images
+        ],
+        "timings_ms": {
+            "load": round(runtime.load_ms, 3),
+            "encode": round(times.encode, 3),
+            "prefill": round(times.prefill, 3),
+            "first_token": round(times.first_token, 3),
+            "decode": round(times.decode, 3),
+        },
+        "seed": seed,
+        "notice": runtime.manifest.notice,
+    }

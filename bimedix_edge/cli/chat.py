@@ -1,0 +1,212 @@
+"""`bimedix-edge chat`: a conversation in the terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from bimedix_edge.chat import Chat
+from bimedix_edge.cli.opening import open_runtime
+from bimedix_edge.cli.options import model_options, sampling_options
+from bimedix_edge.cli.terminal import AnswerPrinter, ProgressLine, cancel_on_interrupt, reorders, timing_line
+from bimedix_edge.errors import BimedixEdgeError, UsageError
+from bimedix_edge.events import Cancel, Done, Event, Token
+from bimedix_edge.imaging.picture import Picture, load_picture
+from bimedix_edge.runtime import Runtime
+from bimedix_edge.settings import Settings, load_settings
+from bimedix_edge.staging import write_file
+
+__all__ = ["chat"]
+
+HELP = """\
+Type a question and press Enter; ask in English or in Arabic.
+  /image FILE   add an image to the next question
+  /regen        answer the last question again
+  /clear        forget this conversation
+  /save FILE    write the conversation (.json, or text otherwise)
+  /help         show this
+  /quit         leave; so does Ctrl-D
+Ctrl-C stops an answer."""
+
+
+@click.command()
+@click.option("-i", "--image", "images", multiple=True, type=click.Path(), metavar="FILE", help="For question 1.")
+@model_options
+@sampling_options
+@click.option("--bidi", type=click.Choice(["auto", "on", "off"]), help="Reorder Arabic for this terminal.")
+@click.option("-v", "--verbose", is_flag=True, help="Print timings after each answer.")
+def chat(images: tuple[str, ...], verbose: bool, **flags: Any) -> None:
+    """Talk with the model in the terminal."""
+    settings = load_settings(flags)
+    console = Console(stderr=True)
+    pictures = [load_picture(Path(image)) for image in images]
+    with open_runtime(settings, console) as runtime, runtime.chat() as conversation:
+        click.echo(f"{runtime.manifest.name} · {runtime.manifest.notice}")
+        click.echo("Type a question, /image FILE to add an image, /help for more.")
+        _Terminal(runtime, conversation, settings, pictures, verbose=verbose).run()
+
+
+class _Terminal:
+    """Reads lines and acts on them until the user leaves."""
+
+    def __init__(
+        self, runtime: Runtime, conversation: Chat, settings: Settings, pictures: list[Picture], *, verbose: bool
+    ) -> None:
+        self._runtime = runtime
+        self._chat = conversation
+        self._printer = AnswerPrinter(sys.stdout, reorder=reorders(settings, sys.stdout))
+        self._pending = pictures
+        self._verbose = verbose
+        self._commands: dict[str, Callable[[str], None]] = {
+            "/image": self._image,
+            "/regen": self._regenerate,
+            "/clear": self._clear,
+            "/save": self._save,
+            "/help": lambda _: click.echo(HELP),
+        }
+
+    def run(self) -> None:
+        with _line_editing(list(self._commands)):
+            while (line := self._read()) is not None:
+                try:
+                    self._act(line)
+                except BimedixEdgeError as error:
+                    # a mistake must not end the conversation
+                    click.echo(str(error), err=True)
+
+    def _read(self) -> str | None:
+        """Return the next line, or None at the end of the input or when the user leaves."""
+        interactive = sys.stdin.isatty()
+        marker = f"[{len(self._pending)} image{'s' * (len(self._pending) > 1)}] " if self._pending else ""
+        while True:
+            try:
+                line = input(f"{marker}> ") if interactive else _piped_line()
+            except EOFError:
+                if interactive:
+                    click.echo()
+                return None
+            except KeyboardInterrupt:
+                click.echo("\n(/quit or Ctrl-D leaves)")
+                continue
+            if line.strip() == "/quit":
+                return None
+            if line.strip():
+                return line
+
+    def _act(self, line: str) -> None:
+        name, _, argument = line.strip().partition(" ")
+        if name in self._commands:
+            self._commands[name](argument.strip())
+        elif name.startswith("/") and "/" not in name[1:]:
+            raise UsageError(f"Expected a question or a command, but there is no command {name}; /help lists them.")
+        else:
+            pictures = tuple(self._pending)
+            if self._stream(lambda cancel: self._chat.ask(line, pictures, cancel=cancel)):
+                self._pending = []
+
+    def _stream(self, start: Callable[[Cancel], Iterator[Event]]) -> bool:
+        """Show an answer; return whether it became part of the conversation."""
+        progress = ProgressLine(sys.stderr)
+        before = self._chat.turns
+        with cancel_on_interrupt() as cancel:
+            try:
+                for event in start(cancel):
+                    progress.show(event)
+                    if isinstance(event, Token):
+                        self._printer.write(event.text)
+                    elif isinstance(event, Done):
+                        self._end(event)
+            finally:
+                progress.clear()
+        return self._chat.turns != before
+
+    def _end(self, done: Done) -> None:
+        remark = {
+            "end": "",
+            "max_tokens": "(cut at --max-tokens)",
+            "context": "(cut: the context is full; /clear starts anew)",
+            "cancelled": "(stopped)",
+        }[done.stop_reason]
+        self._printer.finish()
+        if remark:
+            click.echo(remark)
+        if self._verbose:
+            click.echo(timing_line(done), err=True)
+
+    def _image(self, argument: str) -> None:
+        if not argument:
+            raise UsageError("Expected a file after /image, but there is none; write /image FILE.")
+        picture = load_picture(Path(argument.strip("\"'")).expanduser())
+        self._pending.append(picture)
+        notes = "".join(f"; {note}" for note in picture.notes)
+        click.echo(f"{picture.format}, {picture.width_px} x {picture.height_px}{notes}. Now ask about it.")
+
+    def _regenerate(self, _: str) -> None:
+        self._stream(lambda cancel: self._chat.regenerate(cancel=cancel))
+
+    def _clear(self, _: str) -> None:
+        self._chat.clear()
+        self._pending = []
+        click.echo("Forgotten.")
+
+    def _save(self, argument: str) -> None:
+        if not argument:
+            raise UsageError("Expected a file after /save, but there is none; write /save FILE.")
+        path = Path(argument.strip("\"'")).expanduser()
+        if path.exists():
+            raise UsageError(f"Expected a new file, but {path} exists; choose another name.")
+        write_file(path, _transcript(self._runtime, self._chat, as_json=path.suffix == ".json").encode())
+        click.echo(f"Saved to {path}; only you can read it.")
+
+
+def _transcript(runtime: Runtime, conversation: Chat, *, as_json: bool) -> str:
+    manifest = runtime.manifest
+    if as_json:
+        turns = [
+            {
+                "question": turn.question,
+                "images": [picture.sha256 for picture in turn.pictures],
+                "answer": turn.answer,
+                "stop_reason": turn.done.stop_reason if turn.done else "cancelled",
+            }
+            for turn in conversation.turns
+        ]
+        return json.dumps(
+            {"notice": manifest.notice, "model": manifest.name, "turns": turns}, ensure_ascii=False, indent=2
+        )
+    lines = [manifest.notice, f"Model: {manifest.name}", ""]
+    for turn in conversation.turns:
+        images = "".join(f"[image {picture.sha256[:12]}] " for picture in turn.pictures)
+        lines += [f"> {images}{turn.question}", turn.answer, ""]
+    return "\n".join(lines)
+
+
+def _piped_line() -> str:
+    line = sys.stdin.readline()
+    if not line:
+        raise EOFError
+    return line.rstrip("\r\n")
+
+
+@contextlib.contextmanager
+def _line_editing(commands: list[str]) -> Iterator[None]:
+    """Let readline complete commands; its history stays in memory, since questions are patients' data."""
+    try:
+        import readline
+    except ImportError:  # Windows has its own line editing
+        yield
+        return
+    readline.set_completer_delims(" \t\n")
+    readline.set_completer(lambda text, n: ([c for c in commands if c.startswith(text)] + [None])[n] if text else None)
+    readline.parse_and_bind("tab: complete")
+    try:
+        yield
+    finally:
+        readline.clear_history()

@@ -1,0 +1,43 @@
+"""Options that several commands share, and the settings they make."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+__all__ = ["model_options", "sampling_options"]
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def _stack(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def model_options(command: Command) -> Command:
+    """Add --model, --ctx-size and --threads."""
+    return _stack(
+        click.option("-m", "--model", metavar="NAME|DIR", help="An installed model's name, or a bundle's directory."),
+        click.option("--ctx-size", type=int, metavar="N", help="Tokens of context, images included.  [default: 4096]"),
+        click.option("--threads", type=int, metavar="N", help="Threads of the matmuls.  [default: one a core]"),
+    )(command)
+
+
+def sampling_options(command: Command) -> Command:
+    """Add what decides how an answer is written."""
+    return _stack(
+        click.option("--temperature", type=float, metavar="T", help="0 is greedy.  [default: 0.1]"),
+        click.option("--top-p", type=float, metavar="P", help="Keep the best tokens up to P.  [default: 1.0]"),
+        click.option("--top-k", type=int, metavar="K", help="Keep the K best tokens; 0 keeps all.  [default: 0]"),
+        click.option("--min-p", type=float, metavar="P", help="Drop tokens below P of the best.  [default: 0]"),
+        click.option("--repeat-penalty", type=float, metavar="X", help="Against repetition; 1 is none.  [default: 1]"),
+        click.option("--seed", type=int, metavar="N", help="Makes sampling repeatable.  [default: a new one]"),
+        click.option("--max-tokens", type=int, metavar="N", help="Most tokens of an answer.  [default: 1024]"),
+    )(command)

@@ -1,0 +1,28 @@
+"""How an answer's tokens are chosen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["Sampling"]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen.
+
+    Attributes:
+        temperature: 0 is greedy; the authors use 0.1.
+        top_p: keep the smallest set of tokens with this probability; 1 keeps all.
+        top_k: keep this many tokens; 0 keeps all.
+        min_p: drop tokens below this fraction of the best one's probability; 0 drops none.
+        repeat_penalty: divides the logits of the last 64 tokens; 1 is none.
+        seed: of the random choice.
+    """
+
+    temperature: float = 0.1
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repeat_penalty: float = 1.0
+    seed: int = 0
