@@ -1,0 +1,378 @@
+"""Questions about phantoms with their one right answer, and whole conversations, in English and Arabic.
+
+    closed_questions(findings, language, held_out=True)   # every closed question that fits, for scoring
+    open_questions(findings, language, held_out=True)     # describe, impression, where
+    conversations(rng)                                    # an endless stream, for training
+
+Closed questions are even by construction when findings come from `phantom.sample`: each yes/no kind is answered "yes"
+half of the time, sides are 1 to 1 and zones 1 to 1 to 1, so `CHANCE` is what an answer without the picture scores.
+"Is it normal?" is asked of pictures with no finding or exactly one, which are equally frequent; "in the right lung?"
+and "in the left lung?" are both asked of every picture that has the finding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from . import phantom
+from .phantom import Findings
+from .phrases import (
+    ABSENT,
+    FOLLOW_UPS,
+    HEART,
+    LANGUAGES,
+    NO,
+    ORDER_WORDS,
+    QUESTIONS,
+    REPLIES,
+    SIDE_WORDS,
+    SMALL_TALK,
+    TWO_IMAGES,
+    WHICH_IMAGES,
+    YES,
+    ZONE_WORDS,
+    Language,
+    Wordings,
+)
+
+CHANCE: dict[str, float] = {
+    "nodule_present": 1 / 2,
+    "nodule_side": 1 / 2,
+    "nodule_zone": 1 / 3,
+    "nodule_on_side": 1 / 2,
+    "effusion_present": 1 / 2,
+    "effusion_side": 1 / 2,
+    "effusion_on_side": 1 / 2,
+    "heart_enlarged": 1 / 2,
+    "normal": 1 / 2,
+}
+"""Expected accuracy of the best answer that ignores the picture, by kind of closed question."""
+
+OPEN_KINDS = ("describe", "impression", "nodule_where", "heart_size")
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question about one picture, and its one right answer (character for character)."""
+
+    kind: str
+    language: Language
+    text: str
+    answer: str
+    held_out: bool
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What the user sends and what the assistant is to answer; `images` indexes the conversation's pictures."""
+
+    text: str
+    answer: str
+    language: Language
+    kind: str
+    images: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Turns in order, and the findings of each picture that they send."""
+
+    pictures: tuple[Findings, ...]
+    turns: tuple[Turn, ...]
+
+
+# Answers ------------------------------------------------------------------------------------------------------------
+
+
+def describe(findings: Findings, language: Language) -> str:
+    """Three sentences: nodule, effusion, heart."""
+    return " ".join((_nodule_sentence(findings, language), _effusion_sentence(findings, language),
+                     HEART[findings.enlarged_heart][language]))  # fmt: skip
+
+
+def impression(findings: Findings, language: Language) -> str:
+    """One line that names only what is present."""
+    parts: list[str] = []
+    if findings.nodule is not None:
+        side, zone = SIDE_WORDS[language][findings.nodule[0]], ZONE_WORDS[language][findings.nodule[1]]
+        parts.append(f"{side} {zone} zone nodule" if language == "en" else f"عقيدة في المنطقة {zone} من الرئة {side}")
+    if findings.effusion is not None:
+        side = SIDE_WORDS[language][findings.effusion]
+        parts.append(f"{side} pleural effusion" if language == "en" else f"انصباب جنبي في الجهة {side}")
+    if findings.enlarged_heart:
+        parts.append("cardiomegaly" if language == "en" else "تضخم في القلب")
+    if language == "en":
+        return f"Impression: {', '.join(parts) or 'normal chest radiograph'}."
+    return f"الانطباع: {'، و'.join(parts) or 'صورة صدر طبيعية'}."
+
+
+def nodule_where(findings: Findings, language: Language) -> str:
+    """Zone and side of the nodule, or that there is none."""
+    if findings.nodule is None:
+        return ABSENT["nodule"][language]
+    side, zone = SIDE_WORDS[language][findings.nodule[0]], ZONE_WORDS[language][findings.nodule[1]]
+    return f"In the {zone} zone of the {side} lung." if language == "en" else f"في المنطقة {zone} من الرئة {side}."
+
+
+def _nodule_sentence(findings: Findings, language: Language) -> str:
+    if findings.nodule is None:
+        return "There is no lung nodule." if language == "en" else "لا توجد عقيدة رئوية."
+    where = nodule_where(findings, language)
+    return f"There is a nodule {where[0].lower()}{where[1:]}" if language == "en" else f"توجد عقيدة رئوية {where}"
+
+
+def _effusion_sentence(findings: Findings, language: Language) -> str:
+    if findings.effusion is None:
+        return "There is no pleural effusion." if language == "en" else "لا يوجد انصباب جنبي."
+    side = SIDE_WORDS[language][findings.effusion]
+    return f"There is a {side} pleural effusion." if language == "en" else f"يوجد انصباب جنبي في الجهة {side}."
+
+
+def answer(kind: str, findings: Findings, language: Language, *, side: str = "") -> str:
+    """The right answer to a question of this kind; `side` is the one asked about in the `_on_side` kinds."""
+    yes_no = {
+        "nodule_present": findings.nodule is not None,
+        "nodule_on_side": findings.nodule is not None and findings.nodule[0] == side,
+        "effusion_present": findings.effusion is not None,
+        "effusion_on_side": findings.effusion is not None and findings.effusion == side,
+        "heart_enlarged": findings.enlarged_heart,
+        "normal": findings.normal,
+    }
+    if kind in yes_no:
+        return (YES if yes_no[kind] else NO)[language]
+    if kind in ("nodule_side", "nodule_zone", "effusion_side"):
+        return _place(kind, findings, language)
+    if kind == "heart_size":
+        return HEART[findings.enlarged_heart][language]
+    written: dict[str, Callable[[Findings, Language], str]] = {
+        "describe": describe,
+        "impression": impression,
+        "nodule_where": nodule_where,
+    }
+    return written[kind](findings, language)
+
+
+def _place(kind: str, findings: Findings, language: Language) -> str:
+    """One word for a side or a zone; a sentence when there is nothing to place."""
+    topic = kind.partition("_")[0]
+    if (findings.nodule if topic == "nodule" else findings.effusion) is None:
+        return ABSENT[topic][language]
+    if kind == "nodule_zone":
+        assert findings.nodule is not None
+        word = ZONE_WORDS[language][findings.nodule[1]]
+    else:
+        side = findings.nodule[0] if topic == "nodule" and findings.nodule else findings.effusion
+        word = SIDE_WORDS[language][str(side)]
+    return f"{word[0].upper()}{word[1:]}."
+
+
+# Questions ----------------------------------------------------------------------------------------------------------
+
+
+def closed_questions(findings: Findings, language: Language, *, held_out: bool) -> list[Question]:
+    """Every closed question that fits this picture, in every wording of one set.
+
+    Args:
+        findings: what the picture shows, from `phantom.sample` if the kinds are to be even.
+        language: "en" or "ar".
+        held_out: the wordings never used in training, or those that were.
+
+    Returns:
+        Questions in a fixed order. To score one wording a kind, pick at random among those of equal kind.
+    """
+    kinds = ["nodule_present", "effusion_present", "heart_enlarged"]
+    if findings.nodule is not None:
+        kinds += ["nodule_side", "nodule_zone", "nodule_on_side"]
+    if findings.effusion is not None:
+        kinds += ["effusion_side", "effusion_on_side"]
+    if findings.count <= 1:
+        kinds.append("normal")
+    return [question for kind in kinds for question in _questions(kind, findings, language, held_out=held_out)]
+
+
+def open_questions(findings: Findings, language: Language, *, held_out: bool) -> list[Question]:
+    """Every open question (describe, impression, where, heart size) in every wording of one set."""
+    return [q for kind in OPEN_KINDS for q in _questions(kind, findings, language, held_out=held_out)]
+
+
+def _questions(kind: str, findings: Findings, language: Language, *, held_out: bool) -> list[Question]:
+    wordings = QUESTIONS[kind][language]
+    sides: tuple[str, ...] = phantom.SIDES if kind.endswith("_on_side") else ("",)
+    return [
+        Question(
+            kind=kind,
+            language=language,
+            text=text.format(side=SIDE_WORDS[language][side]) if side else text,
+            answer=answer(kind, findings, language, side=side),
+            held_out=held_out,
+        )
+        for text in (wordings.held_out if held_out else wordings.train)
+        for side in sides
+    ]
+
+
+# Conversations ------------------------------------------------------------------------------------------------------
+
+
+def conversations(rng: np.random.Generator, *, held_out: bool = False) -> Iterator[Conversation]:
+    """An endless stream of conversations of 1 to 6 turns.
+
+    Args:
+        rng: the source of every choice; the same state gives the same stream.
+        held_out: use only the held-out wordings (for scoring) instead of only those for training.
+    """
+    scripts = (_one_picture, _text_only, _picture_later, _second_picture, _two_at_once)
+    while True:
+        script = scripts[int(rng.choice(len(scripts), p=(0.58, 0.10, 0.12, 0.10, 0.10)))]
+        yield script(_Writer(rng, held_out=held_out))
+
+
+class _Writer:
+    """Collects the turns of one conversation; changes the language now and then."""
+
+    def __init__(self, rng: np.random.Generator, *, held_out: bool) -> None:
+        self.rng = rng
+        self.held_out = held_out
+        self.language: Language = LANGUAGES[int(rng.integers(2))]
+        self.pictures: list[Findings] = []
+        self.turns: list[Turn] = []
+        self.waiting: tuple[int, ...] = ()  # pictures that the next turn sends
+
+    def attach(self, count: int = 1) -> None:
+        """New pictures for the next turn."""
+        first = len(self.pictures)
+        self.pictures += [phantom.sample(self.rng) for _ in range(count)]
+        self.waiting = tuple(range(first, first + count))
+
+    def choose(self, wordings: Wordings) -> str:
+        """One wording of the set in use; in training sometimes typed carelessly."""
+        options = wordings.held_out if self.held_out else wordings.train
+        text = options[int(self.rng.integers(len(options)))]
+        return text if self.held_out else _carelessly(text, self.rng)
+
+    def say(self, kind: str, text: str, reply: str) -> None:
+        """Adds a turn in the current language, then perhaps changes the language."""
+        self.turns.append(Turn(text, reply, self.language, kind, self.waiting))
+        self.waiting = ()
+        if self.rng.random() < 0.3:
+            self.language = LANGUAGES[1 - LANGUAGES.index(self.language)]
+
+    def small_talk(self, *kinds: str) -> None:
+        """A turn that has nothing to do with a picture."""
+        kind = kinds[int(self.rng.integers(len(kinds)))]
+        self.say(kind, self.choose(SMALL_TALK[kind][self.language]), REPLIES[kind][self.language])
+
+    def without_picture(self) -> None:
+        """A question about a picture that was never sent."""
+        kind = _pick(tuple(QUESTIONS), self.rng)
+        text = self.choose(QUESTIONS[kind][self.language])
+        side = SIDE_WORDS[self.language][_pick(phantom.SIDES, self.rng)]
+        self.say("no_image", text.format(side=side), REPLIES["no_image"][self.language])
+
+    def ask(self) -> None:
+        """A question about the latest picture, with follow-ups now and then."""
+        findings, language = self.pictures[-1], self.language
+        kind = self._kind(findings)
+        side = _pick(phantom.SIDES, self.rng)
+        text = self.choose(QUESTIONS[kind][language]).format(side=SIDE_WORDS[language][side])
+        self.say(kind, text, answer(kind, findings, language, side=side))
+        topic = kind.partition("_")[0]
+        if kind.endswith("_present") and self.rng.random() < 0.35:
+            follow_up = _pick(("side", "zone", "where") if topic == "nodule" else ("side",), self.rng)
+            text = self.choose(FOLLOW_UPS[follow_up][self.language])
+            self.say(f"{topic}_{follow_up}", text, answer(f"{topic}_{follow_up}", findings, self.language))
+
+    def _kind(self, findings: Findings) -> str:
+        """A kind of question; those that presume a missing finding, and uneven ones, are asked less often."""
+        kind = _pick(tuple(QUESTIONS), self.rng)
+        absent = (kind.startswith("nodule_") and findings.nodule is None) or (
+            kind.startswith("effusion_") and findings.effusion is None
+        )
+        presumes = absent and not kind.endswith("_present")
+        if (presumes or (kind == "normal" and findings.count > 1)) and self.rng.random() < 0.7:
+            return self._kind(findings)
+        return kind
+
+    def ask_which(self) -> None:
+        """A question about the first or the second of two pictures, or about both."""
+        kind = _pick(tuple(TWO_IMAGES), self.rng)
+        text = self.choose(TWO_IMAGES[kind][self.language])
+        if kind == "which_nodule":
+            first, second = (picture.nodule is not None for picture in self.pictures[:2])
+            self.say(kind, text, WHICH_IMAGES[self.language][first, second])
+            return
+        order = int(self.rng.integers(2))
+        reply = answer(kind, self.pictures[order], self.language)
+        self.say(f"{kind}_of_two", text.format(order=ORDER_WORDS[self.language][order]), reply)
+
+    def done(self) -> Conversation:
+        """The finished conversation."""
+        return Conversation(tuple(self.pictures), tuple(self.turns))
+
+
+def _one_picture(write: _Writer) -> Conversation:
+    write.attach()
+    for _ in range(int(write.rng.integers(1, 6))):
+        write.ask()
+        if write.rng.random() < 0.08:
+            write.small_talk("thanks", "doctor", "identity", "out_of_scope")
+    return write.done()
+
+
+def _text_only(write: _Writer) -> Conversation:
+    for _ in range(int(write.rng.integers(1, 4))):
+        if write.rng.random() < 0.3:
+            write.without_picture()
+        else:
+            write.small_talk(*SMALL_TALK, "out_of_scope")
+    return write.done()
+
+
+def _picture_later(write: _Writer) -> Conversation:
+    for _ in range(int(write.rng.integers(1, 3))):
+        if write.rng.random() < 0.5:
+            write.without_picture()
+        else:
+            write.small_talk("greeting", "identity", "doctor", "abilities")
+    write.attach()
+    for _ in range(int(write.rng.integers(1, 4))):
+        write.ask()
+    return write.done()
+
+
+def _second_picture(write: _Writer) -> Conversation:
+    for _ in range(2):
+        write.attach()
+        for _ in range(int(write.rng.integers(1, 3))):
+            write.ask()
+    if write.rng.random() < 0.5:
+        write.ask_which()
+    return write.done()
+
+
+def _two_at_once(write: _Writer) -> Conversation:
+    write.attach(2)
+    for _ in range(int(write.rng.integers(2, 5))):
+        write.ask_which()
+    return write.done()
+
+
+def _carelessly(text: str, rng: np.random.Generator) -> str:
+    """Leaves out the final mark, lowers the first letter, uses a Latin question mark, or adds a courtesy."""
+    arabic = any("\u0600" <= letter <= "\u06ff" for letter in text)
+    if rng.random() < 0.12:
+        text = text.rstrip("?؟.!")
+    elif arabic and rng.random() < 0.1:
+        text = text.replace("؟", "?")
+    if rng.random() < 0.12:
+        text = text[0].lower() + text[1:]
+    if rng.random() < 0.06:
+        text = ("من فضلك، " if arabic else "Please, ") + text
+    return text
+
+
+def _pick(options: tuple[str, ...], rng: np.random.Generator) -> str:
+    return options[int(rng.integers(len(options)))]
