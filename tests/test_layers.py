@@ -1,0 +1,117 @@
+"""Imports go one way; this is the table."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# low to high; a module may import what stands in an earlier row, and what `SAME_ROW` allows
+LAYERS: list[set[str]] = [
+    {"errors"},
+    {"settings", "prompt", "imaging", "staging", "events", "sampling", "bidi", "embeddings"},
+    {"bundle"},
+    {"store", "vision", "decoder", "devices"},
+    {"sessions"},
+    {"engine"},
+    {"chat"},
+    {"runtime"},
+    {"cli"},
+]
+SAME_ROW = {("cli", "cli"), ("imaging", "imaging")}
+# each foreign engine has one door in the runtime and one in the converters
+DOORS = {
+    "llama_cpp": {"bimedix_edge/decoder.py", "converters/quantize.py"},
+    "onnxruntime": {"bimedix_edge/vision.py", "converters/parity.py"},
+}
+MAY_IMPORT_CONVERTERS = {"bimedix_edge/cli/convert.py"}
+CONVERTERS_MAY_IMPORT = {"errors", "settings", "prompt", "bundle", "store", "staging", "imaging", "converters"}
+
+
+def _sources(folder: str) -> list[Path]:
+    return sorted((ROOT / folder).rglob("*.py"))
+
+
+def _imports(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import"
+            assert node.module is not None
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def _own(imports: set[str]) -> set[str]:
+    return {name.split(".")[1] for name in imports if name.startswith("bimedix_edge.")}
+
+
+def _row(module: str) -> int:
+    return next(index for index, row in enumerate(LAYERS) if module in row)
+
+
+@pytest.mark.parametrize("path", _sources("bimedix_edge"), ids=lambda path: str(path.relative_to(ROOT)))
+def test_runtime_modules_import_downwards_only(path: Path) -> None:
+    module = path.relative_to(ROOT / "bimedix_edge").parts[0].removesuffix(".py")
+    if module == "__init__":
+        return
+    known = set.union(*LAYERS)
+    for imported in _own(_imports(path)) & known:
+        below = _row(imported) < _row(module)
+        assert below or (module, imported) in SAME_ROW, f"{module} may not import {imported}"
+    if str(path.relative_to(ROOT)) not in MAY_IMPORT_CONVERTERS:
+        assert "converters" not in _own(_imports(path))
+
+
+@pytest.mark.parametrize("path", _sources("converters"), ids=lambda path: str(path.relative_to(ROOT)))
+def test_converters_import_only_what_they_may(path: Path) -> None:
+    assert _own(_imports(path)) <= CONVERTERS_MAY_IMPORT
+
+
+@pytest.mark.parametrize("engine", DOORS)
+def test_each_engine_has_one_door(engine: str) -> None:
+    importers = {
+        str(path.relative_to(ROOT))
+        for folder in ("bimedix_edge", "converters")
+        for path in _sources(folder)
+        if any(name.split(".")[0] == engine for name in _imports(path))
+    }
+    assert importers <= DOORS[engine]
+    assert any(path.startswith("bimedix_edge") for path in importers)
+
+
+def test_neither_torch_nor_transformers_is_imported() -> None:
+    for folder in ("bimedix_edge", "converters"):
+        for path in _sources(folder):
+            roots = {name.split(".")[0] for name in _imports(path)}
+            assert not roots & {"torch", "transformers", "tokenizers", "pickle"}, path
+
+
+def test_only_settings_reads_the_environment() -> None:
+    readers = {
+        str(path.relative_to(ROOT))
+        for path in _sources("bimedix_edge")
+        if "os.environ" in path.read_text(encoding="utf-8") or "getenv" in path.read_text(encoding="utf-8")
+    }
+    # vision.py sets one variable before it imports onnxruntime, and reads none
+    assert readers == {"bimedix_edge/settings.py", "bimedix_edge/vision.py"}
+
+
+def test_every_module_is_in_the_table() -> None:
+    modules = {path.name.removesuffix(".py") for path in (ROOT / "bimedix_edge").iterdir() if path.suffix == ".py"}
+    folders = {path.name for path in (ROOT / "bimedix_edge").iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert (modules | folders) - {"__init__"} == set.union(*LAYERS)
+
+
+def test_importing_the_package_loads_no_engine() -> None:
+    import subprocess
+
+    code = "import sys, bimedix_edge; print([m for m in ('llama_cpp', 'onnxruntime', 'onnx') if m in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
