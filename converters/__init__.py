@@ -1,0 +1,1 @@
+"""Published BiMediX2 checkpoints to bundles; needs neither torch nor transformers."""

@@ -1,0 +1,237 @@
+"""A checkpoint directory to a bundle: everything is checked, then written beside the target, then renamed."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from bimedix_edge.converters.card import CARD, Card, read_card
+from bimedix_edge.converters.checkpoint import Checkpoint
+from bimedix_edge.converters.config import Aspect
+from bimedix_edge.converters.decoder_gguf import About, PlannedTensor, plan_decoder, planned_bytes, write_decoder
+from bimedix_edge.converters.onnx_file import Graph
+from bimedix_edge.converters.quantize import FileType, file_type_named
+from bimedix_edge.converters.tokenizer import Vocabulary, read_vocabulary
+from bimedix_edge.converters.vision_onnx import OPSET, build_vision, vision_bytes, write_vision
+
+from bimedix_edge.bundle import DecoderSpec, FileEntry, Manifest, VisionSpec, hash_file, write_manifest
+from bimedix_edge.errors import HardwareError
+from bimedix_edge.prompt import PromptSpec
+from bimedix_edge.staging import staged_directory
+
+__all__ = ["Progress", "convert"]
+
+# stage (`source`, `decoder`, `vision`, `verify`), bytes done, bytes in all
+Progress = Callable[[str, int, int], None]
+
+_DECODER = "decoder.gguf"
+_VISION = "vision.onnx"
+_SOURCE_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json")
+_SPARE_BYTES = 1 << 20
+
+
+def convert(
+    checkpoint: Path,
+    target: Path,
+    *,
+    file_type: str = "Q4_K_M",
+    name: str | None = None,
+    card: Card | Path | None = None,
+    bos: int | None = None,
+    aspect: Aspect | None = None,
+    vision_tower: Path | None = None,
+    replace: bool = False,
+    progress: Progress | None = None,
+) -> Manifest:
+    """Convert a published checkpoint into a bundle.
+
+    Args:
+        checkpoint: a directory with config.json, safetensors and the tokenizer's files.
+        target: the bundle's directory, which appears only when it is whole.
+        file_type: of the decoder, a key of `quantize.FILE_TYPES` in any case.
+        name: of the model; by default the card's, or the checkpoint directory's.
+        card: licence, notice, prompt and source; by default the checkpoint's own card.toml, if it has one.
+        bos: BOS tokens at the start of a prompt, 1 or 2; overrides the card.
+        aspect: what to do with images that are not square; overrides the card.
+        vision_tower: a CLIP checkpoint, for checkpoints that do not hold their tower.
+        replace: whether an existing target is replaced.
+        progress: called with the stage, the bytes done and the bytes in all.
+
+    Returns:
+        The bundle's manifest.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be converted; nothing was written.
+        HardwareError: the disk has too little room.
+        UsageError: there is no such file type, or the target exists or is being written by another process.
+    """
+    job = _prepare(checkpoint, file_type, name, _card(checkpoint, card), bos, aspect, vision_tower)
+    with staged_directory(target, replace=replace) as part:
+        _check_space(part, target, job.size_bytes)
+        report = progress or _silent
+        source = _describe_source(job, report)
+        _write(job, part, report)
+        manifest = _manifest(job, part, source, report)
+        write_manifest(part, manifest)
+    return manifest
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A checked conversion."""
+
+    checkpoint: Checkpoint
+    vocabulary: Vocabulary
+    file_type: FileType
+    planned: list[PlannedTensor]
+    graph: Graph
+    name: str
+    card: Card
+    prompt: PromptSpec
+
+    @property
+    def decoder_bytes(self) -> int:
+        return planned_bytes(self.planned, self.vocabulary)
+
+    @property
+    def size_bytes(self) -> int:
+        return self.decoder_bytes + vision_bytes(self.graph) + _SPARE_BYTES
+
+
+def _card(checkpoint: Path, card: Card | Path | None) -> Card:
+    if isinstance(card, Card):
+        return card
+    if card is not None:
+        return read_card(card)
+    return read_card(checkpoint / CARD) if (checkpoint / CARD).exists() else Card()
+
+
+def _prepare(
+    directory: Path,
+    file_type: str,
+    name: str | None,
+    card: Card,
+    bos: int | None,
+    aspect: Aspect | None,
+    vision_tower: Path | None,
+) -> _Job:
+    """Check everything that can be checked before a byte is written."""
+    kind = file_type_named(file_type)
+    checkpoint = Checkpoint(directory, tower_directory=vision_tower, aspect=aspect or card.aspect)
+    return _Job(
+        checkpoint=checkpoint,
+        vocabulary=read_vocabulary(directory, checkpoint.config.decoder.n_vocab),
+        file_type=kind,
+        planned=plan_decoder(checkpoint, kind),
+        graph=build_vision(checkpoint),
+        name=name or card.name or directory.resolve().name,
+        card=card,
+        prompt=PromptSpec(system=card.system, bos=card.bos if bos is None else bos),
+    )
+
+
+def _check_space(part: Path, target: Path, needed: int) -> None:
+    if (free := shutil.disk_usage(part).free) < needed:
+        raise HardwareError(
+            f"Expected {_megabytes(needed)} free to write {target}, but there are {_megabytes(free)}; "
+            "free some space or choose another place."
+        )
+
+
+def _write(job: _Job, part: Path, report: Progress) -> None:
+    card, checkpoint = job.card, job.checkpoint
+    about = About(job.name, card.licence, card.languages, job.prompt.system, _url(card))
+    write_decoder(
+        part / _DECODER,
+        checkpoint,
+        job.planned,
+        file_type=job.file_type,
+        vocabulary=job.vocabulary,
+        about=about,
+        progress=_counter("decoder", job.decoder_bytes, report),
+    )
+    write_vision(
+        part / _VISION,
+        checkpoint,
+        job.graph,
+        producer="bimedix-edge",
+        metadata={"name": job.name, "licence": card.licence, "source": _url(card)},
+        progress=_counter("vision", vision_bytes(job.graph), report),
+    )
+
+
+def _manifest(job: _Job, part: Path, source: dict[str, str], report: Progress) -> Manifest:
+    paths = {"decoder": part / _DECODER, "vision": part / _VISION}
+    count = _counter("verify", sum(path.stat().st_size for path in paths.values()), report)
+    files = {role: FileEntry(path.name, path.stat().st_size, hash_file(path, count)) for role, path in paths.items()}
+    config, vision = job.checkpoint.config.decoder, job.checkpoint.config.vision
+    return Manifest(
+        name=job.name,
+        files=files,
+        decoder=DecoderSpec(
+            architecture="llama",
+            file_type=job.file_type.name,
+            n_layer=config.n_layer,
+            n_embd=config.n_embd,
+            n_head=config.n_head,
+            n_head_kv=config.n_head_kv,
+            head_dim=config.head_dim,
+            n_vocab=config.n_vocab,
+            n_ctx_train=config.n_ctx_train,
+        ),
+        vision=VisionSpec(n_tokens=vision.n_patches, n_embd=config.n_embd, weights="float32", opset=OPSET),
+        prompt=job.prompt,
+        preprocessing=vision.preprocessing,
+        source=source,
+        licence=job.card.licence,
+        notice=job.card.notice,
+        created_by=_created_by(),
+    )
+
+
+def _describe_source(job: _Job, report: Progress) -> dict[str, str]:
+    """Return what the checkpoint was: its published name and the hash of every file read, without local paths."""
+    directory = job.checkpoint.directory
+    paths = [*(directory / name for name in _SOURCE_FILES), *job.checkpoint.shards]
+    count = _counter("source", sum(path.stat().st_size for path in paths), report)
+    source = {"model_type": job.checkpoint.config.model_type, "layout": job.checkpoint.layout}
+    named = {"repository": job.card.repository, "revision": job.card.revision}
+    source |= {key: value for key, value in named.items() if value}
+    for path in paths:
+        prefix = "" if path.parent == directory else "vision_tower:"
+        source[f"sha256:{prefix}{path.name}"] = hash_file(path, count)
+    return source
+
+
+def _url(card: Card) -> str:
+    return f"https://huggingface.co/{card.repository}" if card.repository else ""
+
+
+def _created_by() -> str:
+    try:
+        return f"bimedix-edge {importlib.metadata.version('bimedix-edge')}"
+    except importlib.metadata.PackageNotFoundError:
+        return "bimedix-edge"
+
+
+def _counter(stage: str, total: int, report: Progress) -> Callable[[int], None]:
+    """Return a function that adds up bytes and reports the sum; totals are estimates, so the sum never exceeds them."""
+    done = 0
+
+    def count(n_bytes: int) -> None:
+        nonlocal done
+        done = min(done + n_bytes, total)
+        report(stage, done, total)
+
+    return count
+
+
+def _silent(_stage: str, _done: int, _total: int) -> None:
+    return None
+
+
+def _megabytes(n_bytes: int) -> str:
+    return f"{n_bytes / 1e6:,.0f} MB"

@@ -1,0 +1,181 @@
+"""ONNX models written without holding their weights: the graph from onnx.helper, the tensors streamed after it.
+
+An ONNX file is one protobuf message, and protobuf's own serializer needs the whole message in memory, twice. The wire
+format is simple enough to write the long fields as they come: a field is a varint tag, a varint length, and its bytes,
+and the order of fields does not matter to a reader.
+
+Source: protobuf's encoding guide; `onnx.proto` (field numbers below), IR version 8.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from bimedix_edge.errors import CheckpointError
+
+__all__ = ["Graph", "Weight", "model_bytes", "write_model"]
+
+IR_VERSION = 8
+_MODEL_GRAPH, _GRAPH_INITIALIZER, _TENSOR_RAW_DATA = 7, 5, 9
+_LENGTH_DELIMITED = 2
+# protobuf's parsers take no message of 2 GiB or more
+_MAX_MODEL_BYTES = (1 << 31) - 1
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One initializer: its name, its shape, and how to get its values.
+
+    Attributes:
+        read: returns float32 of `shape`, or int64 for the shapes that Reshape takes.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    read: Callable[[], NDArray[Any]]
+    type: int = TensorProto.FLOAT
+
+    @property
+    def size_bytes(self) -> int:
+        """Return the size of its data."""
+        return prod(self.shape) * (4 if self.type == TensorProto.FLOAT else 8)
+
+
+class Graph:
+    """A graph under construction: nodes in order, weights by name."""
+
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.weights: dict[str, Weight] = {}
+
+    def add(self, op: str, name: str, inputs: list[str], n_outputs: int = 1, **attributes: Any) -> str:
+        """Append a node and return its (first) output, which has the node's name."""
+        outputs = [name, *(f"{name}.{index}" for index in range(1, n_outputs))]
+        self.nodes.append(helper.make_node(op, inputs, outputs, name=name, **attributes))
+        return name
+
+    def weight(self, name: str, shape: tuple[int, ...], read: Callable[[], NDArray[Any]]) -> str:
+        """Declare a float32 weight and return its name."""
+        self.weights[name] = Weight(name, shape, read)
+        return name
+
+    def integers(self, name: str, values: tuple[int, ...]) -> str:
+        """Declare an int64 constant, such as a shape, and return its name."""
+        array = np.array(values, np.int64)
+        self.weights[name] = Weight(name, array.shape, lambda: array, TensorProto.INT64)
+        return name
+
+
+def write_model(
+    path: Path,
+    graph: Graph,
+    *,
+    name: str,
+    opset: int,
+    input_shape: tuple[str, tuple[int, ...]],
+    output_shape: tuple[str, tuple[int, ...]],
+    producer: str,
+    metadata: dict[str, str],
+    progress: Callable[[int], None],
+) -> None:
+    """Check a graph and write it with its weights inside the file.
+
+    Args:
+        path: a new file in a staged directory.
+        graph: nodes and weights.
+        name: of the graph.
+        opset: of the default domain.
+        input_shape, output_shape: name and shape of the one float32 input and output.
+        producer: what made the file.
+        metadata: properties of the model.
+        progress: called with the number of bytes of each weight written.
+
+    Raises:
+        CheckpointError: the model is too large for one file, or a weight is NaN or infinite.
+        OSError: the disk is full or fails.
+    """
+    weights = list(graph.weights.values())
+    ends = [helper.make_tensor_value_info(key, TensorProto.FLOAT, shape) for key, shape in (input_shape, output_shape)]
+    # the checker sees the weights as inputs: it looks at types and shapes, for which it need not load their values
+    stand_ins = [helper.make_tensor_value_info(weight.name, weight.type, weight.shape) for weight in weights]
+    checked = _model(helper.make_graph(graph.nodes, name, [ends[0], *stand_ins], ends[1:]), opset, producer, metadata)
+    onnx.checker.check_model(checked, full_check=True)
+    model = _model(helper.make_graph(graph.nodes, name, ends[:1], ends[1:]), opset, producer, metadata)
+    size = model_bytes(graph) + model.ByteSize()
+    if size > _MAX_MODEL_BYTES:
+        raise CheckpointError(
+            f"Expected a vision tower of less than 2 GiB in float32, but this one has {size} bytes, more than one ONNX "
+            "file can hold; use a checkpoint with CLIP ViT-L/14."
+        )
+    with path.open("wb") as file:
+        for part, written in _parts(model, weights):
+            file.write(part)
+            if written:
+                progress(written)
+
+
+def model_bytes(graph: Graph) -> int:
+    """Return about how large the file becomes."""
+    return sum(weight.size_bytes + 256 for weight in graph.weights.values()) + 512 * len(graph.nodes)
+
+
+def _model(graph: onnx.GraphProto, opset: int, producer: str, metadata: dict[str, str]) -> onnx.ModelProto:
+    model = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=IR_VERSION, producer_name=producer
+    )
+    helper.set_model_props(model, dict(sorted(metadata.items())))
+    return model
+
+
+def _parts(model: onnx.ModelProto, weights: list[Weight]) -> Iterator[tuple[bytes | memoryview, int]]:
+    """Yield the file's bytes, and with the data of each weight its size."""
+    graph = model.graph.SerializeToString(deterministic=True)
+    model.ClearField("graph")
+    heads = [_tensor_head(weight) for weight in weights]
+    size = len(graph) + sum(len(head) + weight.size_bytes for head, weight in zip(heads, weights, strict=True))
+    yield model.SerializeToString(deterministic=True), 0
+    yield _field(_MODEL_GRAPH, size) + graph, 0
+    for head, weight in zip(heads, weights, strict=True):
+        yield head, 0
+        yield _values(weight), weight.size_bytes
+
+
+def _tensor_head(weight: Weight) -> bytes:
+    """Return everything of a graph's `initializer` field before the values."""
+    tensor = TensorProto(name=weight.name, dims=weight.shape, data_type=weight.type)
+    body = tensor.SerializeToString(deterministic=True) + _field(_TENSOR_RAW_DATA, weight.size_bytes)
+    head: bytes = _field(_GRAPH_INITIALIZER, len(body) + weight.size_bytes) + body
+    return head
+
+
+def _values(weight: Weight) -> memoryview:
+    values = np.asarray(weight.read(), "<f4" if weight.type == TensorProto.FLOAT else "<i8", order="C")
+    if values.shape != weight.shape:
+        raise ValueError(f"{weight.name} was declared {weight.shape} and is {values.shape}")
+    if not np.isfinite(values).all():
+        raise CheckpointError(
+            f"Expected finite weights, but {weight.name} of the vision tower has NaN or infinity; "
+            "download the checkpoint again, or ask its authors."
+        )
+    return values.reshape(-1).view(np.uint8).data
+
+
+def _field(number: int, length: int) -> bytes:
+    return _varint(number << 3 | _LENGTH_DELIMITED) + _varint(length)
+
+
+def _varint(value: int) -> bytes:
+    groups = []
+    while value >= 0x80:
+        groups.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*groups, value])
