@@ -190,6 +190,8 @@ class _Run:
         embeds: NDArray[np.float32] | None = None
         token = None
         for step in _steps(self._prompt, self._n_reused):
+            if self._should_stop():
+                raise Aborted
             if isinstance(step[0], ImageRow) and (embeds is None or step[0].row == 0):
                 embeds = yield from self._encode(step[0].image)
             start_s = time.perf_counter()

@@ -84,7 +84,7 @@ class Runtime:
         store = Store(settings.store_dir, settings.cache_dir)
         wanted = model or settings.model
         directory = store.find(wanted) if wanted else store.default()
-        if directory == store.demo_directory() and not directory.is_dir():
+        if store.is_demo(directory) and not directory.is_dir():
             raise BundleError(
                 f"Expected a converted model, but none is installed; run `bimedix-edge convert --{DEMO}` once, or "
                 "convert a checkpoint."

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import importlib.resources
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from bimedix_edge.bundle import FORMAT, MANIFEST, Manifest, hash_file, read_manifest
+from bimedix_edge.bundle import FORMAT, Manifest, hash_file, read_manifest
 from bimedix_edge.errors import BimedixEdgeError, BundleError, UsageError
 
 __all__ = ["DEMO", "DEMO_TYPE", "Store", "StoredBundle", "demo_checkpoint"]
@@ -48,9 +49,14 @@ class Store:
             for path in sorted(self._root.glob("*/*"))
             if path.is_dir() and not path.name.startswith(".") and not path.parent.name.startswith(".")
         ]
-        if (demo := self.demo_directory()).is_dir():
+        # an installation without the embedded checkpoint has no demo model; one without a converted one neither
+        if (self._cache / DEMO).is_dir() and (demo := self.demo_directory()).is_dir():
             found.append(_describe(DEMO, demo))
         return found
+
+    def is_demo(self, directory: Path) -> bool:
+        """Return whether a directory is where a demo bundle is kept."""
+        return directory.parent == self._cache / DEMO
 
     def target(self, name: str) -> Path:
         """Return the directory where the bundle `NAME:TYPE` is or will be installed.
@@ -73,7 +79,7 @@ class Store:
             UsageError: there is none of that name, or several; the message names those there are.
         """
         text = str(model)
-        if isinstance(model, Path) or "/" in text or "\\" in text or (Path(text) / MANIFEST).is_file():
+        if isinstance(model, Path) or "/" in text or "\\" in text:
             return Path(model)
         if text == DEMO:
             return self.demo_directory()
@@ -81,6 +87,8 @@ class Store:
         matches = [name for name in names if text in (name, name.partition(":")[0])]
         if len(matches) == 1:
             return self.target(matches[0])
+        if not matches and Path(text).is_dir():
+            return Path(text)
         listed = ", ".join(matches or names) or "none are installed"
         problem = "several have that name" if matches else "there is none of that name"
         raise UsageError(f"Expected one model named {text[:80]!r}, but {problem} ({listed}); name one of them.")
@@ -100,8 +108,10 @@ class Store:
     def demo_directory(self) -> Path:
         """Return where this version's demo bundle is kept; another version or checkpoint has another place."""
         version = importlib.metadata.version("bimedix-edge")
-        digest = hash_file(demo_checkpoint() / "model.safetensors.index.json")[:12]
-        return self._cache / DEMO / f"{version}-{FORMAT}-{digest}-{DEMO_TYPE.lower()}"
+        digest = hashlib.sha256()
+        for path in sorted(path for path in demo_checkpoint().rglob("*") if path.is_file()):
+            digest.update(f"{path.name} {hash_file(path)}\n".encode())
+        return self._cache / DEMO / f"{version}-{FORMAT}-{digest.hexdigest()[:12]}-{DEMO_TYPE.lower()}"
 
 
 def demo_checkpoint() -> Path:

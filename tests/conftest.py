@@ -22,7 +22,7 @@ def own_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     home = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
         for variable in list(os.environ):
-            if variable.startswith("BIMEDIX_EDGE_") or variable.startswith("XDG_"):
+            if variable.startswith(("BIMEDIX_EDGE_", "XDG_")):
                 patch.delenv(variable)
         patch.setenv("HOME", str(home))
         patch.setenv("XDG_CONFIG_HOME", str(home / "config"))
@@ -35,7 +35,7 @@ def own_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Return the demo model's bundles by type."""
     root = tmp_path_factory.mktemp("bundles")
-    kinds = ("F16", "Q8_0", "Q4_K_M")
+    kinds = ("F32", "F16", "Q8_0", "Q4_K_M")
     for kind in kinds:
         convert(demo_checkpoint(), root / kind, file_type=kind, name=f"demo:{kind.lower()}")
     return {kind: root / kind for kind in kinds}

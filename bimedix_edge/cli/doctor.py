@@ -19,7 +19,7 @@ from bimedix_edge.bundle import verify_bundle
 from bimedix_edge.devices import check_memory, inspect_machine
 from bimedix_edge.errors import BimedixEdgeError
 from bimedix_edge.settings import Settings, load_settings, terminal_reorders
-from bimedix_edge.store import Store, demo_checkpoint
+from bimedix_edge.store import Store
 
 __all__ = ["doctor"]
 
@@ -103,8 +103,7 @@ def _onnxruntime() -> str:
 def _model(settings: Settings) -> str:
     store = Store(settings.store_dir, settings.cache_dir)
     directory = store.find(settings.model) if settings.model else store.default()
-    if directory == store.demo_directory() and not directory.is_dir():
-        demo_checkpoint()
+    if store.is_demo(directory) and not directory.is_dir():
         return "none installed; the demo model will be converted on first use"
     manifest = verify_bundle(directory)
     need = check_memory(manifest, settings.ctx_size)

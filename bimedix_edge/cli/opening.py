@@ -27,7 +27,7 @@ def open_runtime(settings: Settings, console: Console, *, quiet: bool = False) -
     """
     store = Store(settings.store_dir, settings.cache_dir)
     directory = store.find(settings.model) if settings.model else store.default()
-    if directory == store.demo_directory():
+    if store.is_demo(directory):
         if not quiet:
             console.print(
                 "No model is installed: this is the demo model, which knows no medicine."

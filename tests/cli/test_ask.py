@@ -1,0 +1,217 @@
+"""`bimedix-edge ask` as a user runs it: a process, its output and its exit code."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+COMMAND = [sys.executable, "-m", "bimedix_edge.cli.main"]
+
+
+def run(*arguments: str | bytes | Path, stdin: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
+    words: Sequence[bytes] = [os.fsencode(argument) for argument in arguments]
+    return subprocess.run([*map(os.fsencode, COMMAND), *words], capture_output=True, input=stdin, check=False)
+
+
+@pytest.fixture(scope="module")
+def model(bundles: dict[str, Path]) -> Path:
+    return bundles["F16"]
+
+
+def test_an_answer_and_the_notice_are_on_standard_output(model: Path, samples: Path) -> None:
+    result = run("ask", "-m", model, "-i", samples / "nodule_right_upper.png", "Is there a nodule?")
+    assert result.returncode == 0
+    lines = result.stdout.decode().splitlines()
+    assert lines[0] == "Yes."
+    assert "not for clinical use" in lines[-1]
+    assert "CC BY-NC-SA 4.0" in lines[-1]
+
+
+def test_an_arabic_question_has_an_arabic_answer_in_logical_order_in_a_pipe(model: Path, samples: Path) -> None:
+    result = run("ask", "-m", model, "--bidi", "on", "-i", samples / "nodule_right_upper.png", "هل توجد عقيدة رئوية؟")
+    assert result.stdout.decode().splitlines()[0] == "نعم."
+
+
+def test_json_is_one_object_with_everything(model: Path, samples: Path) -> None:
+    path = samples / "effusion_left.png"
+    result = run("ask", "--json", "--seed", "7", "-m", model, "-i", path, "Is there a nodule?")
+    assert result.returncode == 0
+    report = json.loads(result.stdout)
+    assert set(report) == {
+        "answer", "model", "stop_reason", "tokens", "images", "timings_ms", "seed", "notice"
+    }  # fmt: skip
+    assert report["answer"] == "No."
+    assert report["stop_reason"] == "end"
+    assert set(report["tokens"]) == {"prompt", "reused", "generated"}
+    assert report["tokens"]["reused"] == 0
+    with Image.open(path) as image:
+        width, height = image.size
+    assert report["images"] == [
+        {
+            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+            "width_px": width,
+            "height_px": height,
+            "cached": False,
+        }
+    ]
+    assert set(report["timings_ms"]) == {"load", "encode", "prefill", "first_token", "decode"}
+    assert report["seed"] == 7
+    assert result.stderr == b""
+
+
+def test_a_question_comes_from_standard_input(model: Path) -> None:
+    result = run("ask", "--json", "-m", model, "-", stdin="من أنت؟\n".encode())
+    assert result.returncode == 0
+    assert json.loads(result.stdout)["answer"]
+
+
+def test_timings_go_to_standard_error(model: Path) -> None:
+    result = run("ask", "-v", "-m", model, "Hello")
+    assert b"first token" in result.stderr
+    assert b"first token" not in result.stdout
+
+
+def test_the_demo_model_answers_when_nothing_is_installed_and_is_converted_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BIMEDIX_EDGE_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("BIMEDIX_EDGE_STORE_DIR", str(tmp_path / "store"))
+    first = run("ask", "Hello")
+    assert first.returncode == 0, first.stderr
+    assert b"demo model" in first.stderr
+    assert b"Converting" in first.stderr
+    (converted,) = (tmp_path / "cache" / "demo").iterdir()
+    written = (converted / "manifest.json").stat().st_mtime_ns
+    second = run("ask", "Hello")
+    assert second.returncode == 0
+    assert b"Converting" not in second.stderr
+    assert (converted / "manifest.json").stat().st_mtime_ns == written
+    assert not (tmp_path / "store").exists()
+
+
+def _one_sentence(result: subprocess.CompletedProcess[bytes]) -> str:
+    text = result.stderr.decode("utf-8", "replace")
+    assert "Traceback" not in text
+    lines = [line for line in text.splitlines() if line.startswith("bimedix-edge: ")]
+    assert len(lines) == 1, text
+    assert lines[0].startswith("bimedix-edge: Expected ")
+    assert result.stdout == b""
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["-i", "nowhere.png", "What?"], 3, "cannot be read"),
+        (["-i", ".", "What?"], 3, "is a directory"),
+        (["-i", "empty.png", "What?"], 3, "is empty"),
+        (["-i", "text.png", "What?"], 3, "no image format"),
+        (["-i", "cut.jpg", "What?"], 3, "damaged or truncated"),
+        (["-i", "large.png", "What?"], 3, "64 megapixels"),
+        (["-i", "picture.gif", "What?"], 3, "is GIF"),
+        ([""], 3, "empty"),
+        (["word " * 5000], 3, "too many"),
+        ([b"abc\xff\xfe"], 3, "character 4 is a damaged byte"),
+        (["--ctx-size", "1", "What?"], 2, "ctx_size from 64"),
+        (["--temperature", "-1", "What?"], 2, "temperature from 0"),
+        (["--ctx-size", "1000000000", "What?"], 2, "ctx_size from 64"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_a_documented_code(
+    model: Path,
+    samples: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str | bytes],
+    code: int,
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("empty.png").write_bytes(b"")
+    Path("text.png").write_text("not an image")
+    Image.effect_noise((300, 300), 50).save("whole.jpg")
+    Path("cut.jpg").write_bytes(Path("whole.jpg").read_bytes()[:5000])
+    Image.new("1", (9000, 9000)).save("large.png")
+    Image.new("L", (9, 9)).save("picture.gif")
+    before = sorted(path.name for path in tmp_path.iterdir())
+    result = run("ask", "-m", model, *arguments)
+    assert message in _one_sentence(result)
+    assert result.returncode == code
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_a_context_that_does_not_fit_into_memory_is_a_hardware_error(model: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "bundle"
+    shutil.copytree(model, copy)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["decoder"] |= {"n_layer": 4000, "n_head_kv": 1000}
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    result = run("ask", "-m", copy, "--ctx-size", "1000000", "What?")
+    assert "Expected memory for" in _one_sentence(result)
+    assert result.returncode == 5
+
+
+def test_a_changed_byte_in_the_model_is_found_before_it_is_parsed(model: Path, tmp_path: Path) -> None:
+    for name in ("decoder.gguf", "vision.onnx"):
+        copy = tmp_path / name
+        shutil.copytree(model, copy)
+        data = bytearray((copy / name).read_bytes())
+        data[20] ^= 255
+        (copy / name).write_bytes(data)
+        result = run("ask", "-m", copy, "What?")
+        assert f"{name} has other content" in _one_sentence(result)
+        assert result.returncode == 4
+
+
+def test_an_unknown_model_lists_what_there_is() -> None:
+    result = run("ask", "-m", "nonsense", "What?")
+    assert "there is none of that name" in _one_sentence(result)
+    assert result.returncode == 2
+
+
+@pytest.mark.parametrize("arguments", [["ask"], ["ask", "--nonsense", "x"], ["nonsense"], ["ask", "--seed", "x", "y"]])
+def test_wrong_usage_is_code_2(arguments: list[str]) -> None:
+    assert run(*arguments).returncode == 2
+
+
+def test_control_characters_in_a_question_are_data(model: Path) -> None:
+    assert run("ask", "-m", model, "a\x1b[2Jb\x07c\x01").returncode == 0
+
+
+def test_ctrl_c_ends_with_130_and_no_traceback(model: Path) -> None:
+    arguments = ["ask", "-m", str(model), "--temperature", "5", "--ctx-size", "65536", "--max-tokens", "60000", "Hello"]
+    with subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.read(20)
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"Traceback" not in errors
+    assert b"not for clinical use" in output
+
+
+def test_a_reader_that_goes_away_is_no_error(model: Path) -> None:
+    words = " ".join([*COMMAND, "ask", "-m", str(model), "--max-tokens", "400", "--temperature", "5", "Hello"])
+    result = subprocess.run(["bash", "-c", f"{words} | head -c 1"], capture_output=True, check=False)
+    assert b"Traceback" not in result.stderr
+    assert b"Exception" not in result.stderr
+
+
+def test_help_is_quick_to_import(tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom bimedix_edge.cli.main import cli\n"
+        "try: cli.main(['--help'])\nexcept SystemExit: pass\n"
+        "print([name for name in ('llama_cpp', 'onnxruntime', 'onnx', 'numpy') if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == "[]"

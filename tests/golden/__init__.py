@@ -1,0 +1,1 @@
+"""Small reference arrays, and how they were made."""
