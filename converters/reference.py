@@ -146,12 +146,14 @@ def _embed_patches(weights: _Weights, pixels: Array, patch: int) -> Array:
     patches = cut.transpose(1, 3, 0, 2, 4).reshape(side * side, -1)
     kernel = weights["vision.embeddings.patch_embedding.weight"]
     tokens = [weights["vision.embeddings.class_embedding"][None], patches @ kernel.reshape(len(kernel), -1).T]
-    return np.concatenate(tokens) + weights["vision.embeddings.position_embedding.weight"]
+    placed: Array = np.concatenate(tokens) + weights["vision.embeddings.position_embedding.weight"]
+    return placed
 
 
 def _heads(x: Array, n_head: int) -> Array:
     """(n, n_head · d) to (n_head, n, d)."""
-    return x.reshape(len(x), n_head, -1).swapaxes(0, 1)
+    heads: Array = x.reshape(len(x), n_head, -1).swapaxes(0, 1)
+    return heads
 
 
 def _attend(query: Array, key: Array, value: Array, mask: Array) -> Array:
@@ -159,7 +161,8 @@ def _attend(query: Array, key: Array, value: Array, mask: Array) -> Array:
     scores = query @ key.swapaxes(1, 2) / math.sqrt(query.shape[-1]) + mask
     shares = np.exp(scores - scores.max(-1, keepdims=True))
     context: Array = (shares / shares.sum(-1, keepdims=True)) @ value
-    return context.swapaxes(0, 1).reshape(context.shape[1], -1)
+    merged: Array = context.swapaxes(0, 1).reshape(context.shape[1], -1)
+    return merged
 
 
 def _rotate(x: Array, angles: NDArray[np.float64]) -> Array:

@@ -24,8 +24,8 @@ from bimedix_edge.errors import CheckpointError
 __all__ = ["FLOAT_DTYPES", "SafetensorsFile", "TensorEntry", "is_pickle"]
 
 # the 70B checkpoint has 1,114 tensors and a header of about 150 KB
-_MAX_HEADER_BYTES = 8 << 20
-_MAX_TENSORS = 50_000
+_MAX_HEADER_BYTES = 2 << 20
+_MAX_TENSORS = 20_000
 _MAX_DIMS = 8
 _MAX_DIM = 1 << 40
 _LENGTH_BYTES = 8

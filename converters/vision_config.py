@@ -121,6 +121,11 @@ def _preprocessing(image_px: int, directory: Path) -> Preprocessing:
     for step in ("do_resize", "do_rescale", "do_normalize"):
         fields.choice(step, (True,), True)
     fields.choice("resample", (_BICUBIC,), _BICUBIC)
+    if abs((factor := fields.number("rescale_factor", 1 / 255)) - 1 / 255) > 1e-9:
+        raise CheckpointError(
+            f"Expected rescale_factor in {fields.where} to be 1/255, but it is {factor:g}; "
+            "this converter has no code for that."
+        )
     _check_side(fields, "size", "shortest_edge", image_px)
     _check_side(fields, "crop_size", "height", image_px)
     mean, std = _triple(fields, "image_mean", CLIP_MEAN), _triple(fields, "image_std", CLIP_STD)
