@@ -8,11 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 
 from bimedix_edge.cli.opening import open_runtime
 from bimedix_edge.cli.options import model_options, sampling_options
-from bimedix_edge.cli.terminal import AnswerPrinter, ProgressLine, cancel_on_interrupt, reorders, timing_line
+from bimedix_edge.cli.terminal import (
+    AnswerPrinter,
+    ProgressLine,
+    cancel_on_interrupt,
+    plain_console,
+    reorders,
+    timing_line,
+)
 from bimedix_edge.errors import InputError
 from bimedix_edge.events import Done, Token
 from bimedix_edge.imaging.picture import load_picture
@@ -37,7 +43,7 @@ _EXIT_INTERRUPTED = 130
 def ask(question: str, images: tuple[str, ...], as_json: bool, verbose: bool, **flags: Any) -> int:
     """Answer QUESTION, which may be about images; `-` reads it from standard input."""
     settings = load_settings(flags)
-    console = Console(stderr=True)
+    console = plain_console(stderr=True)
     text = check_text(_question(question))
     # before the model is loaded: a wrong file name should not cost the load
     pictures = [load_picture(Path(image)) for image in images]

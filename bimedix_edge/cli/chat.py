@@ -10,12 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 
 from bimedix_edge.chat import Chat
 from bimedix_edge.cli.opening import open_runtime
 from bimedix_edge.cli.options import model_options, sampling_options
-from bimedix_edge.cli.terminal import AnswerPrinter, ProgressLine, cancel_on_interrupt, reorders, timing_line
+from bimedix_edge.cli.terminal import (
+    AnswerPrinter,
+    ProgressLine,
+    cancel_on_interrupt,
+    plain_console,
+    reorders,
+    timing_line,
+)
 from bimedix_edge.errors import BimedixEdgeError, UsageError
 from bimedix_edge.events import Cancel, Done, Event, Token
 from bimedix_edge.imaging.picture import Picture, load_picture
@@ -45,7 +51,7 @@ Ctrl-C stops an answer."""
 def chat(images: tuple[str, ...], verbose: bool, **flags: Any) -> None:
     """Talk with the model in the terminal."""
     settings = load_settings(flags)
-    console = Console(stderr=True)
+    console = plain_console(stderr=True)
     pictures = [load_picture(Path(image)) for image in images]
     with open_runtime(settings, console) as runtime, runtime.chat() as conversation:
         click.echo(f"{runtime.manifest.name} · {runtime.manifest.notice}")

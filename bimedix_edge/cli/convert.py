@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from bimedix_edge.bundle import Manifest
+from bimedix_edge.cli.terminal import plain_console
 from bimedix_edge.converters.convert import convert as convert_checkpoint
 from bimedix_edge.converters.quantize import FILE_TYPES
 from bimedix_edge.errors import UsageError
@@ -55,7 +56,7 @@ def convert(
     store = Store(settings.store_dir, settings.cache_dir)
     label = f"{name or _default_name(source, demo=demo)}:{file_type.lower()}"
     target = output or store.target(label)
-    console = Console(stderr=True)
+    console = plain_console(stderr=True)
     with _Bars(console) as bars:
         manifest = convert_checkpoint(
             source,

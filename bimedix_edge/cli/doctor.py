@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from bimedix_edge.bidi import shape
 from bimedix_edge.bundle import verify_bundle
+from bimedix_edge.cli.terminal import plain_console
 from bimedix_edge.devices import check_memory, inspect_machine
 from bimedix_edge.errors import BimedixEdgeError
 from bimedix_edge.settings import Settings, load_settings, terminal_reorders
@@ -52,7 +52,7 @@ def doctor(as_json: bool, model: str | None) -> int:
     table = Table(box=None, show_header=False, pad_edge=False)
     for finding in findings:
         table.add_row("✗" if finding.exit_code else "✓", finding.subject, finding.found)
-    Console().print(table)
+    plain_console().print(table)
     click.echo("chat would run" if exit_code == 0 else "chat would not run; see the lines marked ✗")
     return exit_code
 

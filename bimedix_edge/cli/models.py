@@ -6,11 +6,11 @@ import json
 from dataclasses import asdict
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from bimedix_edge.bundle import read_manifest, verify_bundle
 from bimedix_edge.cli.opening import work_progress
+from bimedix_edge.cli.terminal import plain_console
 from bimedix_edge.devices import estimate_memory
 from bimedix_edge.settings import load_settings
 from bimedix_edge.store import Store
@@ -53,7 +53,7 @@ def list_models(as_json: bool) -> None:
             continue
         size = sum(entry.size_bytes for entry in bundle.manifest.files.values())
         table.add_row(bundle.name, f"{size / 1e6:.0f} MB", bundle.manifest.decoder.file_type, bundle.manifest.licence)
-    Console().print(table)
+    plain_console().print(table)
 
 
 @models.command()
@@ -83,7 +83,7 @@ def show(model: str, as_json: bool) -> None:
     table = Table(box=None, show_header=False, pad_edge=False)
     for key, value in rows.items():
         table.add_row(key, value)
-    Console().print(table)
+    plain_console().print(table)
 
 
 @models.command()
@@ -93,7 +93,7 @@ def verify(model: str) -> None:
     directory = _store().find(model)
     manifest = read_manifest(directory)
     total = sum(entry.size_bytes for entry in manifest.files.values())
-    with work_progress(Console(stderr=True), "hashing", total) as advance:
+    with work_progress(plain_console(stderr=True), "hashing", total) as advance:
         verify_bundle(directory, advance)
     click.echo(f"{manifest.name}: {len(manifest.files)} files, {total} bytes, as the manifest says")
 

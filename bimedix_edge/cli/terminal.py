@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import signal
-import sys
 import threading
 import unicodedata
 from collections.abc import Iterator
@@ -12,13 +11,21 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TextIO
 
-import click
+from rich.console import Console
 
 from bimedix_edge.bidi import display_width, is_rtl, shape, wrap
 from bimedix_edge.events import Cancel, Done, Encode, Event, Prefill
 from bimedix_edge.settings import Settings, terminal_reorders
 
-__all__ = ["AnswerPrinter", "ProgressLine", "cancel_on_interrupt", "reorders", "timing_line"]
+__all__ = [
+    "AnswerPrinter",
+    "ProgressLine",
+    "cancel_on_interrupt",
+    "plain_console",
+    "printable",
+    "reorders",
+    "timing_line",
+]
 
 _ERASE_LINE = "\r\x1b[K"
 _MIN_COLUMNS = 20
@@ -163,9 +170,9 @@ def cancel_on_interrupt() -> Iterator[Cancel]:
         signal.signal(signal.SIGINT, previous)
 
 
-def echo_error(message: str) -> None:
-    """Print one line to standard error."""
-    click.echo(message, file=sys.stderr)
+def plain_console(*, stderr: bool = False) -> Console:
+    """Return a console that takes text as it is: a path or a name may look like rich's markup."""
+    return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
 
 
 def _columns() -> int:
