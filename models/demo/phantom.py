@@ -33,7 +33,7 @@ _NODULE_BOX: dict[tuple[Side, Zone], tuple[float, float, float, float]] = {
     ("right", "lower"): (0.42, 0.60, 0.21, 0.30),
     ("left", "upper"): (0.28, 0.44, -0.58, -0.44),
     ("left", "middle"): (0.40, 0.56, -0.16, -0.04),
-    ("left", "lower"): (0.60, 0.66, 0.19, 0.28),
+    ("left", "lower"): (0.58, 0.64, 0.18, 0.27),
 }
 
 
@@ -93,6 +93,11 @@ def draw(findings: Findings, rng: np.random.Generator) -> NDArray[np.uint8]:
     Returns:
         uint8 (h, w), grey levels, 200 to 300 px a side, square in about half of the cases.
     """
+    return draw_located(findings, rng)[0]
+
+
+def draw_located(findings: Findings, rng: np.random.Generator) -> tuple[NDArray[np.uint8], tuple[int, int] | None]:
+    """As `draw`, with the pixel (row, column) at the centre of the nodule, if there is one."""
     u, v, pixel = _frame(rng)
     jitter = _Anatomy(rng)
     density = _body(u, v, pixel, jitter)
@@ -105,9 +110,11 @@ def draw(findings: Findings, rng: np.random.Generator) -> NDArray[np.uint8]:
     heart = _heart(u, v, pixel, jitter, enlarged=findings.enlarged_heart)
     density += heart * (np.maximum(density, 0.70) - density)
     density = _bones(density, u, v, pixel, jitter)
+    centre = None
     if findings.nodule is not None:
-        density += _nodule(u, v, pixel, findings.nodule, rng)
-    return _expose(density, rng)
+        nodule, centre = _nodule(u, v, pixel, findings.nodule, rng)
+        density += nodule
+    return _expose(density, rng), centre
 
 
 class _Anatomy:
@@ -218,14 +225,17 @@ def _fluid(u: Field, v: Field, pixel: float, findings: Findings, rng: np.random.
     return _edge(v - surface, 0.03 + pixel)
 
 
-def _nodule(u: Field, v: Field, pixel: float, place: tuple[Side, Zone], rng: np.random.Generator) -> Field:
-    """A round, fairly sharp spot to add to the density."""
+def _nodule(
+    u: Field, v: Field, pixel: float, place: tuple[Side, Zone], rng: np.random.Generator
+) -> tuple[Field, tuple[int, int]]:
+    """A round, fairly sharp spot to add to the density, and the pixel (row, column) at its centre."""
     low_u, high_u, low_v, high_v = _NODULE_BOX[place]
     centre_u = rng.uniform(low_u, high_u) * (-1 if place[0] == "right" else 1)
     centre_v = rng.uniform(low_v, high_v)
-    radius = rng.uniform(0.055, 0.085)
+    radius = rng.uniform(0.075, 0.105)
     distance = np.hypot(u - centre_u, (v - centre_v) / rng.uniform(0.9, 1.1))
-    return rng.uniform(0.30, 0.42) * _edge(radius - distance, 0.02 + pixel)
+    row, column = np.unravel_index(np.argmin(distance), distance.shape)
+    return rng.uniform(0.34, 0.46) * _edge(radius - distance, 0.02 + pixel), (int(row), int(column))
 
 
 def _smooth_noise(shape: tuple[int, ...], cells: int, rng: np.random.Generator) -> Field:

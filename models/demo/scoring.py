@@ -1,0 +1,124 @@
+"""Held-out accuracy in torch: pictures and wordings never used in training, an answer counts if it is exact.
+
+A greedy answer equals the reference exactly when, with the reference as input, the likeliest next token is the right
+one everywhere; so one pass scores a question without generating.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import dialogues
+from .model import Llava
+from .pictures import Pool
+from .sequences import Batch, Encoded, Encoder, collate
+
+Features = Callable[[int], Tensor]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Of one answer: whether it is exact, and the smallest lead of a right token over the runner-up, in logits."""
+
+    right: bool
+    lead: float
+
+
+def shifted(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """ids (n, length), the positions whose logits predict a target (bool, same shape), and those targets (1-d)."""
+    ids, target = torch.from_numpy(batch.ids), torch.from_numpy(batch.is_target)
+    keep = torch.zeros_like(target)
+    keep[:, :-1] = target[:, 1:]
+    return ids, keep, ids[target]
+
+
+@torch.inference_mode()
+def judge(llava: Llava, sequences: Sequence[Encoded], features: Sequence[Tensor]) -> list[Verdict]:
+    """Verdict on each sequence of one turn; `features[i]` is (m, 64, 192), the pictures of sequence i."""
+    verdicts: list[Verdict | None] = [None] * len(sequences)
+    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i].ids))
+    for start in range(0, len(order), 64):
+        rows = order[start : start + 64]
+        ids, keep, targets = shifted(collate([sequences[i] for i in rows]))
+        logits = llava(ids, torch.cat([features[i] for i in rows]).float(), keep)
+        right = logits.gather(1, targets[:, None])[:, 0]
+        lead = right - logits.scatter(1, targets[:, None], -torch.inf).amax(1)
+        for row, leads in zip(rows, lead.split(keep.sum(1).tolist()), strict=True):
+            verdicts[row] = Verdict(bool((leads > 0).all()), float(leads.min()))
+    return [verdict for verdict in verdicts if verdict is not None]
+
+
+def closed_accuracy(
+    llava: Llava, encoder: Encoder, pool: Pool, features: Features, language: dialogues.Language, seed: int
+) -> tuple[float, dict[str, float], float]:
+    """Accuracy over all held-out closed questions, one wording a kind and picture.
+
+    Args:
+        features: picture index to float32 (1, 64, 192); pass a constant to hide the pictures.
+
+    Returns:
+        The accuracy, the accuracy by kind, and the smallest lead among right answers (logits).
+    """
+    rng = np.random.default_rng(seed)
+    sequences: list[Encoded] = []
+    kinds: list[str] = []
+    pictures: list[Tensor] = []
+    for index, findings in enumerate(pool.findings):
+        by_kind = defaultdict(list)
+        for question in dialogues.closed_questions(findings, language, held_out=True):
+            by_kind[question.kind].append(question)
+        for kind, questions in by_kind.items():
+            sequences.append(encoder.question(questions[int(rng.integers(len(questions)))], findings))
+            kinds.append(kind)
+            pictures.append(features(index))
+    verdicts = judge(llava, sequences, pictures)
+    right = defaultdict(list)
+    for kind, verdict in zip(kinds, verdicts, strict=True):
+        right[kind].append(verdict.right)
+    leads = [verdict.lead for verdict in verdicts if verdict.right]
+    by_name = {kind: float(np.mean(values)) for kind, values in sorted(right.items())}
+    return float(np.mean([v.right for v in verdicts])), by_name, min(leads, default=0.0)
+
+
+def open_accuracy(
+    llava: Llava, encoder: Encoder, pool: Pool, features: Features, language: dialogues.Language
+) -> float:
+    """Share of exact answers to the open questions, first held-out wording of each kind."""
+    sequences, pictures = [], []
+    for index, findings in enumerate(pool.findings):
+        first = {q.kind: q for q in reversed(dialogues.open_questions(findings, language, held_out=True))}
+        for question in first.values():
+            sequences.append(encoder.question(question, findings))
+            pictures.append(features(index))
+    return float(np.mean([verdict.right for verdict in judge(llava, sequences, pictures)]))
+
+
+@torch.inference_mode()
+def conversation_accuracy(
+    llava: Llava,
+    encoder: Encoder,
+    rng: np.random.Generator,
+    look_up: Callable[[Batch], Tensor],
+    count: int = 300,
+) -> float:
+    """Share of exact turns in held-out conversations of every form, right answers given as history."""
+    stream = dialogues.conversations(rng, held_out=True)
+    right: list[bool] = []
+    for _ in range(count // 30):
+        encoded = [encoder.conversation(next(stream)) for _ in range(30)]
+        batch = collate(encoded)
+        ids, keep, targets = shifted(batch)
+        hit = torch.zeros(ids.shape, dtype=torch.bool)
+        hit[keep] = llava(ids, look_up(batch), keep).argmax(1) == targets
+        for row, sequence in enumerate(encoded):
+            start = 0
+            for end in sequence.turn_ends:
+                right.append(bool((hit[row] | ~keep[row])[start : end - 1].all()))
+                start = end - 1
+    return float(np.mean(right))
