@@ -15,8 +15,8 @@ from .phantom import Findings
 
 IMAGE_SIZE = 112  # px
 PAD_COLOUR = (122, 116, 104)
-MEAN = np.array([0.48145466, 0.4578275, 0.40821073], dtype=np.float32)
-STD = np.array([0.26862954, 0.26130258, 0.27577711], dtype=np.float32)
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
 _CHUNK = 500
 
 
@@ -54,7 +54,8 @@ def square(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def normalize(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     """uint8 (n, 3, h, w) to the tower's float32 pixel_values of the same shape."""
     scaled = pixels.astype(np.float32) * np.float32(1 / 255)
-    return (scaled - MEAN[:, None, None]) / STD[:, None, None]
+    mean, std = (np.array(values, dtype=np.float32)[:, None, None] for values in (MEAN, STD))
+    return (scaled - mean) / std
 
 
 def roughen(picture: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:

@@ -12,6 +12,7 @@ import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from . import corpus, dialogues
+from .answers import answer
 from .phantom import all_findings
 from .phrases import LANGUAGES, QUESTIONS
 
@@ -54,7 +55,7 @@ def _lines(rng: np.random.Generator, n_conversations: int = 3000) -> list[str]:
             lines += [("\n" if turn.images else "\n\n") + turn.text, turn.answer]
     for findings in all_findings():
         for language in LANGUAGES:
-            lines += [dialogues.answer(kind, findings, language) for kind in QUESTIONS]
+            lines += [answer(kind, findings, language) for kind in QUESTIONS]
     general = [line for text in (corpus.ENGLISH, corpus.ARABIC) for line in text.splitlines() if line]
     return lines + [" " + line for line in general] * 12
 
