@@ -14,7 +14,7 @@ from typing import IO
 
 from bimedix_edge.errors import HardwareError, UsageError
 
-__all__ = ["disk_errors", "fsync_directory", "staged_directory", "write_file"]
+__all__ = ["disk_errors", "exclusive", "fsync_directory", "remove_directory", "staged_directory", "write_file"]
 
 
 @contextlib.contextmanager
@@ -100,7 +100,7 @@ def staged_directory(target: Path, *, replace: bool = False) -> Iterator[Path]:
     old = target.with_name(f".{target.name}.old")
     with disk_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _lock(target.with_name(f".{target.name}.lock"), target):
+        with exclusive(target):
             _recover(target, part, old)
             if target.exists() and not replace:
                 raise UsageError(f"Expected a new place, but {target} exists; remove it or choose another name.")
@@ -113,10 +113,45 @@ def staged_directory(target: Path, *, replace: bool = False) -> Iterator[Path]:
                 raise
 
 
+def remove_directory(target: Path) -> None:
+    """Remove a directory so that it is there whole or not at all: rename it to a hidden name, then delete that.
+
+    Args:
+        target: an existing directory. What a killed removal left under the hidden name is removed too.
+
+    Raises:
+        UsageError: another process is writing `target`, or it may not be removed.
+    """
+    target = Path(os.path.abspath(target))
+    with disk_errors(target), exclusive(target):
+        removed = _removed(target)
+        if removed.exists():
+            shutil.rmtree(removed)
+        os.rename(target, removed)
+        fsync_directory(target.parent)
+        shutil.rmtree(removed)
+
+
+@contextlib.contextmanager
+def exclusive(target: Path) -> Iterator[None]:
+    """Keep other processes from writing `target` while the block runs; its parent must exist.
+
+    Raises:
+        UsageError: another process is writing it; the message says which.
+    """
+    with _lock(target.with_name(f".{target.name}.lock"), target):
+        yield
+
+
+def _removed(target: Path) -> Path:
+    return target.with_name(f".{target.name}.removed")
+
+
 def _recover(target: Path, part: Path, old: Path) -> None:
-    """Undo what a killed process left: a part directory, or a replacement that was not finished."""
-    if part.exists():
-        shutil.rmtree(part)
+    """Undo what a killed process left: a part directory, a removal or a replacement that was not finished."""
+    for left in (part, _removed(target)):
+        if left.exists():
+            shutil.rmtree(left)
     if old.exists():
         if target.exists():
             shutil.rmtree(old)
