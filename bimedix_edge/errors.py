@@ -10,7 +10,8 @@
     │   ├── BundleError          a converted model that is damaged, incomplete or foreign
     │   ├── DecoderError         llama.cpp failed
     │   └── VisionError          ONNX Runtime failed
-    └── HardwareError         5  this machine lacks memory, disk space or a device
+    ├── HardwareError         5  this machine lacks memory, disk space or a device
+    └── NetworkError          6  the hub cannot be reached, or what arrived is not what it states
 
 The number is the exit code of the command line. A message is one sentence: what was expected, what was given, what to
 do about it. It never contains a question, an answer or pixels.
@@ -27,6 +28,7 @@ __all__ = [
     "ImageError",
     "InputError",
     "ModelError",
+    "NetworkError",
     "PromptError",
     "UsageError",
     "VisionError",
@@ -85,3 +87,9 @@ class HardwareError(BimedixEdgeError):
     """The machine lacks memory, disk space or a device that was asked for."""
 
     exit_code = 5
+
+
+class NetworkError(BimedixEdgeError):
+    """The hub cannot be reached, or what arrived is not what it states; only `pull` uses a network."""
+
+    exit_code = 6
