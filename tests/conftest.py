@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from bimedix_edge.converters.convert import convert
 
+from bimedix_edge.converters.convert import convert
 from bimedix_edge.runtime import Runtime
 from bimedix_edge.settings import Settings
 from bimedix_edge.store import demo_checkpoint

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from golden.prompts import N_PROMPTS, Prompt, llava_ids, llava_string, prompts
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
@@ -21,6 +20,7 @@ from bimedix_edge.sampling import Sampling
 from bimedix_edge.sessions import ImageRow, Item
 from bimedix_edge.settings import Settings
 from bimedix_edge.store import demo_checkpoint
+from golden.prompts import N_PROMPTS, Prompt, llava_ids, llava_string, prompts
 
 GOLDEN = Path(__file__).resolve().parent / "golden"
 IMAGE_ID = -1

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from golden.prompts import prompts
 
 from bimedix_edge.imaging.preprocess import Preprocessing, preprocess
 from bimedix_edge.runtime import Runtime
 from bimedix_edge.store import demo_checkpoint
+from golden.prompts import prompts
 
 if TYPE_CHECKING:
     from golden.reference import Reference

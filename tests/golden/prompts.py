@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from bimedix_edge.models.demo import phantom
-from bimedix_edge.models.demo.dialogues import conversations
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from bimedix_edge.models.demo import phantom
+from bimedix_edge.models.demo.dialogues import conversations
 from bimedix_edge.prompt import SYSTEM, Message
 
 N_PROMPTS = 100
