@@ -14,8 +14,11 @@
     [preprocessing]
     aspect = "pad"
 
+    [scores.uphill]
+    openqa = 56.1
+
 Every field may be left out; a field that is not listed here is refused. `description` and `[scores]` are for people
-and for the evaluation commands. A checkpoint may hold its own card as `card.toml`.
+and for the evaluation commands; scores are tables of numbers. A checkpoint may hold its own card as `card.toml`.
 """
 
 from __future__ import annotations
@@ -27,7 +30,6 @@ from typing import Any
 
 from bimedix_edge.converters.config import Aspect
 from bimedix_edge.converters.strict_json import Fields
-
 from bimedix_edge.errors import CheckpointError
 from bimedix_edge.prompt import SYSTEM
 
@@ -56,6 +58,8 @@ class Card:
         licence: an SPDX identifier.
         bos: how many BOS tokens a prompt starts with. LLaVA's training code puts two, and the checkpoints in
             transformers' layout are the same weights under other names.
+        description: one sentence for people.
+        scores: what its authors published: table, measure, value.
     """
 
     name: str = ""
@@ -67,6 +71,8 @@ class Card:
     bos: int = 2
     system: str = SYSTEM
     aspect: Aspect | None = None
+    description: str = ""
+    scores: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 def read_card(path: Path) -> Card:
@@ -123,4 +129,14 @@ def _card(fields: Fields) -> Card:
         bos=prompt.integer("bos", Card().bos, low=1, high=2),
         system=prompt.text("system", SYSTEM),
         aspect=aspect,
+        description=fields.text("description", ""),
+        scores=_scores(fields.child("scores")) if "scores" in fields else {},
     )
+
+
+def _scores(tables: Fields) -> dict[str, dict[str, float]]:
+    children = {name: tables.child(name) for name in tables.keys()}  # noqa: SIM118  not a dict
+    return {
+        name: {measure: table.number(measure, low=-1.0, high=100.0) for measure in table.keys()}  # noqa: SIM118
+        for name, table in children.items()
+    }

@@ -6,30 +6,24 @@ with what the shards hold, and every difference is reported at once.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from bimedix_edge.converters.config import Aspect, CheckpointConfig, DecoderConfig, read_config
-from bimedix_edge.converters.naming import canonical_name, detect_layout, is_buffer
-from bimedix_edge.converters.safetensors_file import FLOAT_DTYPES, SafetensorsFile, TensorEntry, is_pickle
-from bimedix_edge.converters.strict_json import read_json
-from bimedix_edge.converters.vision_config import VisionConfig
 from numpy.typing import NDArray
 
+from bimedix_edge.converters.config import Aspect, CheckpointConfig, DecoderConfig, read_config
+from bimedix_edge.converters.naming import canonical_name, detect_layout, is_buffer
+from bimedix_edge.converters.safetensors_file import FLOAT_DTYPES, SafetensorsFile, TensorEntry
+from bimedix_edge.converters.shards import open_shards
+from bimedix_edge.converters.vision_config import VisionConfig
 from bimedix_edge.errors import CheckpointError
 
 __all__ = ["Checkpoint", "as_float32", "declare"]
 
-_INDEX = "model.safetensors.index.json"
-_SINGLE = "model.safetensors"
-_MAX_INDEX_BYTES = 16 << 20
 _MAX_LISTED = 12
-_PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 _Shape = tuple[int, ...]
 
 
@@ -53,6 +47,11 @@ class Checkpoint:
         tower_directory: a CLIP checkpoint to take the vision tower from, if the shards do not hold it.
         aspect: overrides what the checkpoint says about images that are not square.
 
+    Attributes:
+        config: what it says about itself.
+        layout: how its tensors are named, one of `naming.LAYOUTS`.
+        files: the configurations and shards it consists of, by names that tell nothing about this machine.
+
     Raises:
         CheckpointError: it is of another family, damaged, unsafe, incomplete, or asks for something not implemented.
     """
@@ -64,10 +63,12 @@ class Checkpoint:
             )
         self.directory = directory
         self.config: CheckpointConfig = read_config(directory, tower_directory=tower_directory, aspect=aspect)
-        self.shards: list[Path] = _shard_paths(directory)
-        files = [SafetensorsFile(path) for path in self.shards]
-        _check_index(directory, files)
-        self.layout, self._sources = _sources(files)
+        self.files = _described_in(directory, "")
+        if self.config.tower:
+            self.files |= _described_in(directory / self.config.tower, f"{self.config.tower}/")
+        shards = open_shards(directory)
+        self.files |= {file.path.name: file.path for file in shards}
+        self.layout, self._sources = _sources(shards)
         if tower_directory is not None:
             self._add_tower(tower_directory)
         self._check()
@@ -107,13 +108,13 @@ class Checkpoint:
                 "Expected a checkpoint without a vision tower beside the one you named, but its shards hold one; "
                 "leave the tower's directory out."
             )
-        paths = _shard_paths(directory)
-        for file in (SafetensorsFile(path) for path in paths):
+        self.files |= _described_in(directory, "vision_tower:")
+        for file in open_shards(directory):
+            self.files[f"vision_tower:{file.path.name}"] = file.path
             for name in file.entries:
                 canonical = canonical_name(name, "tower")
                 if not is_buffer(name, "tower"):
                     self._sources[canonical or f"?{name}"] = _Source(file, name)
-        self.shards += paths
 
     def _check(self) -> None:
         required, optional = declare(self.config)
@@ -263,57 +264,7 @@ def _sources(files: list[SafetensorsFile]) -> tuple[str, dict[str, _Source]]:
     return layout, sources
 
 
-def _shard_paths(directory: Path) -> list[Path]:
-    """Return the safetensors files of a checkpoint, in order; they may be links, as in the hub's cache."""
-    if (directory / _INDEX).exists():
-        weight_map = read_json(directory / _INDEX, _MAX_INDEX_BYTES).child("weight_map")
-        names = sorted({weight_map.text(name) for name in weight_map.keys()})  # noqa: SIM118  not a dict
-        for name in names:
-            if not _FILE_NAME.fullmatch(name):
-                raise CheckpointError(
-                    f"Expected plain file names in {_INDEX}, but it says {name[:80]!r}, which could point outside the "
-                    "checkpoint; do not use this checkpoint."
-                )
-        if names:
-            return [directory / name for name in names]
-    if (directory / _SINGLE).exists():
-        return [directory / _SINGLE]
-    raise _no_weights(directory)
-
-
-def _check_index(directory: Path, files: list[SafetensorsFile]) -> None:
-    """Check that the index and the shards agree on where every tensor is."""
-    if not (directory / _INDEX).exists():
-        return
-    weight_map = read_json(directory / _INDEX, _MAX_INDEX_BYTES).child("weight_map")
-    listed = {(name, weight_map.text(name)) for name in weight_map.keys()}  # noqa: SIM118  not a dict
-    present = {(name, file.path.name) for file in files for name in file.entries}
-    for where, pairs in (("is listed but not in", listed - present), ("is not listed but in", present - listed)):
-        if pairs:
-            name, shard = min(pairs)
-            more = f", and {len(pairs) - 1} more like it" if len(pairs) > 1 else ""
-            raise CheckpointError(
-                f"Expected {_INDEX} to list exactly what the shards hold, but {name[:120]} {where} {shard}{more}; "
-                "download the checkpoint again."
-            )
-
-
-def _no_weights(directory: Path) -> CheckpointError:
-    """Say what is there instead of safetensors; a pickle is recognised by its first bytes and never opened."""
-    for path in sorted(directory.iterdir()):
-        if path.is_file() and (path.suffix in _PICKLE_SUFFIXES or _starts_as_pickle(path)):
-            return CheckpointError(
-                f"Expected weights in safetensors, but {directory} has only {path.name}, a pickle, which can run any "
-                "program when it is opened; it was not opened: get the checkpoint in safetensors."
-            )
-    return CheckpointError(
-        f"Expected {_SINGLE} or {_INDEX} in {directory}, but there is neither; give a whole checkpoint."
-    )
-
-
-def _starts_as_pickle(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            return is_pickle(file.read(9))
-    except OSError:
-        return False
+def _described_in(directory: Path, prefix: str) -> dict[str, Path]:
+    """Return the configurations that a directory has, by name."""
+    paths = (directory / name for name in ("config.json", "preprocessor_config.json"))
+    return {prefix + path.name: path for path in paths if path.is_file()}

@@ -15,8 +15,14 @@ from pathlib import Path
 from typing import Literal
 
 from bimedix_edge.converters.strict_json import Fields, read_json
-from bimedix_edge.converters.vision_config import MAX_CONFIG_BYTES, VisionConfig, named_tower, read_tower, vision_fields
-
+from bimedix_edge.converters.vision_config import (
+    KNOWN_TOWER,
+    MAX_CONFIG_BYTES,
+    VisionConfig,
+    named_tower,
+    read_tower,
+    vision_fields,
+)
 from bimedix_edge.errors import CheckpointError
 
 __all__ = ["CheckpointConfig", "DecoderConfig", "Llama3Scaling", "read_config"]
@@ -60,12 +66,14 @@ class CheckpointConfig:
     Attributes:
         model_type: `llava_llama` (the authors' code) or `llava` (transformers).
         n_blocks: how many of the tower's blocks run before the projector.
+        tower: the directory inside the checkpoint that describes the tower, or empty.
     """
 
     model_type: str
     decoder: DecoderConfig
     vision: VisionConfig
     n_blocks: int
+    tower: str = ""
 
 
 def read_config(
@@ -127,19 +135,22 @@ def _read_original(
     fields.choice("mm_patch_merge_type", ("flat",), "flat")
     fields.choice("s2", (False,), False)
     _check_aspect(fields, aspect)
+    tower = ""
     if "vision_config" in fields:
         vision = vision_fields(fields.child("vision_config"), directory)
     elif tower_directory is not None:
         vision = read_tower(tower_directory)
+    elif (name := fields.text("mm_vision_tower", "")) == KNOWN_TOWER:
+        vision = vision_fields(None, directory)
     else:
-        vision = named_tower(fields.text("mm_vision_tower", ""), directory)
+        tower, vision = name, named_tower(name, directory)
     if (given := fields.integer("mm_hidden_size", vision.n_embd)) != vision.n_embd:
         raise CheckpointError(
             f"Expected mm_hidden_size to be the tower's width {vision.n_embd}, but config.json says {given}; "
             "name the tower that this checkpoint was trained with."
         )
     layer = fields.integer("mm_vision_select_layer", -2, low=-1000, high=1000)
-    return CheckpointConfig("llava_llama", _decoder(fields), vision, _n_blocks(layer, vision))
+    return CheckpointConfig("llava_llama", _decoder(fields), vision, _n_blocks(layer, vision), tower)
 
 
 def _check_aspect(fields: Fields, aspect: Aspect | None) -> None:

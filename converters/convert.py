@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from bimedix_edge.bundle import DecoderSpec, FileEntry, Manifest, VisionSpec, hash_file, write_manifest
 from bimedix_edge.converters.card import CARD, Card, read_card
 from bimedix_edge.converters.checkpoint import Checkpoint
 from bimedix_edge.converters.config import Aspect
@@ -16,8 +17,6 @@ from bimedix_edge.converters.onnx_file import Graph
 from bimedix_edge.converters.quantize import FileType, file_type_named
 from bimedix_edge.converters.tokenizer import Vocabulary, read_vocabulary
 from bimedix_edge.converters.vision_onnx import OPSET, build_vision, vision_bytes, write_vision
-
-from bimedix_edge.bundle import DecoderSpec, FileEntry, Manifest, VisionSpec, hash_file, write_manifest
 from bimedix_edge.errors import HardwareError
 from bimedix_edge.prompt import PromptSpec
 from bimedix_edge.staging import staged_directory
@@ -29,7 +28,7 @@ Progress = Callable[[str, int, int], None]
 
 _DECODER = "decoder.gguf"
 _VISION = "vision.onnx"
-_SOURCE_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json")
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 _SPARE_BYTES = 1 << 20
 
 
@@ -194,16 +193,13 @@ def _manifest(job: _Job, part: Path, source: dict[str, str], report: Progress) -
 
 def _describe_source(job: _Job, report: Progress) -> dict[str, str]:
     """Return what the checkpoint was: its published name and the hash of every file read, without local paths."""
-    directory = job.checkpoint.directory
-    paths = [*(directory / name for name in _SOURCE_FILES), *job.checkpoint.shards]
-    count = _counter("source", sum(path.stat().st_size for path in paths), report)
-    source = {"model_type": job.checkpoint.config.model_type, "layout": job.checkpoint.layout}
+    checkpoint = job.checkpoint
+    paths = checkpoint.files | {name: checkpoint.directory / name for name in _TOKENIZER_FILES}
+    count = _counter("source", sum(path.stat().st_size for path in paths.values()), report)
+    source = {"model_type": checkpoint.config.model_type, "layout": checkpoint.layout}
     named = {"repository": job.card.repository, "revision": job.card.revision}
     source |= {key: value for key, value in named.items() if value}
-    for path in paths:
-        prefix = "" if path.parent == directory else "vision_tower:"
-        source[f"sha256:{prefix}{path.name}"] = hash_file(path, count)
-    return source
+    return source | {f"sha256:{name}": hash_file(path, count) for name, path in paths.items()}
 
 
 def _url(card: Card) -> str:

@@ -16,6 +16,9 @@ from pathlib import Path
 
 import gguf
 import numpy as np
+from gguf import GGMLQuantizationType, GGUFWriter
+from numpy.typing import NDArray
+
 from bimedix_edge.converters.chat_template import chat_template
 from bimedix_edge.converters.checkpoint import Checkpoint
 from bimedix_edge.converters.config import DecoderConfig
@@ -28,8 +31,6 @@ from bimedix_edge.converters.quantize import (
     tensor_type,
 )
 from bimedix_edge.converters.tokenizer import Vocabulary
-from gguf import GGMLQuantizationType, GGUFWriter
-from numpy.typing import NDArray
 
 __all__ = ["About", "PlannedTensor", "permuted_rows", "plan_decoder", "planned_bytes", "rope_factors", "write_decoder"]
 

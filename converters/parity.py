@@ -13,11 +13,11 @@ from pathlib import Path
 
 import gguf
 import numpy as np
+from numpy.typing import NDArray
+
 from bimedix_edge.converters.checkpoint import Checkpoint
 from bimedix_edge.converters.config import DecoderConfig
 from bimedix_edge.converters.reference import image_embeds, inverse_frequencies
-from numpy.typing import NDArray
-
 from bimedix_edge.errors import CheckpointError
 
 __all__ = ["TensorError", "decoder_errors", "token_cosines"]

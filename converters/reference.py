@@ -13,9 +13,10 @@ import math
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+
 from bimedix_edge.converters.checkpoint import Checkpoint
 from bimedix_edge.converters.config import DecoderConfig
-from numpy.typing import NDArray
 
 __all__ = ["decoder_logits", "image_embeds", "inverse_frequencies"]
 

@@ -16,9 +16,9 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from bimedix_edge.converters.strict_json import Fields, parse_json
 from numpy.typing import NDArray
 
+from bimedix_edge.converters.strict_json import Fields, parse_json
 from bimedix_edge.errors import CheckpointError
 
 __all__ = ["FLOAT_DTYPES", "SafetensorsFile", "TensorEntry", "is_pickle"]

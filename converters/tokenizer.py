@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from bimedix_edge.converters.strict_json import Fields, read_json
-
 from bimedix_edge.errors import CheckpointError
 from bimedix_edge.prompt import BOS, END_HEADER, END_OF_TURN, START_HEADER
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Literal
 
 from bimedix_edge.converters.strict_json import Fields, read_json
-
 from bimedix_edge.errors import CheckpointError
 from bimedix_edge.imaging.preprocess import CLIP_MEAN, CLIP_STD, Preprocessing
 
@@ -55,17 +54,15 @@ def read_tower(directory: Path) -> VisionConfig:
 
 
 def named_tower(name: str, directory: Path) -> VisionConfig:
-    """Return the tower that `mm_vision_tower` names: the published CLIP, or a directory inside the checkpoint.
+    """Return the tower that `mm_vision_tower` names by a directory inside the checkpoint.
 
     Args:
         name: the field's value.
         directory: the checkpoint.
 
     Raises:
-        CheckpointError: the name is neither.
+        CheckpointError: it names none.
     """
-    if name == KNOWN_TOWER:
-        return vision_fields(None, directory)
     if name and name not in (".", "..") and not set(name) & set("/\\:\0") and (directory / name).is_dir():
         return read_tower(directory / name)
     raise CheckpointError(

@@ -22,9 +22,10 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
+
 from bimedix_edge.converters.checkpoint import Checkpoint
 from bimedix_edge.converters.onnx_file import Graph, model_bytes, write_model
-from numpy.typing import NDArray
 
 __all__ = ["OPSET", "build_vision", "vision_bytes", "write_vision"]
 

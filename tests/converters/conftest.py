@@ -13,8 +13,9 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from bimedix_edge.converters.convert import convert
 from make_checkpoint import make_checkpoint
+
+from bimedix_edge.converters.convert import convert
 
 
 @llama_cpp.llama_log_callback

@@ -10,8 +10,9 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from bimedix_edge.converters.tokenizer import SPLIT_PATTERN, byte_alphabet
 from safetensors.numpy import save_file
+
+from bimedix_edge.converters.tokenizer import SPLIT_PATTERN, byte_alphabet
 
 DTYPES = {"bf16": ml_dtypes.bfloat16, "f16": np.float16, "f32": np.float32}
 SPECIALS = ("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<pad>")

@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from make_checkpoint import Shape, edit_json, make_checkpoint
+
+from bimedix_edge.bundle import open_bundle, verify_bundle
 from bimedix_edge.converters import convert as convert_module
 from bimedix_edge.converters.card import LICENCE, NOTICE, Card, read_card
 from bimedix_edge.converters.convert import convert
 from bimedix_edge.converters.naming import LAYOUTS
 from bimedix_edge.converters.quantize import FILE_TYPES
-from make_checkpoint import Shape, edit_json, make_checkpoint
-
-from bimedix_edge.bundle import open_bundle, verify_bundle
 from bimedix_edge.errors import CheckpointError, HardwareError, UsageError
 from bimedix_edge.prompt import SYSTEM
 
@@ -76,7 +76,9 @@ def test_manifest(checkpoint: Path, tmp_path: Path) -> None:
 def test_source_names_what_was_read_and_no_path(checkpoint: Path, tmp_path: Path) -> None:
     manifest = convert(checkpoint, tmp_path / "out", file_type="F16")
     shards = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
-    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", *shards):
+    configs = ("config.json", "vision_tower/config.json", "tokenizer.json", "tokenizer_config.json")
+    assert {key[7:] for key in manifest.source if key.startswith("sha256:")} == {*configs, *shards}
+    for name in (*configs, *shards):
         expected = hashlib.sha256((checkpoint / name).read_bytes()).hexdigest()
         assert manifest.source[f"sha256:{name}"] == expected
     assert manifest.source["layout"] == "original"

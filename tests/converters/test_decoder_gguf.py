@@ -9,15 +9,15 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+from llama_model import LlamaModel
+from make_checkpoint import SPECIALS, Shape, make_checkpoint
+
 from bimedix_edge.converters import reference
 from bimedix_edge.converters.card import Card
 from bimedix_edge.converters.checkpoint import Checkpoint
 from bimedix_edge.converters.config import DecoderConfig, Llama3Scaling
 from bimedix_edge.converters.convert import convert
 from bimedix_edge.converters.decoder_gguf import permuted_rows, rope_factors
-from llama_model import LlamaModel
-from make_checkpoint import SPECIALS, Shape, make_checkpoint
-
 from bimedix_edge.prompt import Message, PromptSpec, Special, Text, render
 
 LLAMA_31 = DecoderConfig(

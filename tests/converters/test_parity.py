@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from make_checkpoint import Shape, make_checkpoint
+from test_vision_onnx import encoder, pixels
+
 from bimedix_edge.converters import decoder_gguf, vision_onnx
 from bimedix_edge.converters.checkpoint import Checkpoint
 from bimedix_edge.converters.convert import convert
 from bimedix_edge.converters.parity import TensorError, decoder_errors, token_cosines
-from make_checkpoint import Shape, make_checkpoint
-from test_vision_onnx import encoder, pixels
-
 from bimedix_edge.errors import CheckpointError
 
 # relative RMS of random weights; measured, with a quarter to spare

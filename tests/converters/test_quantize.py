@@ -8,10 +8,10 @@ import gguf
 import llama_cpp
 import numpy as np
 import pytest
-from bimedix_edge.converters.convert import convert
-from bimedix_edge.converters.quantize import FILE_TYPES, file_type_named
 from make_checkpoint import Shape, make_checkpoint
 
+from bimedix_edge.converters.convert import convert
+from bimedix_edge.converters.quantize import FILE_TYPES, file_type_named
 from bimedix_edge.errors import CheckpointError, UsageError
 
 # what chooses a different path in llama.cpp's recipe

@@ -12,10 +12,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from bimedix_edge.converters.checkpoint import as_float32
-from bimedix_edge.converters.safetensors_file import SafetensorsFile
 from safetensors.numpy import save_file
 
+from bimedix_edge.converters.checkpoint import as_float32
+from bimedix_edge.converters.safetensors_file import SafetensorsFile
 from bimedix_edge.errors import CheckpointError
 
 

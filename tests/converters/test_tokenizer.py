@@ -10,11 +10,11 @@ from typing import Any
 
 import gguf
 import pytest
-from bimedix_edge.converters.convert import convert
-from bimedix_edge.converters.tokenizer import SPLIT_PATTERN, TokenKind, byte_alphabet, read_vocabulary
 from llama_model import LlamaModel
 from make_checkpoint import Shape, edit_json, make_checkpoint, tokenizer_config, tokenizer_json, write_json
 
+from bimedix_edge.converters.convert import convert
+from bimedix_edge.converters.tokenizer import SPLIT_PATTERN, TokenKind, byte_alphabet, read_vocabulary
 from bimedix_edge.errors import CheckpointError
 
 SMALL = Shape(n_embd=32, n_ff=32, n_layer=1, n_head=2, n_head_kv=1, n_vocab=128320)

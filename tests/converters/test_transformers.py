@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from llama_model import LlamaModel
+from make_checkpoint import Shape, make_checkpoint, transformers_config
+from test_vision_onnx import encoder, pixels
+
 from bimedix_edge.converters import reference
 from bimedix_edge.converters.checkpoint import Checkpoint
 from bimedix_edge.converters.convert import convert
 from bimedix_edge.converters.decoder_gguf import rope_factors
-from llama_model import LlamaModel
-from make_checkpoint import Shape, make_checkpoint, transformers_config
-from test_vision_onnx import encoder, pixels
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("default")]
 SHAPE = Shape(n_vocab=288)

@@ -9,12 +9,12 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from make_checkpoint import Shape, make_checkpoint
+
 from bimedix_edge.converters import onnx_file, reference
 from bimedix_edge.converters.checkpoint import Checkpoint
 from bimedix_edge.converters.convert import convert
 from bimedix_edge.converters.parity import token_cosines
-from make_checkpoint import Shape, make_checkpoint
-
 from bimedix_edge.errors import CheckpointError
 
 PARITY = 0.99999
