@@ -111,7 +111,7 @@ def test_card_beside_the_checkpoint(tmp_path: Path) -> None:
         'name = "demo"\nrepository = "org/demo"\nrevision = "abc"\nlicence = "Apache-2.0"\n'
         'notice = "It knows no medicine."\n'
         'languages = ["en"]\ndescription = "x"\n[prompt]\nbos = 1\nsystem = "Hi."\n[preprocessing]\naspect = "crop"\n'
-        "[scores]\nanything = 1\n"
+        "[scores.anything]\nf1 = 0.5\n"
     )
     manifest = convert(tmp_path / "source", tmp_path / "out")
     assert (manifest.name, manifest.licence, manifest.notice) == ("demo", "Apache-2.0", "It knows no medicine.")
@@ -131,6 +131,7 @@ def test_card_beside_the_checkpoint(tmp_path: Path) -> None:
         ("[prompt]\neos = 3", r"it has prompt\.eos"),
         ("prompt = 1", "Expected an object in card.toml: prompt"),
         ("[preprocessing]\naspect = 'tile'", "to be 'pad' or 'crop'"),
+        ("[scores]\nf1 = 0.5", "Expected an object in card.toml: scores: f1"),
         ("languages = 'en'", "languages in card.toml to be an array"),
         ("=", "Expected TOML"),
         ("a = " + "[" * 5000, "Expected TOML"),
