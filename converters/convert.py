@@ -15,6 +15,7 @@ from bimedix_edge.converters.config import Aspect
 from bimedix_edge.converters.decoder_gguf import About, PlannedTensor, plan_decoder, planned_bytes, write_decoder
 from bimedix_edge.converters.onnx_file import Graph
 from bimedix_edge.converters.quantize import FileType, file_type_named
+from bimedix_edge.converters.safetensors_file import unreadable
 from bimedix_edge.converters.tokenizer import Vocabulary, read_vocabulary
 from bimedix_edge.converters.vision_onnx import OPSET, build_vision, vision_bytes, write_vision
 from bimedix_edge.errors import HardwareError
@@ -199,7 +200,12 @@ def _describe_source(job: _Job, report: Progress) -> dict[str, str]:
     source = {"model_type": checkpoint.config.model_type, "layout": checkpoint.layout}
     named = {"repository": job.card.repository, "revision": job.card.revision}
     source |= {key: value for key, value in named.items() if value}
-    return source | {f"sha256:{name}": hash_file(path, count) for name, path in paths.items()}
+    for name, path in paths.items():
+        try:
+            source[f"sha256:{name}"] = hash_file(path, count)
+        except OSError as error:
+            raise unreadable(path, error) from error
+    return source
 
 
 def _url(card: Card) -> str:

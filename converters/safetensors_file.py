@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from bimedix_edge.converters.strict_json import Fields, parse_json
 from bimedix_edge.errors import CheckpointError
 
-__all__ = ["FLOAT_DTYPES", "SafetensorsFile", "TensorEntry", "is_pickle"]
+__all__ = ["FLOAT_DTYPES", "SafetensorsFile", "TensorEntry", "is_pickle", "unreadable"]
 
 # the 70B checkpoint has 1,114 tensors and a header of about 150 KB
 _MAX_HEADER_BYTES = 2 << 20
@@ -79,12 +79,9 @@ class SafetensorsFile:
                 length = self._header_length(prefix, size)
                 header = prefix[_LENGTH_BYTES:] + file.read(length - 1)
         except OSError as error:
-            raise CheckpointError(
-                f"Expected to read {path}, but the system says '{error.strerror}'; "
-                "check that the checkpoint is complete and that you may read it."
-            ) from error
+            raise unreadable(path, error) from error
         self.entries = self._parse(header, _LENGTH_BYTES + len(header), size)
-        self._bytes: NDArray[np.uint8] | None = None
+        self._bytes = self._map()
 
     def array(self, name: str) -> NDArray[Any]:
         """Return a tensor as a read-only view of the file; nothing is read before it is used.
@@ -96,10 +93,15 @@ class SafetensorsFile:
             float32, float16 or bfloat16 (ml_dtypes), of the entry's shape; not necessarily aligned.
         """
         entry = self.entries[name]
-        if self._bytes is None:
-            self._bytes = np.memmap(self.path, np.uint8, "r")
-        flat = np.asarray(self._bytes)[entry.start : entry.start + entry.size_bytes]
+        flat = self._bytes[entry.start : entry.start + entry.size_bytes]
         return flat.view(FLOAT_DTYPES[entry.dtype]).reshape(entry.shape)
+
+    def _map(self) -> NDArray[np.uint8]:
+        # opened now, so that what is converted is the file that was checked, and so that nothing can fail to open later
+        try:
+            return np.asarray(np.memmap(self.path, np.uint8, "r"))
+        except OSError as error:
+            raise unreadable(self.path, error) from error
 
     def _header_length(self, prefix: bytes, size: int) -> int:
         if is_pickle(prefix):
@@ -149,6 +151,14 @@ class SafetensorsFile:
         return CheckpointError(
             f"Expected whole safetensors in {self.path.name}, but {fault}; download the checkpoint again."
         )
+
+
+def unreadable(path: Path, error: OSError) -> CheckpointError:
+    """Return the error for a file of a checkpoint that the system does not let us read."""
+    return CheckpointError(
+        f"Expected to read {path}, but the system says '{error.strerror}'; "
+        "check that the checkpoint is complete and that you may read it."
+    )
 
 
 def is_pickle(prefix: bytes) -> bool:

@@ -268,3 +268,14 @@ def test_neither_torch_nor_transformers_nor_tokenizers(checkpoint: Path, tmp_pat
     command = [sys.executable, "-c", code, str(checkpoint), str(tmp_path / "out")]
     output = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
     assert output.splitlines()[-1] == "[]"
+
+
+def test_a_source_that_vanishes_is_not_called_a_full_disk(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path / "source")
+
+    def remove(_stage: str, _done: int, _total: int) -> None:
+        (tmp_path / "source/tokenizer.json").unlink(missing_ok=True)
+
+    with pytest.raises(CheckpointError, match=r"Expected to read .*tokenizer\.json, but the system says"):
+        convert(tmp_path / "source", tmp_path / "out", progress=remove)
+    assert visible(tmp_path) == ["source"]
