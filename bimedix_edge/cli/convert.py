@@ -23,7 +23,15 @@ __all__ = ["convert", "convert_demo"]
 @click.command()
 @click.argument("checkpoint", required=False, type=click.Path(path_type=Path))
 @click.option("--demo", is_flag=True, help="Convert the embedded demo checkpoint.")
-@click.option("-t", "--type", "file_type", default="Q4_K_M", show_default=True, metavar="TYPE", help="Decoder weights.")
+@click.option(
+    "-t",
+    "--type",
+    "file_type",
+    default="Q4_K_M",
+    show_default=True,
+    metavar="TYPE",
+    help=f"Of the decoder: {', '.join(FILE_TYPES)}.",
+)
 @click.option("-n", "--name", metavar="NAME", help="Install as NAME:TYPE.  [default: the checkpoint directory's name]")
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="DIR", help="Write here, not to the store.")
 @click.option("--bos", type=click.IntRange(1, 2), help="How many <|begin_of_text|> a prompt starts with.")
@@ -41,10 +49,7 @@ def convert(
     vision_tower: Path | None,
     force: bool,
 ) -> None:
-    """Turn CHECKPOINT, a directory as published, into a bundle that ask and chat can use.
-
-    Types: F32, F16, BF16, Q8_0, Q4_0, Q4_K_M.
-    """
+    """Turn CHECKPOINT, a directory as published, into a bundle that ask and chat can use."""
     if (checkpoint is None) != demo:
         raise UsageError("Expected a checkpoint directory or --demo, one of the two; see bimedix-edge convert --help.")
     if file_type.upper() not in FILE_TYPES:
