@@ -57,14 +57,14 @@ class Aborted(Exception):
 
 
 class Sampler:
-    """A chain of llama.cpp's samplers with the state of one answer."""
+    """A chain of llama.cpp's samplers with the state of one answer; made by `Decoder.sampler`."""
 
-    def __init__(self, sampling: Sampling) -> None:
+    def __init__(self, sampling: Sampling, n_vocab: int) -> None:
         chain = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
         if not chain:
             raise DecoderError("Expected llama.cpp to create a sampler, but it could not; restart the program.")
         self._chain = chain
-        for sampler in _samplers(sampling):
+        for sampler in _samplers(sampling, n_vocab):
             llama_cpp.llama_sampler_chain_add(chain, sampler)
 
     def accept(self, tokens: Iterable[int]) -> None:
@@ -271,6 +271,10 @@ class Decoder:
             f"({_last_error()}); start a new conversation, and report this if it happens again."
         )
 
+    def sampler(self, sampling: Sampling) -> Sampler:
+        """Return a new sampler for one answer; close it when the answer is complete."""
+        return Sampler(sampling, self.spec.n_vocab)
+
     def sample(self, sampler: Sampler) -> int:
         """Choose the next token from the logits of the last evaluated position."""
         assert self._context is not None
@@ -362,10 +366,11 @@ def check_version() -> None:
         )
 
 
-def _samplers(sampling: Sampling) -> list[llama_cpp.llama_sampler_p]:
+def _samplers(sampling: Sampling, n_vocab: int) -> list[llama_cpp.llama_sampler_p]:
     chain = []
     if sampling.repeat_penalty != 1.0:
-        chain.append(llama_cpp.llama_sampler_init_penalties(_PENALTY_WINDOW_TOKENS, sampling.repeat_penalty, 0.0, 0.0))
+        penalties = (_PENALTY_WINDOW_TOKENS, sampling.repeat_penalty, 0.0, 0.0)
+        chain.append(llama_cpp.llama_sampler_init_penalties(n_vocab, *penalties))
     if sampling.temperature == 0.0:
         return [*chain, llama_cpp.llama_sampler_init_greedy()]
     if sampling.top_k > 0:

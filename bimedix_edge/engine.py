@@ -166,9 +166,13 @@ class _Run:
 
     def events(self) -> Generator[Event, None, None]:
         """Yield what `Engine.generate` promises."""
-        with self._engine.lock:
-            self._n_reused = self._engine.sessions.begin(self._session, self._prompt)
-        sampler = Sampler(self._sampling)
+        sampler = self._engine.decoder.sampler(self._sampling)
+        try:
+            with self._engine.lock:
+                self._n_reused = self._engine.sessions.begin(self._session, self._prompt)
+        except BaseException:
+            sampler.close()
+            raise
         try:
             sampler.accept(item for item in self._prompt[-_PENALTY_PROMPT_TOKENS:] if isinstance(item, int))
             token = yield from self._read(sampler)

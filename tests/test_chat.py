@@ -222,13 +222,20 @@ def test_a_full_context_ends_the_answer_and_says_so(bundles: dict[str, Path], sa
     with Runtime.open(bundles["F16"], settings=Settings(temperature=0.0, ctx_size=256)) as runtime:
         with runtime.chat() as chat:
             prompt = _finish(chat.ask("Describe the image.", [samples / "normal.png"], max_tokens=1)).usage.prompt
-        # a question so long that two tokens are left
+        # a question so long that the answer has room for three tokens
         with runtime.chat() as chat:
-            room = 256 - prompt
-            filler = " ?" * (room - 3)
+            filler = "a" * _characters_for(runtime, 256 - 3 - prompt)
             done = _finish(chat.ask("Describe the image." + filler, [samples / "normal.png"]))
-    assert done.usage.prompt + done.usage.generated <= 256 + 1
-    assert done.stop_reason in ("context", "end")
+            assert done.usage.prompt == 256 - 3
+            assert (done.stop_reason, done.usage.generated) == ("context", 4)
+            with pytest.raises(PromptError, match="start a new conversation"):
+                chat.ask(QUESTION)
+
+
+def _characters_for(runtime: Runtime, n_tokens: int) -> int:
+    tokenize = runtime.engine.decoder.tokenize
+    base = len(tokenize("\nDescribe the image."))
+    return next(n for n in range(9999) if len(tokenize("\nDescribe the image." + "a" * n)) == base + n_tokens)
 
 
 def test_max_tokens_cuts_and_the_conversation_goes_on(runtime: Runtime, samples: Path) -> None:
