@@ -23,12 +23,15 @@ LAYERS: list[set[str]] = [
     {"cli"},
 ]
 SAME_ROW = {("cli", "cli"), ("imaging", "imaging")}
-# each foreign engine has one door in the runtime and one in the converters
+# each foreign engine has one door in the runtime, one in the converters, or both
 DOORS = {
+    "huggingface_hub": {"converters/hub.py"},
     "llama_cpp": {"bimedix_edge/decoder.py", "converters/quantize.py"},
     "onnxruntime": {"bimedix_edge/vision.py", "converters/parity.py"},
 }
-MAY_IMPORT_CONVERTERS = {"bimedix_edge/cli/convert.py"}
+# what can open a connection; huggingface_hub's door is the only one
+NETWORK = {"http", "httpx", "requests", "socket", "socketserver", "ssl", "urllib", "urllib3"}
+MAY_IMPORT_CONVERTERS = {"bimedix_edge/cli/convert.py", "bimedix_edge/cli/pull.py"}
 CONVERTERS_MAY_IMPORT = {"errors", "settings", "prompt", "bundle", "store", "staging", "imaging", "converters"}
 
 
@@ -83,7 +86,17 @@ def test_each_engine_has_one_door(engine: str) -> None:
         if any(name.split(".")[0] == engine for name in _imports(path))
     }
     assert importers <= DOORS[engine]
-    assert any(path.startswith("bimedix_edge") for path in importers)
+    assert importers
+
+
+def test_only_pull_can_reach_a_network() -> None:
+    sources = [*_sources("bimedix_edge"), *_sources("converters")]
+    assert not [path for path in sources if {name.split(".")[0] for name in _imports(path)} & NETWORK]
+    hub = "bimedix_edge.converters.hub"
+    users = {path.name for path in sources if any(name.startswith(hub) for name in _imports(path))}
+    assert users == {"fetch.py", "pull.py"}
+    fetch = "bimedix_edge.converters.fetch"
+    assert {path.name for path in sources if any(name.startswith(fetch) for name in _imports(path))} == {"pull.py"}
 
 
 def test_neither_torch_nor_transformers_is_imported() -> None:
@@ -96,11 +109,12 @@ def test_neither_torch_nor_transformers_is_imported() -> None:
 def test_only_settings_reads_the_environment() -> None:
     readers = {
         str(path.relative_to(ROOT))
-        for path in _sources("bimedix_edge")
+        for folder in ("bimedix_edge", "converters")
+        for path in _sources(folder)
         if "os.environ" in path.read_text(encoding="utf-8") or "getenv" in path.read_text(encoding="utf-8")
     }
-    # vision.py sets one variable before it imports onnxruntime, and reads none
-    assert readers == {"bimedix_edge/settings.py", "bimedix_edge/vision.py"}
+    # the doors to onnxruntime and huggingface-hub set variables before they import these, and read none
+    assert readers == {"bimedix_edge/settings.py", "bimedix_edge/vision.py", "converters/hub.py"}
 
 
 def test_every_module_is_in_the_table() -> None:
