@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import importlib.resources
 import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from bimedix_edge.bundle import FORMAT, Manifest, hash_file, read_manifest
 from bimedix_edge.errors import BimedixEdgeError, BundleError, UsageError
+from bimedix_edge.staging import remove_directory
 
 __all__ = ["DEMO", "DEMO_TYPE", "Store", "StoredBundle", "demo_checkpoint"]
 
@@ -92,6 +95,36 @@ class Store:
         listed = ", ".join(matches or names) or "none are installed"
         problem = "several have that name" if matches else "there is none of that name"
         raise UsageError(f"Expected one model named {text[:80]!r}, but {problem} ({listed}); name one of them.")
+
+    def installed(self, name: str) -> StoredBundle:
+        """Return the bundle that `NAME:TYPE`, `NAME` (if it has one type) or `demo` names, unlike `find` no other one.
+
+        Raises:
+            UsageError: there is none of that name, or several.
+        """
+        directory = self.find(name)
+        for bundle in self.list():
+            if bundle.directory == directory:
+                return bundle
+        raise UsageError(
+            f"Expected the name of an installed model, but {name[:80]!r} is none; see `bimedix-edge models list`."
+        )
+
+    def remove(self, bundle: StoredBundle) -> None:
+        """Remove an installed bundle; it is there whole or not at all.
+
+        Args:
+            bundle: see `installed`.
+
+        Raises:
+            UsageError: a conversion is writing it, or it may not be removed.
+        """
+        remove_directory(bundle.directory)
+        # what a killed removal left of other bundles
+        for left in self._root.glob("*/.*.removed"):
+            shutil.rmtree(left, ignore_errors=True)
+        with contextlib.suppress(OSError):  # other types of this model are installed
+            bundle.directory.parent.rmdir()
 
     def default(self) -> Path:
         """Return the only installed bundle, or where the demo model is or will be when none is installed.

@@ -17,13 +17,14 @@ _COMMANDS = {
     "chat": "Talk with the model in the terminal.",
     "convert": "Turn a published checkpoint into a bundle.",
     "doctor": "Say what is here, and whether chat would run.",
-    "models": "List, show and verify installed models.",
+    "models": "List, show, verify and remove installed models.",
+    "pull": "Fetch a published checkpoint and convert it.",
 }
 _EXIT_INTERRUPTED = 130
 
 EPILOG = """\
 Exit codes: 0 done, 1 a defect of this program, 2 wrong usage, 3 bad input, 4 a model that cannot be used, 5 a machine
-that lacks memory, disk space or a device, 130 interrupted.
+that lacks memory, disk space or a device, 6 a network or a hub that fails, 130 interrupted.
 
 A research model, not for clinical use. BiMediX2 weights are licensed CC BY-NC-SA 4.0.
 """

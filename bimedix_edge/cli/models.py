@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict
 
 import click
@@ -12,6 +13,7 @@ from bimedix_edge.bundle import read_manifest, verify_bundle
 from bimedix_edge.cli.opening import work_progress
 from bimedix_edge.cli.terminal import plain_console
 from bimedix_edge.devices import estimate_memory
+from bimedix_edge.errors import UsageError
 from bimedix_edge.settings import load_settings
 from bimedix_edge.store import Store
 
@@ -20,7 +22,7 @@ __all__ = ["models"]
 
 @click.group()
 def models() -> None:
-    """List, show and verify installed models."""
+    """List, show, verify and remove installed models."""
 
 
 @models.command("list")
@@ -96,6 +98,24 @@ def verify(model: str) -> None:
     with work_progress(plain_console(stderr=True), "hashing", total) as advance:
         verify_bundle(directory, advance)
     click.echo(f"{manifest.name}: {len(manifest.files)} files, {total} bytes, as the manifest says")
+
+
+@models.command()
+@click.argument("model")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+def rm(model: str, yes: bool) -> None:
+    """Remove the installed MODEL (a name)."""
+    store = _store()
+    bundle = store.installed(model)
+    size = sum(path.stat().st_size for path in bundle.directory.iterdir())
+    what = f"{bundle.name} ({size / 1e6:.1f} MB in {bundle.directory})"
+    if not yes:
+        if not sys.stdin.isatty():
+            raise UsageError(f"Expected --yes to remove {what}, since there is no terminal to ask on; add it.")
+        if not click.confirm(f"Remove {what}?", err=True):
+            raise UsageError(f"Expected a yes to remove {bundle.name}, but it was not given; nothing was removed.")
+    store.remove(bundle)
+    click.echo(f"removed {what}")
 
 
 def _store() -> Store:
