@@ -14,7 +14,15 @@ from typing import IO
 
 from bimedix_edge.errors import HardwareError, UsageError
 
-__all__ = ["disk_errors", "exclusive", "fsync_directory", "remove_directory", "staged_directory", "write_file"]
+__all__ = [
+    "disk_errors",
+    "exclusive",
+    "forget_cached",
+    "fsync_directory",
+    "remove_directory",
+    "staged_directory",
+    "write_file",
+]
 
 
 @contextlib.contextmanager
@@ -78,15 +86,16 @@ def write_file(target: Path, data: bytes, *, mode: int = 0o600) -> None:
 
 
 @contextlib.contextmanager
-def staged_directory(target: Path, *, replace: bool = False) -> Iterator[Path]:
+def staged_directory(target: Path, *, replace: bool = False, resume: bool = False) -> Iterator[Path]:
     """Yield an empty directory beside `target`; when the block ends well it becomes `target`.
 
     The part directory has a fixed hidden name and is guarded by a lock, so at most one is left behind by a killed
-    process, and the next run removes it.
+    process, and the next run removes it, or finds it as it was left if it can go on with it.
 
     Args:
         target: the directory to appear; its parent is created.
         replace: whether an existing `target` is replaced; otherwise it is an error.
+        resume: whether the block takes charge of what the part directory holds, before and after a failure.
 
     Yields:
         The part directory, on the same file system as `target`.
@@ -101,16 +110,26 @@ def staged_directory(target: Path, *, replace: bool = False) -> Iterator[Path]:
     with disk_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         with exclusive(target):
-            _recover(target, part, old)
-            if target.exists() and not replace:
-                raise UsageError(f"Expected a new place, but {target} exists; remove it or choose another name.")
-            part.mkdir()
+            _recover(target, part, old, resume=resume)
+            _check_replaceable(target, replace=replace)
+            part.mkdir(exist_ok=resume)
             try:
                 yield part
                 _publish(part, target, old)
             except BaseException:
-                shutil.rmtree(part, ignore_errors=True)
+                if resume:
+                    with contextlib.suppress(OSError):  # the block left something to go on with
+                        part.rmdir()
+                else:
+                    shutil.rmtree(part, ignore_errors=True)
                 raise
+
+
+def forget_cached(path: Path) -> None:
+    """Let the system forget what it has cached of a file that is on the disk, so that it is next read from there."""
+    if hasattr(os, "posix_fadvise"):
+        with open(path, "rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def remove_directory(target: Path) -> None:
@@ -147,9 +166,18 @@ def _removed(target: Path) -> Path:
     return target.with_name(f".{target.name}.removed")
 
 
-def _recover(target: Path, part: Path, old: Path) -> None:
+def _check_replaceable(target: Path, *, replace: bool) -> None:
+    """Refuse now what a rename would refuse after hours of work."""
+    if (target.exists() and not replace) or target.is_symlink():
+        raise UsageError(f"Expected a new place, but {target} exists; remove it or choose another name.")
+    if target.exists() and (not target.is_dir() or os.path.ismount(target)):
+        kind = "a mounted file system" if target.is_dir() else "a file"
+        raise UsageError(f"Expected a directory to replace, but {target} is {kind}; choose a name inside a directory.")
+
+
+def _recover(target: Path, part: Path, old: Path, *, resume: bool) -> None:
     """Undo what a killed process left: a part directory, a removal or a replacement that was not finished."""
-    for left in (part, _removed(target)):
+    for left in (_removed(target),) if resume else (part, _removed(target)):
         if left.exists():
             shutil.rmtree(left)
     if old.exists():

@@ -5,26 +5,30 @@ from __future__ import annotations
 import importlib.metadata
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from bimedix_edge.bundle import DecoderSpec, FileEntry, Manifest, VisionSpec, hash_file, write_manifest
 from bimedix_edge.converters.card import CARD, Card, read_card
 from bimedix_edge.converters.checkpoint import Checkpoint
 from bimedix_edge.converters.config import Aspect
-from bimedix_edge.converters.decoder_gguf import About, PlannedTensor, plan_decoder, planned_bytes, write_decoder
+from bimedix_edge.converters.decoder_gguf import About, PlannedTensor, decoder_parts, plan_decoder, planned_bytes
+from bimedix_edge.converters.journal import Journal, job_identity, open_journal
 from bimedix_edge.converters.onnx_file import Graph
-from bimedix_edge.converters.quantize import FileType, file_type_named
-from bimedix_edge.converters.safetensors_file import unreadable
+from bimedix_edge.converters.parts import Part, n_bytes, write_parts
+from bimedix_edge.converters.quantize import FileType, file_type_named, n_threads
+from bimedix_edge.converters.source_hashes import SourceHashes
 from bimedix_edge.converters.tokenizer import Vocabulary, read_vocabulary
-from bimedix_edge.converters.vision_onnx import OPSET, build_vision, vision_bytes, write_vision
+from bimedix_edge.converters.vision_onnx import OPSET, build_vision, vision_bytes, vision_parts
 from bimedix_edge.errors import HardwareError
 from bimedix_edge.prompt import PromptSpec
-from bimedix_edge.staging import staged_directory
+from bimedix_edge.staging import forget_cached, staged_directory
 
 __all__ = ["Progress", "convert"]
 
-# stage (`source`, `decoder`, `vision`, `verify`), bytes done, bytes in all
+# stage (`resume`, `decoder`, `vision`, `source`, `verify`), bytes done, bytes in all
 Progress = Callable[[str, int, int], None]
 
 _DECODER = "decoder.gguf"
@@ -44,9 +48,10 @@ def convert(
     aspect: Aspect | None = None,
     vision_tower: Path | None = None,
     replace: bool = False,
+    fresh: bool = False,
     progress: Progress | None = None,
 ) -> Manifest:
-    """Convert a published checkpoint into a bundle.
+    """Convert a published checkpoint into a bundle, or go on with a conversion of it that was interrupted.
 
     Args:
         checkpoint: a directory with config.json, safetensors and the tokenizer's files.
@@ -58,6 +63,7 @@ def convert(
         aspect: what to do with images that are not square; overrides the card.
         vision_tower: a CLIP checkpoint, for checkpoints that do not hold their tower.
         replace: whether an existing target is replaced.
+        fresh: whether to begin anew where an interrupted conversion could be continued.
         progress: called with the stage, the bytes done and the bytes in all.
 
     Returns:
@@ -69,13 +75,17 @@ def convert(
         UsageError: there is no such file type, or the target exists or is being written by another process.
     """
     job = _prepare(checkpoint, file_type, name, _card(checkpoint, card), bos, aspect, vision_tower)
-    with staged_directory(target, replace=replace) as part:
-        _check_space(part, target, job.size_bytes)
-        report = progress or _silent
-        source = _describe_source(job, report)
-        _write(job, part, report)
-        manifest = _manifest(job, part, source, report)
-        write_manifest(part, manifest)
+    report = progress or _silent
+    with staged_directory(target, replace=replace, resume=True) as part:
+        files = _parts(job, part)
+        identity = job_identity(_source_files(job), files, _created_by())
+        with open_journal(part, identity, fresh=fresh, progress=partial(report, "resume")) as journal:
+            _check_space(part, target, job.size_bytes - journal.kept_bytes)
+            with SourceHashes(_source_files(job)) as hashes:
+                _write(files, journal, hashes, report)
+                source = _describe_source(job, hashes.result(partial(report, "source")))
+            manifest = _manifest(job, part, source, report)
+            write_manifest(part, manifest)
     return manifest
 
 
@@ -141,31 +151,43 @@ def _check_space(part: Path, target: Path, needed: int) -> None:
         )
 
 
-def _write(job: _Job, part: Path, report: Progress) -> None:
-    card, checkpoint = job.card, job.checkpoint
+def _parts(job: _Job, part: Path) -> dict[str, list[Part]]:
+    """Return what each file of the bundle consists of, by the file's name."""
+    card = job.card
     about = About(job.name, card.licence, card.languages, job.prompt.system, _url(card))
-    write_decoder(
-        part / _DECODER,
-        checkpoint,
+    decoder = decoder_parts(
+        part / "header",
+        job.checkpoint,
         job.planned,
         file_type=job.file_type,
         vocabulary=job.vocabulary,
         about=about,
-        progress=_counter("decoder", job.decoder_bytes, report),
     )
-    write_vision(
-        part / _VISION,
-        checkpoint,
-        job.graph,
-        producer="bimedix-edge",
-        metadata={"name": job.name, "licence": card.licence, "source": _url(card)},
-        progress=_counter("vision", vision_bytes(job.graph), report),
-    )
+    metadata = {"name": job.name, "licence": card.licence, "source": _url(card)}
+    vision = vision_parts(job.checkpoint, job.graph, producer="bimedix-edge", metadata=metadata)
+    return {_DECODER: decoder, _VISION: vision}
+
+
+def _write(files: dict[str, list[Part]], journal: Journal, hashes: SourceHashes, report: Progress) -> None:
+    total, before = sum(map(n_bytes, files.values())), 0
+    with ThreadPoolExecutor(n_threads()) as pool:
+        for name, parts in files.items():
+            stage, size = name.partition(".")[0], n_bytes(parts)
+
+            def show(done: int, stage: str = stage, size: int = size, before: int = before) -> None:
+                hashes.allow((before + done) / total)
+                report(stage, done, size)
+
+            with journal.file(name) as file:
+                write_parts(file, parts, pool, 2 * n_threads(), show)
+            before += size
 
 
 def _manifest(job: _Job, part: Path, source: dict[str, str], report: Progress) -> Manifest:
     paths = {"decoder": part / _DECODER, "vision": part / _VISION}
     count = _counter("verify", sum(path.stat().st_size for path in paths.values()), report)
+    for path in paths.values():
+        forget_cached(path)
     files = {role: FileEntry(path.name, path.stat().st_size, hash_file(path, count)) for role, path in paths.items()}
     config, vision = job.checkpoint.config.decoder, job.checkpoint.config.vision
     return Manifest(
@@ -192,20 +214,18 @@ def _manifest(job: _Job, part: Path, source: dict[str, str], report: Progress) -
     )
 
 
-def _describe_source(job: _Job, report: Progress) -> dict[str, str]:
-    """Return what the checkpoint was: its published name and the hash of every file read, without local paths."""
+def _source_files(job: _Job) -> dict[str, Path]:
+    """Return every file that the bytes of the bundle depend on, by a name that tells nothing about this machine."""
     checkpoint = job.checkpoint
-    paths = checkpoint.files | {name: checkpoint.directory / name for name in _TOKENIZER_FILES}
-    count = _counter("source", sum(path.stat().st_size for path in paths.values()), report)
-    source = {"model_type": checkpoint.config.model_type, "layout": checkpoint.layout}
+    return {name: checkpoint.directory / name for name in _TOKENIZER_FILES} | checkpoint.files
+
+
+def _describe_source(job: _Job, hashes: dict[str, str]) -> dict[str, str]:
+    """Return what the checkpoint was: its published name and the hash of every file read, without local paths."""
+    source = {"model_type": job.checkpoint.config.model_type, "layout": job.checkpoint.layout}
     named = {"repository": job.card.repository, "revision": job.card.revision}
     source |= {key: value for key, value in named.items() if value}
-    for name, path in paths.items():
-        try:
-            source[f"sha256:{name}"] = hash_file(path, count)
-        except OSError as error:
-            raise unreadable(path, error) from error
-    return source
+    return source | {f"sha256:{name}": digest for name, digest in hashes.items()}
 
 
 def _url(card: Card) -> str:

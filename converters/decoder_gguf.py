@@ -8,9 +8,8 @@ Source: llama.cpp `conversion/llama.py` (class LlamaModel) and `src/models/llama
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -22,17 +21,18 @@ from numpy.typing import NDArray
 from bimedix_edge.converters.chat_template import chat_template
 from bimedix_edge.converters.checkpoint import Checkpoint
 from bimedix_edge.converters.config import DecoderConfig
+from bimedix_edge.converters.parts import Part, Step, whole_part
 from bimedix_edge.converters.quantize import (
     FileType,
     RecipeShape,
-    n_threads,
     quantized_rows,
+    row_blocks,
     row_bytes,
     tensor_type,
 )
 from bimedix_edge.converters.tokenizer import Vocabulary
 
-__all__ = ["About", "PlannedTensor", "permuted_rows", "plan_decoder", "planned_bytes", "rope_factors", "write_decoder"]
+__all__ = ["About", "PlannedTensor", "decoder_parts", "permuted_rows", "plan_decoder", "planned_bytes", "rope_factors"]
 
 _ALIGNMENT = gguf.GGUF_DEFAULT_ALIGNMENT
 _BLOCK = (
@@ -58,6 +58,7 @@ class PlannedTensor:
         shape: row-major; 1-D tensors are one row.
         kind: the type it is written in.
         heads: how many heads its rows are permuted by, or 0.
+        importance: float32 (n_per_row,), the weight of an error in each column, or None.
     """
 
     name: str
@@ -65,6 +66,7 @@ class PlannedTensor:
     shape: tuple[int, ...]
     kind: GGMLQuantizationType
     heads: int = 0
+    importance: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
 
     @property
     def size_bytes(self) -> int:
@@ -89,10 +91,16 @@ class About:
     source_url: str = ""
 
 
-def plan_decoder(checkpoint: Checkpoint, file_type: FileType) -> list[PlannedTensor]:
-    """Declare every tensor of the GGUF, in the order in which it is written."""
+def plan_decoder(checkpoint: Checkpoint, file_type: FileType, *, has_imatrix: bool = False) -> list[PlannedTensor]:
+    """Declare every tensor of the GGUF, in the order in which it is written.
+
+    Args:
+        checkpoint: the source.
+        file_type: the user's choice.
+        has_imatrix: whether `imatrix.with_importance` will follow.
+    """
     config = checkpoint.config.decoder
-    model = RecipeShape(config.n_layer, config.n_head, config.n_head_kv, config.tied)
+    model = RecipeShape(config.n_layer, config.n_head, config.n_head_kv, config.tied, has_imatrix)
     planned = []
     for name, source, heads in _names(config):
         shape = checkpoint.shape(source)
@@ -110,51 +118,48 @@ def planned_bytes(planned: list[PlannedTensor], vocabulary: Vocabulary) -> int:
     return data + words + 256 * len(planned) + (64 << 10)
 
 
-def write_decoder(
-    path: Path,
+def decoder_parts(
+    scratch: Path,
     checkpoint: Checkpoint,
     planned: list[PlannedTensor],
     *,
     file_type: FileType,
     vocabulary: Vocabulary,
     about: About,
-    progress: Callable[[int], None],
-) -> None:
-    """Write the GGUF.
+) -> list[Part]:
+    """Return the GGUF as parts: the header, then each tensor.
 
     Args:
-        path: a new file in a staged directory.
+        scratch: a path that is free; gguf-py writes the header to a file.
         checkpoint: where the weights are.
         planned: from `plan_decoder`.
         file_type: the user's choice, also named in the file.
         vocabulary: from `read_vocabulary`.
         about: general keys.
-        progress: called with the number of bytes of each block written.
+
+    Returns:
+        Parts whose steps raise CheckpointError if a weight is NaN, infinite, or too large for its type.
 
     Raises:
-        CheckpointError: a weight is NaN, infinite, or too large for its type.
         OSError: the disk is full or fails.
     """
-    _write_header(path, checkpoint.config.decoder, planned, file_type, vocabulary, about)
-    with path.open("r+b", buffering=0) as file, ThreadPoolExecutor(n_threads()) as pool:
-        position = file.seek(0, 2)
-        _write_all(file.write, _zeros(_padded(position) - position))
-        for tensor in planned:
-            for block in _blocks(tensor, checkpoint, pool):
-                progress(_write_all(file.write, block.data))
-            progress(_write_all(file.write, _zeros(_padded(tensor.size_bytes) - tensor.size_bytes)))
+    header = _header(scratch, checkpoint.config.decoder, planned, file_type, vocabulary, about)
+    tensors = (Part(item.name, _padded(item.size_bytes), partial(_steps, item, checkpoint)) for item in planned)
+    return [whole_part("header", header), *tensors]
 
 
-def _blocks(tensor: PlannedTensor, checkpoint: Checkpoint, pool: ThreadPoolExecutor) -> Iterator[NDArray[np.uint8]]:
+def _steps(tensor: PlannedTensor, checkpoint: Checkpoint) -> Iterator[Step]:
     if tensor.source is None:
         factors = rope_factors(checkpoint.config.decoder)
-        yield factors.view(np.uint8)
-        return
-    n_per_row = tensor.shape[-1]
-    n_rows = tensor.shape[0] if len(tensor.shape) == 2 else 1
-    order = permuted_rows(n_rows, tensor.heads) if tensor.heads else None
-    read = partial(_read_rows, checkpoint, tensor.source, order)
-    yield from quantized_rows(tensor.name, tensor.kind, (n_rows, n_per_row), read, pool)
+        yield lambda: factors.view(np.uint8).data
+    else:
+        n_rows = tensor.shape[0] if len(tensor.shape) == 2 else 1
+        order = permuted_rows(n_rows, tensor.heads) if tensor.heads else None
+        read = partial(_read_rows, checkpoint, tensor.source, order)
+        for start, stop in row_blocks((n_rows, tensor.shape[-1])):
+            yield partial(quantized_rows, tensor.name, tensor.kind, read, start, stop, tensor.importance)
+    padding = memoryview(bytes(_padded(tensor.size_bytes) - tensor.size_bytes))
+    yield lambda: padding
 
 
 def _read_rows(
@@ -214,14 +219,15 @@ def _names(config: DecoderConfig) -> Iterator[tuple[str, str, int]]:
         yield "output.weight", "lm_head.weight", 0
 
 
-def _write_header(
+def _header(
     path: Path,
     config: DecoderConfig,
     planned: list[PlannedTensor],
     file_type: FileType,
     vocabulary: Vocabulary,
     about: About,
-) -> None:
+) -> bytes:
+    """Return everything that comes before the first tensor's data."""
     writer = GGUFWriter(path, "llama")
     _add_general(writer, planned, file_type, about)
     _add_shape(writer, config)
@@ -234,6 +240,9 @@ def _write_header(
         writer.write_ti_data_to_file()
     finally:
         writer.close()
+    header = path.read_bytes()
+    path.unlink()
+    return header.ljust(_padded(len(header)), b"\0")
 
 
 def _add_general(writer: GGUFWriter, planned: list[PlannedTensor], file_type: FileType, about: About) -> None:
@@ -276,18 +285,6 @@ def _add_vocabulary(writer: GGUFWriter, vocabulary: Vocabulary, system: str) -> 
         writer.add_pad_token_id(vocabulary.pad_id)
     writer.add_add_bos_token(vocabulary.add_bos)
     writer.add_chat_template(chat_template(system))
-
-
-def _write_all(write: Callable[[memoryview], int | None], data: memoryview) -> int:
-    """Write all of `data` unbuffered, so that a failing disk is noticed at the block that failed; return its size."""
-    rest = data
-    while rest:
-        rest = rest[write(rest) or 0 :]
-    return len(data)
-
-
-def _zeros(n_bytes: int) -> memoryview:
-    return memoryview(bytes(n_bytes))
 
 
 def _padded(size: int) -> int:

@@ -9,10 +9,10 @@ Source: protobuf's encoding guide; `onnx.proto` (field numbers below), IR versio
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from math import prod
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,9 +20,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
+from bimedix_edge.converters.parts import Part, whole_part
 from bimedix_edge.errors import CheckpointError
 
-__all__ = ["Graph", "Weight", "model_bytes", "write_model"]
+__all__ = ["Graph", "Weight", "model_bytes", "model_parts"]
 
 IR_VERSION = 8
 _MODEL_GRAPH, _GRAPH_INITIALIZER, _TENSOR_RAW_DATA = 7, 5, 9
@@ -75,8 +76,7 @@ class Graph:
         return name
 
 
-def write_model(
-    path: Path,
+def model_parts(
     graph: Graph,
     *,
     name: str,
@@ -85,23 +85,22 @@ def write_model(
     output_shape: tuple[str, tuple[int, ...]],
     producer: str,
     metadata: dict[str, str],
-    progress: Callable[[int], None],
-) -> None:
-    """Check a graph and write it with its weights inside the file.
+) -> list[Part]:
+    """Check a graph and return its file as parts: the graph, then each weight.
 
     Args:
-        path: a new file in a staged directory.
         graph: nodes and weights.
         name: of the graph.
         opset: of the default domain.
         input_shape, output_shape: name and shape of the one float32 input and output.
         producer: what made the file.
         metadata: properties of the model.
-        progress: called with the number of bytes of each weight written.
+
+    Returns:
+        Parts whose steps raise CheckpointError if a weight is NaN or infinite.
 
     Raises:
-        CheckpointError: the model is too large for one file, or a weight is NaN or infinite.
-        OSError: the disk is full or fails.
+        CheckpointError: the model is too large for one file.
     """
     weights = list(graph.weights.values())
     ends = [helper.make_tensor_value_info(key, TensorProto.FLOAT, shape) for key, shape in (input_shape, output_shape)]
@@ -116,11 +115,7 @@ def write_model(
             f"Expected a vision tower of less than 2 GiB in float32, but this one has {size} bytes, more than one ONNX "
             "file can hold; use a checkpoint with CLIP ViT-L/14."
         )
-    with path.open("wb") as file:
-        for part, written in _parts(model, weights):
-            file.write(part)
-            if written:
-                progress(written)
+    return _parts(model, weights)
 
 
 def model_bytes(graph: Graph) -> int:
@@ -136,17 +131,19 @@ def _model(graph: onnx.GraphProto, opset: int, producer: str, metadata: dict[str
     return model
 
 
-def _parts(model: onnx.ModelProto, weights: list[Weight]) -> Iterator[tuple[bytes | memoryview, int]]:
-    """Yield the file's bytes, and with the data of each weight its size."""
+def _parts(model: onnx.ModelProto, weights: list[Weight]) -> list[Part]:
     graph = model.graph.SerializeToString(deterministic=True)
     model.ClearField("graph")
     heads = [_tensor_head(weight) for weight in weights]
     size = len(graph) + sum(len(head) + weight.size_bytes for head, weight in zip(heads, weights, strict=True))
-    yield model.SerializeToString(deterministic=True), 0
-    yield _field(_MODEL_GRAPH, size) + graph, 0
-    for head, weight in zip(heads, weights, strict=True):
-        yield head, 0
-        yield _values(weight), weight.size_bytes
+    first = model.SerializeToString(deterministic=True) + _field(_MODEL_GRAPH, size) + graph
+    return [whole_part("graph", first), *map(_weight_part, heads, weights)]
+
+
+def _weight_part(head: bytes, weight: Weight) -> Part:
+    return Part(
+        weight.name, len(head) + weight.size_bytes, lambda: [lambda: memoryview(head), partial(_values, weight)]
+    )
 
 
 def _tensor_head(weight: Weight) -> bytes:

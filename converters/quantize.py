@@ -1,8 +1,8 @@
 """Which type each tensor of a decoder gets, and the numbers in it: ggml's own, on all cores.
 
-The only file of the converters that imports llama_cpp. `FILE_TYPES` and `tensor_type` are the recipe: for the same name
-they choose what llama.cpp's quantizer chooses (no importance matrix), and since the blocks are computed by the same
-function from the same float32 values, the bytes are equal too. A test compares them.
+`FILE_TYPES` and `tensor_type` are the recipe: for the same name they choose what llama.cpp's quantizer chooses, with or
+without an importance matrix, and since the blocks are computed by the same function from the same float32 values, the
+bytes are equal too. A test compares them. This file and `calibrate.py` are the only ones here that import llama_cpp.
 
 Source: llama.cpp `src/llama-quant.cpp`, as vendored in llama-cpp-python 0.3.36.
 """
@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +24,17 @@ from numpy.typing import NDArray
 
 from bimedix_edge.errors import CheckpointError, UsageError
 
-__all__ = ["FILE_TYPES", "FileType", "RecipeShape", "file_type_named", "quantized_rows", "row_bytes", "tensor_type"]
+__all__ = [
+    "FILE_TYPES",
+    "FileType",
+    "RecipeShape",
+    "file_type_named",
+    "n_threads",
+    "quantized_rows",
+    "row_blocks",
+    "row_bytes",
+    "tensor_type",
+]
 
 Type = GGMLQuantizationType
 # values of one job: large enough to hide Python, small enough that all jobs in flight stay below 100 MB
@@ -50,12 +58,18 @@ class FileType:
 
 @dataclass(frozen=True)
 class RecipeShape:
-    """What the choice of a tensor's type depends on, beside its name and its row length."""
+    """What the choice of a tensor's type depends on, beside its name and its row length.
+
+    Attributes:
+        tied: whether the embedding is also the output matrix.
+        has_imatrix: whether there is an importance matrix; llama.cpp then chooses otherwise in two places.
+    """
 
     n_layer: int
     n_head: int
     n_head_kv: int
     tied: bool
+    has_imatrix: bool = False
 
 
 FILE_TYPES: dict[str, FileType] = {
@@ -120,7 +134,7 @@ def _mixture(name: str, n_per_row: int, file_type: FileType, model: RecipeShape)
     if name.endswith(".attn_v.weight"):
         return _attn_v(_layer(name), file_type, model)
     if name.endswith(".ffn_down.weight"):
-        return _ffn_down(_layer(name), file_type, model.n_layer)
+        return _ffn_down(_layer(name), file_type, model)
     return file_type.base
 
 
@@ -138,11 +152,14 @@ def _attn_v(layer: int, file_type: FileType, model: RecipeShape) -> GGMLQuantiza
     return chosen
 
 
-def _ffn_down(layer: int, file_type: FileType, n_layer: int) -> GGMLQuantizationType:
-    if file_type.name in ("Q4_K_M", "Q5_K_M") and _more_bits(layer, n_layer):
+def _ffn_down(layer: int, file_type: FileType, model: RecipeShape) -> GGMLQuantizationType:
+    if file_type.name in ("Q4_K_M", "Q5_K_M") and _more_bits(layer, model.n_layer):
         return Type.Q6_K
-    if file_type.name in ("Q4_K_S", "IQ4_XS") and layer < n_layer // 8:
-        return Type.Q5_K
+    if layer < model.n_layer // 8:
+        if file_type.name == "Q4_K_S" or (file_type.name == "IQ4_XS" and not model.has_imatrix):
+            return Type.Q5_K
+        if file_type.name == "Q4_0" and model.has_imatrix:
+            return Type.Q4_1  # llama.cpp: a weighted Q4_0 can go astray in the first layers
     return file_type.base
 
 
@@ -161,42 +178,16 @@ def row_bytes(kind: GGMLQuantizationType, n_per_row: int) -> int:
     return n_per_row // block * size
 
 
-def quantized_rows(
-    name: str,
-    kind: GGMLQuantizationType,
-    shape: tuple[int, int],
-    read: Callable[[int, int], NDArray[np.float32]],
-    pool: ThreadPoolExecutor,
-) -> Iterator[NDArray[np.uint8]]:
-    """Yield a tensor's rows in the target type, block by block in order, computed on all threads of the pool.
+def row_blocks(shape: tuple[int, int]) -> Iterator[tuple[int, int]]:
+    """Yield the rows that `quantized_rows` is best asked for together: start and stop, in order.
 
     Args:
-        name: for messages.
-        kind: the target type.
         shape: rows, values a row.
-        read: gives rows `start` to `stop` as float32 (stop - start, n_per_row), contiguous; runs on the pool.
-        pool: its threads; ctypes lets go of Python's lock, so they run side by side.
-
-    Yields:
-        uint8, the bytes of the next rows.
-
-    Raises:
-        CheckpointError: a weight is NaN or infinite, or too large for the type.
     """
     n_rows, n_per_row = shape
     step = max(1, _JOB_VALUES // n_per_row)
-    pending: deque[Future[NDArray[np.uint8]]] = deque()
-    window = 2 * n_threads()
-    try:
-        for start in range(0, n_rows, step):
-            pending.append(pool.submit(_quantize, name, kind, read, start, min(start + step, n_rows)))
-            if len(pending) >= window:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        for future in pending:
-            future.cancel()
+    for start in range(0, n_rows, step):
+        yield start, min(start + step, n_rows)
 
 
 def n_threads() -> int:
@@ -204,9 +195,29 @@ def n_threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _quantize(
-    name: str, kind: GGMLQuantizationType, read: Callable[[int, int], NDArray[np.float32]], start: int, stop: int
-) -> NDArray[np.uint8]:
+def quantized_rows(
+    name: str,
+    kind: GGMLQuantizationType,
+    read: Callable[[int, int], NDArray[np.float32]],
+    start: int,
+    stop: int,
+    importance: NDArray[np.float32] | None = None,
+) -> memoryview:
+    """Return some rows of a tensor in the target type; ctypes lets go of Python's lock, so calls run side by side.
+
+    Args:
+        name: for messages.
+        kind: the target type.
+        read: gives rows `start` to `stop` as float32 (stop - start, n_per_row), contiguous.
+        start, stop: the rows.
+        importance: float32 (n_per_row,), how much each column matters, or None.
+
+    Returns:
+        The rows' bytes.
+
+    Raises:
+        CheckpointError: a weight is NaN or infinite, or too large for the type.
+    """
     values = read(start, stop)
     n_rows, n_per_row = values.shape
     # a NaN or an infinity makes the sum one, too; only then is the slower question asked
@@ -218,13 +229,16 @@ def _quantize(
             "download the checkpoint again, or ask its authors."
         )
     data = np.empty(n_rows * row_bytes(kind, n_per_row), np.uint8)
-    written = _library.ggml_quantize_chunk(int(kind), values.ctypes.data, data.ctypes.data, 0, n_rows, n_per_row, None)
+    weights = None if importance is None else importance.ctypes.data
+    written = _library.ggml_quantize_chunk(
+        int(kind), values.ctypes.data, data.ctypes.data, 0, n_rows, n_per_row, weights
+    )
     if written != data.size or not _library.ggml_validate_row_data(int(kind), data.ctypes.data, data.size):
         raise CheckpointError(
             f"Expected weights within the range of {kind.name}, but {name} exceeds it in rows {start} to {stop - 1}; "
             "choose another type, BF16 or F32 for instance."
         )
-    return data
+    return data.data
 
 
 def _load_library() -> Any:

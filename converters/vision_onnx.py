@@ -17,48 +17,38 @@ Source: transformers `CLIPVisionTransformer` (hidden_states[-2] comes before the
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bimedix_edge.converters.checkpoint import Checkpoint
-from bimedix_edge.converters.onnx_file import Graph, model_bytes, write_model
+from bimedix_edge.converters.onnx_file import Graph, model_bytes, model_parts
+from bimedix_edge.converters.parts import Part
 
-__all__ = ["OPSET", "build_vision", "vision_bytes", "write_vision"]
+__all__ = ["OPSET", "build_vision", "vision_bytes", "vision_parts"]
 
 OPSET = 17
 
 
-def write_vision(
-    path: Path,
-    checkpoint: Checkpoint,
-    graph: Graph,
-    *,
-    producer: str,
-    metadata: dict[str, str],
-    progress: Callable[[int], None],
-) -> None:
-    """Check the graph and write it, weights inside.
+def vision_parts(checkpoint: Checkpoint, graph: Graph, *, producer: str, metadata: dict[str, str]) -> list[Part]:
+    """Check the graph and return its file as parts, weights inside.
 
     Args:
-        path: a new file in a staged directory.
         checkpoint: where the weights are.
         graph: from `build_vision`.
         producer: what made the file.
         metadata: properties of the model.
-        progress: called with the number of bytes of each weight written.
+
+    Returns:
+        Parts whose steps raise CheckpointError if a weight is NaN or infinite.
 
     Raises:
-        CheckpointError: a weight is NaN or infinite, or the tower does not fit into one file.
-        OSError: the disk is full or fails.
+        CheckpointError: the tower does not fit into one file.
     """
     vision, n_embd = checkpoint.config.vision, checkpoint.config.decoder.n_embd
     size = vision.preprocessing.image_size_px
-    write_model(
-        path,
+    return model_parts(
         graph,
         name="vision",
         opset=OPSET,
@@ -66,7 +56,6 @@ def write_vision(
         output_shape=("image_embeds", (1, vision.n_patches, n_embd)),
         producer=producer,
         metadata={**metadata, "n_blocks": str(checkpoint.config.n_blocks), "weights": "float32"},
-        progress=progress,
     )
 
 

@@ -148,7 +148,7 @@ def test_bad_card(text: str, message: str, tmp_path: Path) -> None:
 def test_progress_counts_each_stage_to_its_end(checkpoint: Path, tmp_path: Path) -> None:
     seen: dict[str, list[tuple[int, int]]] = {}
     convert(checkpoint, tmp_path / "out", progress=lambda *event: seen.setdefault(event[0], []).append(event[1:]))
-    assert list(seen) == ["source", "decoder", "vision", "verify"]
+    assert list(seen) == ["decoder", "vision", "source", "verify"]
     for events in seen.values():
         done = [event[0] for event in events]
         assert done == sorted(done)
@@ -200,16 +200,20 @@ def test_the_estimate_of_the_size_is_an_upper_bound(tmp_path: Path) -> None:
             assert size <= job.size_bytes < 2 * size + (4 << 20)
 
 
-def test_interrupt_leaves_nothing(checkpoint: Path, tmp_path: Path) -> None:
-    for stage in ("source", "decoder", "vision", "verify"):
+@pytest.mark.parametrize("stage", ["decoder", "vision", "source", "verify"])
+def test_interrupt_keeps_what_is_whole(stage: str, checkpoint: Path, tmp_path: Path) -> None:
+    def interrupt(now: str, done: int, _total: int) -> None:
+        if now == stage and done:
+            raise KeyboardInterrupt
 
-        def interrupt(now: str, _done: int, _total: int, stage: str = stage) -> None:
-            if now == stage:
-                raise KeyboardInterrupt
-
-        with pytest.raises(KeyboardInterrupt):
-            convert(checkpoint, tmp_path / "out", progress=interrupt)
-        assert list(tmp_path.iterdir()) == []
+    expected = convert(checkpoint, tmp_path / "expected", name="tiny")
+    with pytest.raises(KeyboardInterrupt):
+        convert(checkpoint, tmp_path / "out", progress=interrupt)
+    assert visible(tmp_path) == ["expected"]
+    # with the first bytes of the decoder nothing is whole yet
+    assert (tmp_path / ".out.part").exists() == (stage != "decoder")
+    assert convert(checkpoint, tmp_path / "out") == expected
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["expected", "out"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is POSIX")
@@ -242,8 +246,8 @@ def test_no_room_for_a_file(limit: int, checkpoint: Path, tmp_path: Path) -> Non
     assert process.returncode == 1
     assert "HardwareError: Expected room to write" in errors
     assert visible(tmp_path) == []
-    assert not [path for path in tmp_path.iterdir() if path.suffix == ".part"]
     convert(checkpoint, tmp_path / "out", file_type="F16")
+    assert list(tmp_path.iterdir()) == [tmp_path / "out"]
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
@@ -274,6 +278,7 @@ def test_a_source_that_vanishes_is_not_called_a_full_disk(tmp_path: Path) -> Non
     make_checkpoint(tmp_path / "source")
 
     def remove(_stage: str, _done: int, _total: int) -> None:
+        # as it is read while it is converted, or found changed afterwards
         (tmp_path / "source/tokenizer.json").unlink(missing_ok=True)
 
     with pytest.raises(CheckpointError, match=r"Expected to read .*tokenizer\.json, but the system says"):
