@@ -28,7 +28,7 @@ def _finish(events: Iterator[Event]) -> Done:
 def test_an_answer_is_streamed_and_then_whole(runtime: Runtime, samples: Path) -> None:
     with runtime.chat() as chat:
         events = list(chat.ask(QUESTION, [samples / "nodule_right_upper.png"]))
-    kinds = [type(event) for event, _ in itertools.groupby(events, type)]
+    kinds = [kind for kind, _ in itertools.groupby(events, type)]
     done = events[-1]
     assert isinstance(done, Done)
     assert [event for event in events if isinstance(event, Encode)] == [

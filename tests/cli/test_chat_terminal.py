@@ -21,6 +21,7 @@ ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 @pytest.fixture
 def terminal(bundles: dict[str, Path]) -> Iterator[pexpect.spawn]:
     arguments = ["-m", "bimedix_edge.cli.main", "chat", "-m", str(bundles["F16"]), "--temperature", "0"]
+    arguments += ["--ctx-size", "512"]
     child = pexpect.spawn(sys.executable, arguments, encoding="utf-8", timeout=60, dimensions=(24, 60))
     child.expect_exact("/help for more.")
     child.expect_exact(PROMPT)
@@ -59,7 +60,7 @@ def test_mistakes_are_told_and_the_conversation_goes_on(terminal: pexpect.spawn,
     assert "there is no command /nonsense" in _say(terminal, "/nonsense")
     assert "none was asked yet" in _say(terminal, "/regen")
     assert "write /save FILE" in _say(terminal, "/save")
-    assert "too many" in _say(terminal, "nodule " * 100 + "/x " * 300 + "word " * 150)
+    assert "too many" in _say(terminal, "word " * 600)
     assert "/image FILE" in _say(terminal, "/help")
 
 
