@@ -15,6 +15,7 @@ from bimedix_edge.cli.terminal import (
     AnswerPrinter,
     ProgressLine,
     cancel_on_interrupt,
+    echo,
     plain_console,
     reorders,
     timing_line,
@@ -63,9 +64,9 @@ def ask(question: str, images: tuple[str, ...], as_json: bool, verbose: bool, **
             click.echo(json.dumps(_report(runtime, chat.sampling.seed, done), ensure_ascii=False, indent=2))
         else:
             printer.finish()
-            click.echo(f"\n{runtime.manifest.notice}")
+            echo(f"\n{runtime.manifest.notice}")
         if verbose:
-            click.echo(timing_line(done, runtime.load_ms), err=True)
+            echo(timing_line(done, runtime.load_ms), err=True)
     return _EXIT_INTERRUPTED if done.stop_reason == "cancelled" else 0
 
 

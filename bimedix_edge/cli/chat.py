@@ -18,6 +18,7 @@ from bimedix_edge.cli.terminal import (
     AnswerPrinter,
     ProgressLine,
     cancel_on_interrupt,
+    echo,
     plain_console,
     reorders,
     timing_line,
@@ -54,8 +55,8 @@ def chat(images: tuple[str, ...], verbose: bool, **flags: Any) -> None:
     console = plain_console(stderr=True)
     pictures = [load_picture(Path(image)) for image in images]
     with open_runtime(settings, console) as runtime, runtime.chat() as conversation:
-        click.echo(f"{runtime.manifest.name} · {runtime.manifest.notice}")
-        click.echo("Type a question, /image FILE to add an image, /help for more.")
+        echo(f"{runtime.manifest.name} · {runtime.manifest.notice}")
+        echo("Type a question, /image FILE to add an image, /help for more.")
         _Terminal(runtime, conversation, settings, pictures, verbose=verbose).run()
 
 
@@ -85,7 +86,7 @@ class _Terminal:
                     self._act(line)
                 except BimedixEdgeError as error:
                     # a mistake must not end the conversation
-                    click.echo(str(error), err=True)
+                    echo(str(error), err=True)
 
     def _read(self) -> str | None:
         """Return the next line, or None at the end of the input or when the user leaves."""
@@ -142,9 +143,9 @@ class _Terminal:
         }[done.stop_reason]
         self._printer.finish()
         if remark:
-            click.echo(remark)
+            echo(remark)
         if self._verbose:
-            click.echo(timing_line(done), err=True)
+            echo(timing_line(done), err=True)
 
     def _image(self, argument: str) -> None:
         if not argument:
@@ -152,7 +153,7 @@ class _Terminal:
         picture = load_picture(Path(argument.strip("\"'")).expanduser())
         self._pending.append(picture)
         notes = "".join(f"; {note}" for note in picture.notes)
-        click.echo(f"{picture.format}, {picture.width_px} x {picture.height_px}{notes}. Now ask about it.")
+        echo(f"{picture.format}, {picture.width_px} x {picture.height_px}{notes}. Now ask about it.")
 
     def _regenerate(self, _: str) -> None:
         self._stream(lambda cancel: self._chat.regenerate(cancel=cancel))
@@ -169,7 +170,7 @@ class _Terminal:
         if path.exists():
             raise UsageError(f"Expected a new file, but {path} exists; choose another name.")
         write_file(path, _transcript(self._runtime, self._chat, as_json=path.suffix == ".json").encode())
-        click.echo(f"Saved to {path}; only you can read it.")
+        echo(f"Saved to {path}; only you can read it.")
 
 
 def _transcript(runtime: Runtime, conversation: Chat, *, as_json: bool) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import signal
+import sys
 import threading
 import unicodedata
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TextIO
 
+import click
 from rich.console import Console
 
 from bimedix_edge.bidi import display_width, is_rtl, shape, wrap
@@ -21,6 +23,7 @@ __all__ = [
     "AnswerPrinter",
     "ProgressLine",
     "cancel_on_interrupt",
+    "echo",
     "plain_console",
     "printable",
     "reorders",
@@ -123,6 +126,14 @@ def printable(text: str) -> str:
     return "".join(
         character for character in text if character in "\n\t" or unicodedata.category(character) not in ("Cc", "Cs")
     )
+
+
+def echo(text: str, *, err: bool = False) -> None:
+    """Print lines, cut at spaces to fit if it is a terminal, as they are otherwise."""
+    stream = sys.stderr if err else sys.stdout
+    if stream.isatty():
+        text = "\n".join(part for line in text.split("\n") for part in wrap(line, _columns() - 1))
+    click.echo(text, file=stream)
 
 
 def reorders(settings: Settings, stream: TextIO) -> bool:

@@ -23,7 +23,7 @@ def terminal(bundles: dict[str, Path]) -> Iterator[pexpect.spawn]:
     arguments = ["-m", "bimedix_edge.cli.main", "chat", "-m", str(bundles["F16"]), "--temperature", "0"]
     arguments += ["--ctx-size", "512"]
     child = pexpect.spawn(sys.executable, arguments, encoding="utf-8", timeout=60, dimensions=(24, 60))
-    child.expect_exact("/help for more.")
+    child.expect("for\\s+more\\.")
     child.expect_exact(PROMPT)
     yield child
     child.close(force=True)
