@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bimedix_edge.converters.config import Aspect, CheckpointConfig, DecoderConfig, read_config
+from bimedix_edge.converters.lora import CONFIG, WEIGHTS, Adapter, read_adapter
 from bimedix_edge.converters.naming import canonical_name, detect_layout, is_buffer
 from bimedix_edge.converters.safetensors_file import FLOAT_DTYPES, SafetensorsFile, TensorEntry
 from bimedix_edge.converters.shards import open_shards
@@ -24,6 +25,7 @@ from bimedix_edge.errors import CheckpointError
 __all__ = ["Checkpoint", "as_float32", "declare"]
 
 _MAX_LISTED = 12
+_BLOCK_VALUES = 1 << 22
 _Shape = tuple[int, ...]
 
 
@@ -46,17 +48,28 @@ class Checkpoint:
         directory: config.json, the safetensors shards and the tokenizer's files.
         tower_directory: a CLIP checkpoint to take the vision tower from, if the shards do not hold it.
         aspect: overrides what the checkpoint says about images that are not square.
+        adapter_directory: a LoRA adapter (PEFT) to merge into the weights.
+        zero_nonfinite: whether a weight that is NaN or infinite is read as 0.
 
     Attributes:
         config: what it says about itself.
         layout: how its tensors are named, one of `naming.LAYOUTS`.
         files: the configurations and shards it consists of, by names that tell nothing about this machine.
+        adapted: canonical names of the weights that the adapter changes.
 
     Raises:
         CheckpointError: it is of another family, damaged, unsafe, incomplete, or asks for something not implemented.
     """
 
-    def __init__(self, directory: Path, *, tower_directory: Path | None = None, aspect: Aspect | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        tower_directory: Path | None = None,
+        aspect: Aspect | None = None,
+        adapter_directory: Path | None = None,
+        zero_nonfinite: bool = False,
+    ) -> None:
         if not directory.is_dir():
             raise CheckpointError(
                 f"Expected a checkpoint directory, but {directory} is none; give the directory that holds config.json."
@@ -71,10 +84,15 @@ class Checkpoint:
         self.layout, self._sources = _sources(shards)
         if tower_directory is not None:
             self._add_tower(tower_directory)
+        self._zero_nonfinite = zero_nonfinite
+        self._adapter: Adapter | None = None
         self._check()
+        if adapter_directory is not None:
+            self._adapter = self._adapt(adapter_directory)
+        self.adapted = [] if self._adapter is None else self._adapter.names
 
     def array(self, name: str) -> NDArray[Any]:
-        """Return a tensor as a read-only view of its file.
+        """Return a tensor as a read-only view of its file, as it is there: no adapter is merged into it.
 
         Args:
             name: canonical, see `naming`.
@@ -93,13 +111,27 @@ class Checkpoint:
             select: a slice, or int (n,) row numbers in the wanted order.
 
         Returns:
-            float32 (n, …), C-contiguous and aligned; exact, since every source type is a subset of float32.
+            float32 (n, …), C-contiguous and aligned; exact, since every source type is a subset of float32, but for
+            an adapter's weights, whose sum with it is rounded once.
         """
-        return as_float32(self.array(name), select)
+        values = as_float32(self.array(name), select)
+        if self._zero_nonfinite and not (finite := np.isfinite(values)).all():
+            values[~finite] = 0
+        return values if self._adapter is None else self._adapter.merged(name, select, values)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of a tensor, by its canonical name."""
         return self._sources[name].entry.shape
+
+    def nonfinite(self) -> dict[str, int]:
+        """Return how many weights of each tensor are NaN or infinite, for those that have any; reads everything."""
+        counts = {}
+        for name, source in self._sources.items():
+            if source.entry.dtype in FLOAT_DTYPES:
+                flat = self.array(name).reshape(-1)
+                blocks = (flat[start : start + _BLOCK_VALUES] for start in range(0, flat.size, _BLOCK_VALUES))
+                counts[name] = sum(int((~np.isfinite(as_float32(block))).sum()) for block in blocks)
+        return {name: count for name, count in sorted(counts.items()) if count}
 
     def _add_tower(self, directory: Path) -> None:
         """Take the tower from a CLIP checkpoint; the checkpoint's own tower, if any, is then an error."""
@@ -115,6 +147,16 @@ class Checkpoint:
                 canonical = canonical_name(name, "tower")
                 if not is_buffer(name, "tower"):
                     self._sources[canonical or f"?{name}"] = _Source(file, name)
+
+    def _adapt(self, directory: Path) -> Adapter:
+        required, optional = declare(self.config)
+        # a copy of tied embeddings is never read: an adapter for it would be lost without a word
+        unused = {"lm_head.weight"} if self.config.decoder.tied else set()
+        shapes = {name: shape for name, shape in (required | optional).items() if name not in unused}
+        adapter = read_adapter(directory, self.layout, shapes)
+        self._sources |= {name: _Source(adapter.file, saved) for name, saved in adapter.saved.items()}
+        self.files |= {f"lora:{name}": directory / name for name in (CONFIG, WEIGHTS)}
+        return adapter
 
     def _check(self) -> None:
         required, optional = declare(self.config)

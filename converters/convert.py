@@ -11,10 +11,11 @@ from functools import partial
 from pathlib import Path
 
 from bimedix_edge.bundle import DecoderSpec, FileEntry, Manifest, VisionSpec, hash_file, write_manifest
+from bimedix_edge.converters.additions import Additions
 from bimedix_edge.converters.card import CARD, Card, read_card
 from bimedix_edge.converters.checkpoint import Checkpoint
 from bimedix_edge.converters.config import Aspect
-from bimedix_edge.converters.decoder_gguf import About, PlannedTensor, decoder_parts, plan_decoder, planned_bytes
+from bimedix_edge.converters.decoder_gguf import About, PlannedTensor, decoder_parts, planned_bytes
 from bimedix_edge.converters.journal import Journal, job_identity, open_journal
 from bimedix_edge.converters.onnx_file import Graph
 from bimedix_edge.converters.parts import Part, n_bytes, write_parts
@@ -47,6 +48,10 @@ def convert(
     bos: int | None = None,
     aspect: Aspect | None = None,
     vision_tower: Path | None = None,
+    lora: Path | None = None,
+    recipe: Path | None = None,
+    imatrix: Path | None = None,
+    zero_nonfinite: bool = False,
     replace: bool = False,
     fresh: bool = False,
     progress: Progress | None = None,
@@ -62,6 +67,10 @@ def convert(
         bos: BOS tokens at the start of a prompt, 1 or 2; overrides the card.
         aspect: what to do with images that are not square; overrides the card.
         vision_tower: a CLIP checkpoint, for checkpoints that do not hold their tower.
+        lora: a LoRA adapter (PEFT directory) to merge; see `lora`.
+        recipe: a TOML file that gives some tensors another type; see `recipe`.
+        imatrix: an importance matrix of llama.cpp; see `imatrix`.
+        zero_nonfinite: whether weights that are NaN or infinite become 0, which the manifest then says.
         replace: whether an existing target is replaced.
         fresh: whether to begin anew where an interrupted conversion could be continued.
         progress: called with the stage, the bytes done and the bytes in all.
@@ -72,13 +81,16 @@ def convert(
     Raises:
         CheckpointError: the checkpoint cannot be converted; nothing was written.
         HardwareError: the disk has too little room.
-        UsageError: there is no such file type, or the target exists or is being written by another process.
+        InputError: the importance matrix cannot be used.
+        UsageError: there is no such file type, the recipe cannot be used, or the target exists or is being written by
+            another process.
     """
-    job = _prepare(checkpoint, file_type, name, _card(checkpoint, card), bos, aspect, vision_tower)
+    additions = Additions(lora, recipe, imatrix, zero_nonfinite)
+    job = _prepare(checkpoint, file_type, name, _card(checkpoint, card), bos, aspect, vision_tower, additions)
     report = progress or _silent
     with staged_directory(target, replace=replace, resume=True) as part:
         files = _parts(job, part)
-        identity = job_identity(_source_files(job), files, _created_by())
+        identity = job_identity(_source_files(job), files, f"{_created_by()}, zeroing {zero_nonfinite}")
         with open_journal(part, identity, fresh=fresh, progress=partial(report, "resume")) as journal:
             _check_space(part, target, job.size_bytes - journal.kept_bytes)
             with SourceHashes(_source_files(job)) as hashes:
@@ -101,6 +113,7 @@ class _Job:
     name: str
     card: Card
     prompt: PromptSpec
+    additions: Additions
 
     @property
     def decoder_bytes(self) -> int:
@@ -127,19 +140,21 @@ def _prepare(
     bos: int | None,
     aspect: Aspect | None,
     vision_tower: Path | None,
+    additions: Additions = Additions(),  # noqa: B008  frozen
 ) -> _Job:
     """Check everything that can be checked before a byte is written."""
     kind = file_type_named(file_type)
-    checkpoint = Checkpoint(directory, tower_directory=vision_tower, aspect=aspect or card.aspect)
+    checkpoint = additions.open(directory, vision_tower, aspect or card.aspect)
     return _Job(
         checkpoint=checkpoint,
         vocabulary=read_vocabulary(directory, checkpoint.config.decoder.n_vocab),
         file_type=kind,
-        planned=plan_decoder(checkpoint, kind),
+        planned=additions.plan(checkpoint, kind),
         graph=build_vision(checkpoint),
         name=name or card.name or directory.resolve().name,
         card=card,
         prompt=PromptSpec(system=card.system, bos=card.bos if bos is None else bos),
+        additions=additions,
     )
 
 
@@ -217,7 +232,8 @@ def _manifest(job: _Job, part: Path, source: dict[str, str], report: Progress) -
 def _source_files(job: _Job) -> dict[str, Path]:
     """Return every file that the bytes of the bundle depend on, by a name that tells nothing about this machine."""
     checkpoint = job.checkpoint
-    return {name: checkpoint.directory / name for name in _TOKENIZER_FILES} | checkpoint.files
+    tokenizer = {name: checkpoint.directory / name for name in _TOKENIZER_FILES}
+    return tokenizer | checkpoint.files | job.additions.files
 
 
 def _describe_source(job: _Job, hashes: dict[str, str]) -> dict[str, str]:
@@ -225,6 +241,8 @@ def _describe_source(job: _Job, hashes: dict[str, str]) -> dict[str, str]:
     source = {"model_type": job.checkpoint.config.model_type, "layout": job.checkpoint.layout}
     named = {"repository": job.card.repository, "revision": job.card.revision}
     source |= {key: value for key, value in named.items() if value}
+    if job.additions.zero_nonfinite:
+        source["zeroed"] = ", ".join(f"{name}: {count}" for name, count in job.checkpoint.nonfinite().items()) or "none"
     return source | {f"sha256:{name}": digest for name, digest in hashes.items()}
 
 
