@@ -188,10 +188,11 @@ def _recover(target: Path, part: Path, old: Path, *, resume: bool) -> None:
 
 
 def _publish(part: Path, target: Path, old: Path) -> None:
-    for path in part.iterdir():
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
-    fsync_directory(part)
+    for directory, _, names in os.walk(part):
+        for name in names:
+            with open(os.path.join(directory, name), "rb") as file:
+                os.fsync(file.fileno())
+        fsync_directory(Path(directory))
     if target.exists():
         os.rename(target, old)
     os.rename(part, target)

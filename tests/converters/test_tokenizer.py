@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import random
-import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from gguf import GGUFValueType
 from llama_model import LlamaModel
 from make_checkpoint import Shape, edit_json, make_checkpoint, tokenizer_config, tokenizer_json, write_json
 
 from bimedix_edge.converters.convert import convert
+from bimedix_edge.converters.generate_tokenizer import published_vocabulary, real_tokenizer_json
 from bimedix_edge.converters.tokenizer import SPLIT_PATTERN, TokenKind, byte_alphabet, read_vocabulary
 from bimedix_edge.errors import CheckpointError
 
@@ -35,43 +34,15 @@ def directory(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def published(llama3_vocab: Path) -> dict[str, list[Any]]:
-    """Return the arrays of the published vocabulary: tokens, token_type, merges; gguf-py takes 15 seconds for them."""
-    data, found = llama3_vocab.read_bytes(), {}
-    for name in ("tokens", "token_type", "merges"):
-        key = f"tokenizer.ggml.{name}".encode()
-        position = data.index(len(key).to_bytes(8, "little") + key) + 8 + len(key)
-        array, kind, count = struct.unpack_from("<IIQ", data, position)
-        assert array == GGUFValueType.ARRAY
-        position += 16
-        if kind == GGUFValueType.INT32:
-            found[name] = list(struct.unpack_from(f"<{count}i", data, position))
-            continue
-        found[name] = []
-        for _ in range(count):
-            length = int.from_bytes(data[position : position + 8], "little")
-            found[name].append(data[position + 8 : position + 8 + length].decode())
-            position += 8 + length
-    return found
+    return published_vocabulary(llama3_vocab)
 
 
 @pytest.fixture(scope="module")
-def llama3_checkpoint(published: dict[str, list[Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def llama3_checkpoint(llama3_vocab: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a tiny checkpoint whose tokenizer.json holds the published vocabulary, and `<pad>` as BiMediX2 adds it."""
-    tokens, merges = published["tokens"], published["merges"]
-
-    def fill(value: dict[str, Any]) -> None:
-        value["model"]["vocab"] = {text: index for index, text in enumerate(tokens[:128000])}
-        value["model"]["merges"] = [merge.split(" ") for merge in merges]
-        specials = [*tokens[128000:], "<pad>"]
-        value["added_tokens"] = [
-            {"id": 128000 + index, "content": text, "special": True, "normalized": False}
-            | dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
-            for index, text in enumerate(specials)
-        ]
-        value["post_processor"]["special_tokens"]["<|begin_of_text|>"]["ids"] = [128000]
-
     directory = tmp_path_factory.mktemp("llama3") / "checkpoint"
-    make_checkpoint(directory, shape=SMALL, edit_tokenizer=fill)
+    real = real_tokenizer_json(llama3_vocab)
+    make_checkpoint(directory, shape=SMALL, edit_tokenizer=lambda value: value.update(real))
     convert(directory, directory.with_name("bundle"), file_type="F16")
     return directory
 
