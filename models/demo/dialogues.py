@@ -47,6 +47,9 @@ CHANCE: dict[str, float] = {
 }
 """Expected accuracy of the best answer that ignores the picture, by kind of closed question."""
 
+_SIDED_KINDS = ("nodule_side", "nodule_on_side", "effusion_side", "effusion_on_side")
+"""Asked twice as often in training: telling right from left is what a decoder learns last."""
+
 OPEN_KINDS = ("describe", "impression", "nodule_where", "heart_size")
 
 
@@ -198,7 +201,7 @@ class _Writer:
 
     def _kind(self, findings: Findings) -> str:
         """A kind of question; those that presume a missing finding, and uneven ones, are asked less often."""
-        kind = _pick(tuple(QUESTIONS), self.rng)
+        kind = _pick((*QUESTIONS, *_SIDED_KINDS), self.rng)
         absent = (kind.startswith("nodule_") and findings.nodule is None) or (
             kind.startswith("effusion_") and findings.effusion is None
         )

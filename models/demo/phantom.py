@@ -30,10 +30,10 @@ ZONES: tuple[Zone, ...] = ("upper", "middle", "lower")
 _NODULE_BOX: dict[tuple[Side, Zone], tuple[float, float, float, float]] = {
     ("right", "upper"): (0.28, 0.44, -0.58, -0.44),
     ("right", "middle"): (0.38, 0.56, -0.16, -0.04),
-    ("right", "lower"): (0.42, 0.60, 0.21, 0.30),
+    ("right", "lower"): (0.42, 0.60, 0.18, 0.26),
     ("left", "upper"): (0.28, 0.44, -0.58, -0.44),
     ("left", "middle"): (0.40, 0.56, -0.16, -0.04),
-    ("left", "lower"): (0.58, 0.64, 0.18, 0.27),
+    ("left", "lower"): (0.58, 0.64, 0.17, 0.25),
 }
 
 
@@ -220,7 +220,7 @@ def _fluid(u: Field, v: Field, pixel: float, findings: Findings, rng: np.random.
     """Where fluid replaces air at the base of one lung, 0..1: below a meniscus that climbs the lateral wall."""
     across = -u if findings.effusion == "right" else u
     below_nodule = findings.nodule == (findings.effusion, "lower")
-    level = rng.uniform(0.43, 0.46) if below_nodule else rng.uniform(0.24, 0.42)
+    level = rng.uniform(0.39, 0.43) if below_nodule else rng.uniform(0.20, 0.37)
     surface = level - rng.uniform(0.25, 0.45) * np.clip(across - 0.45, 0.0, 1.0) ** 1.5
     return _edge(v - surface, 0.03 + pixel)
 

@@ -40,12 +40,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train the demo model from nothing.")
     parser.add_argument("--out", type=Path, required=True, help="directory of the checkpoint")
     parser.add_argument("--seed", type=int, default=2)
-    parser.add_argument("--tower-steps", type=int, default=500, help="steps of 64 pictures")
-    parser.add_argument("--decoder-steps", type=int, default=600, help="steps of 32 conversations")
+    parser.add_argument("--tower-steps", type=int, default=600, help="steps of 64 pictures")
+    parser.add_argument("--decoder-steps", type=int, default=800, help="steps of 32 conversations")
     parser.add_argument("--tower-pictures", type=int, default=10000)
     parser.add_argument("--decoder-pictures", type=int, default=6000)
     parser.add_argument("--held-out-pictures", type=int, default=500)
-    parser.add_argument("--weight-noise", type=float, default=0.08, help="of a matrix's rms, against 4-bit rounding")
+    parser.add_argument(
+        "--weight-noise", type=float, default=0.08, help="of a matrix's rms, in the second half, against 4-bit rounding"
+    )
     parser.add_argument("--float32", action="store_true", help="no bfloat16 in training (slower on most CPUs)")
     args = parser.parse_args()
     started = time.perf_counter()
@@ -60,6 +62,7 @@ def main() -> None:
     pool = draw_pool(args.decoder_pictures, (args.seed, DECODER), rough=True)
     features = tower_features(tower, pool)
     say(started, f"{len(pool.findings)} more pictures drawn and encoded")
+    torch.manual_seed(args.seed)  # so that this stage does not depend on how many steps the tower took
     llava = Llava(tokenizer.get_vocab_size())
     encoder = Encoder(tokenizer, N_IMAGE_TOKENS)
     train_decoder(llava, encoder, Gallery(pool, features), args, started)
@@ -179,7 +182,8 @@ def train_decoder(llava: Llava, encoder: Encoder, gallery: Gallery, args: argpar
         batch = next(stream)
         ids, keep, targets = scoring.shifted(batch)
         set_rate(optimizer, 1.5e-3, step, args.decoder_steps)
-        with rounding_noise(llava.decoder, args.weight_noise):
+        noise = args.weight_noise if step >= args.decoder_steps // 2 else 0.0
+        with rounding_noise(llava.decoder, noise):
             with torch.autocast("cpu", torch.bfloat16, enabled=not args.float32):
                 logits = llava(ids, gallery.look_up(batch, rng), keep).float()
             loss = functional.cross_entropy(logits, targets)
