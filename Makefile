@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 TYPES := build/types
 SAMPLE := models/demo/samples/nodule_right_upper.png
 
-.PHONY: demo test lint types check parity train clean
+.PHONY: demo test lint types check parity slow train clean
 
 demo: $(VENV)/installed
 	$(BIN)/bimedix-edge ask --model demo -v --image $(SAMPLE) "Is there a nodule, and where?"
@@ -14,7 +14,7 @@ demo: $(VENV)/installed
 	@echo "To talk with it: $(BIN)/bimedix-edge chat --image $(SAMPLE)"
 
 test: $(VENV)/installed-test lint types
-	$(BIN)/pytest -m "not parity"
+	$(BIN)/pytest -m "not parity and not slow"
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
@@ -29,6 +29,10 @@ types: $(VENV)/installed-test
 # compares with torch and transformers, live
 parity: $(VENV)/installed-parity
 	$(BIN)/pytest -m parity
+
+# every case of the tests of which `make test` runs a sample
+slow: $(VENV)/installed-test
+	$(BIN)/pytest -m slow -s
 
 clean:
 	rm -rf $(VENV) build
