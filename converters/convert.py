@@ -89,7 +89,7 @@ def convert(
     job = _prepare(checkpoint, file_type, name, _card(checkpoint, card), bos, aspect, vision_tower, additions)
     report = progress or _silent
     with staged_directory(target, replace=replace, resume=True) as part:
-        files = _parts(job, part)
+        files = _parts(job)
         identity = job_identity(_source_files(job), files, f"{_created_by()}, zeroing {zero_nonfinite}")
         with open_journal(part, identity, fresh=fresh, progress=partial(report, "resume")) as journal:
             _check_space(part, target, job.size_bytes - journal.kept_bytes)
@@ -166,12 +166,11 @@ def _check_space(part: Path, target: Path, needed: int) -> None:
         )
 
 
-def _parts(job: _Job, part: Path) -> dict[str, list[Part]]:
+def _parts(job: _Job) -> dict[str, list[Part]]:
     """Return what each file of the bundle consists of, by the file's name."""
     card = job.card
     about = About(job.name, card.licence, card.languages, job.prompt.system, _url(card))
     decoder = decoder_parts(
-        part / "header",
         job.checkpoint,
         job.planned,
         file_type=job.file_type,

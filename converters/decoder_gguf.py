@@ -8,14 +8,15 @@ Source: llama.cpp `conversion/llama.py` (class LlamaModel) and `src/models/llama
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 
 import gguf
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFWriter
+from gguf.gguf_writer import WriterState
 from numpy.typing import NDArray
 
 from bimedix_edge.converters.chat_template import chat_template
@@ -119,7 +120,6 @@ def planned_bytes(planned: list[PlannedTensor], vocabulary: Vocabulary) -> int:
 
 
 def decoder_parts(
-    scratch: Path,
     checkpoint: Checkpoint,
     planned: list[PlannedTensor],
     *,
@@ -130,7 +130,6 @@ def decoder_parts(
     """Return the GGUF as parts: the header, then each tensor.
 
     Args:
-        scratch: a path that is free; gguf-py writes the header to a file.
         checkpoint: where the weights are.
         planned: from `plan_decoder`.
         file_type: the user's choice, also named in the file.
@@ -139,11 +138,8 @@ def decoder_parts(
 
     Returns:
         Parts whose steps raise CheckpointError if a weight is NaN, infinite, or too large for its type.
-
-    Raises:
-        OSError: the disk is full or fails.
     """
-    header = _header(scratch, checkpoint.config.decoder, planned, file_type, vocabulary, about)
+    header = _header(checkpoint.config.decoder, planned, file_type, vocabulary, about)
     tensors = (Part(item.name, _padded(item.size_bytes), partial(_steps, item, checkpoint)) for item in planned)
     return [whole_part("header", header), *tensors]
 
@@ -220,7 +216,6 @@ def _names(config: DecoderConfig) -> Iterator[tuple[str, str, int]]:
 
 
 def _header(
-    path: Path,
     config: DecoderConfig,
     planned: list[PlannedTensor],
     file_type: FileType,
@@ -228,20 +223,18 @@ def _header(
     about: About,
 ) -> bytes:
     """Return everything that comes before the first tensor's data."""
-    writer = GGUFWriter(path, "llama")
+    writer = GGUFWriter(None, "llama")
     _add_general(writer, planned, file_type, about)
     _add_shape(writer, config)
     _add_vocabulary(writer, vocabulary, about.system)
     for tensor in planned:
         writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), tensor.size_bytes, tensor.kind)
-    try:
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-    finally:
-        writer.close()
-    header = path.read_bytes()
-    path.unlink()
+    buffer = io.BytesIO()
+    writer.fout, writer.state = [buffer], WriterState.EMPTY  # what opening a file would set
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    header = buffer.getvalue()
     return header.ljust(_padded(len(header)), b"\0")
 
 
