@@ -67,8 +67,8 @@ def test_greedy_answers_are_transformers(bundles: dict[str, Path], kind: str) ->
     assert different == []
 
 
-@pytest.mark.parametrize(("kind", "tolerance"), [("F32", 2e-3), ("F16", 3e-2)])
-def test_logits_are_close_to_transformers(bundles: dict[str, Path], kind: str, tolerance: float) -> None:
+@pytest.mark.parametrize("kind", ["F32", "F16"])
+def test_logits_are_close_to_transformers(bundles: dict[str, Path], kind: str) -> None:
     expected = np.load(GOLDEN / "logits.npz")["logits"]
     chosen = prompts()[:: N_PROMPTS // len(expected)]
     worst = 0.0
@@ -80,7 +80,8 @@ def test_logits_are_close_to_transformers(bundles: dict[str, Path], kind: str, t
             worst = max(worst, float(np.abs(runtime.engine.decoder.logits() - logits).max()))
             runtime.engine.release(session)
     print(f"{kind}: largest logit difference {worst:.2e}")
-    assert worst < tolerance
+    # llama.cpp keeps keys and values as float16, whatever the weights are
+    assert worst < 1e-2
 
 
 def test_pixel_values_are_transformers_bit_for_bit(runtime: Runtime) -> None:

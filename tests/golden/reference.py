@@ -64,17 +64,17 @@ class Reference:
         pixels = None
         if prompt.pictures:
             pixels = torch.from_numpy(np.concatenate([self.pixel_values(picture) for picture in prompt.pictures]))
-        first: NDArray[np.float32] | None = None
+        output = self.model(input_ids=torch.tensor([ids]), pixel_values=pixels, use_cache=True)
+        first: NDArray[np.float32] = output.logits[0, -1, : self.n_vocab].numpy()
         answer: list[int] = []
         while len(answer) < MAX_TOKENS:
-            output = self.model(input_ids=torch.tensor([ids + answer]), pixel_values=pixels)
-            logits = output.logits[0, -1, : self.n_vocab]
-            first = logits.numpy() if first is None else first
-            token = int(logits.argmax())
+            token = int(output.logits[0, -1, : self.n_vocab].argmax())
             if token == self.end:
                 break
             answer.append(token)
-        assert first is not None
+            output = self.model(
+                input_ids=torch.tensor([[token]]), past_key_values=output.past_key_values, use_cache=True
+            )
         return answer, first
 
     @torch.inference_mode()
