@@ -12,6 +12,7 @@ import io
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import gguf
 import numpy as np
@@ -229,7 +230,7 @@ def _header(
     _add_vocabulary(writer, vocabulary, about.system)
     for tensor in planned:
         writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), tensor.size_bytes, tensor.kind)
-    buffer = io.BytesIO()
+    buffer: Any = io.BytesIO()
     writer.fout, writer.state = [buffer], WriterState.EMPTY  # what opening a file would set
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

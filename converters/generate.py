@@ -158,9 +158,12 @@ def _write_shard(
 
 def _encoded(block: Callable[[], NDArray[np.float32]], dtype: str) -> memoryview:
     values = block()
-    if dtype == "bf16":
-        return (values.view(np.uint32) >> np.uint32(16)).astype(np.uint16).view(np.uint8).data
-    return (values.astype(np.float16) if dtype == "f16" else values).view(np.uint8).data
+    if dtype == "f32":
+        return memoryview(values).cast("B")
+    if dtype == "f16":
+        return memoryview(values.astype(np.float16)).cast("B")
+    # bfloat16 is the upper half of float32
+    return memoryview((values.view(np.uint32) >> np.uint32(16)).astype(np.uint16)).cast("B")
 
 
 def _write_description(directory: Path, shape: Shape, layout: str, vocabulary: Path | None) -> None:

@@ -52,7 +52,7 @@ _VIT_L = {
     "image_px": 336,
     "patch_px": 14,
 }
-_LLAMA_3 = {"n_vocab": 128257, "n_head_kv": 8, **_VIT_L}
+_LLAMA_3: dict[str, Any] = {"n_vocab": 128257, "n_head_kv": 8, **_VIT_L}
 
 # the published ones, the 1B's decoder under the same tower, and two of the 70B's 80 layers
 SHAPES: dict[str, Shape] = {
