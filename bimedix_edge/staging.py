@@ -15,6 +15,7 @@ from typing import IO
 from bimedix_edge.errors import HardwareError, UsageError
 
 __all__ = [
+    "InUseError",
     "disk_errors",
     "exclusive",
     "forget_cached",
@@ -23,6 +24,10 @@ __all__ = [
     "staged_directory",
     "write_file",
 ]
+
+
+class InUseError(UsageError):
+    """Another process is writing the same target."""
 
 
 @contextlib.contextmanager
@@ -156,7 +161,7 @@ def exclusive(target: Path) -> Iterator[None]:
     """Keep other processes from writing `target` while the block runs; its parent must exist.
 
     Raises:
-        UsageError: another process is writing it; the message says which.
+        InUseError: another process is writing it; the message says which.
     """
     with _lock(target.with_name(f".{target.name}.lock"), target):
         yield
@@ -212,7 +217,7 @@ def _lock(path: Path, target: Path) -> Iterator[None]:
             file.seek(0)
             holder = file.read().strip() or "unknown"
             file.close()
-            raise UsageError(
+            raise InUseError(
                 f"Expected to write {target} alone, but process {holder} is writing it; wait until it has finished."
             ) from error
         # the holder before us may have removed the file between our open and our lock

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Literal, cast
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from bimedix_edge.bundle import Manifest
+from bimedix_edge.cli.bars import StageBars
 from bimedix_edge.cli.terminal import plain_console
 from bimedix_edge.converters.convert import convert as convert_checkpoint
+from bimedix_edge.converters.convert import dry_run as plan_conversion
+from bimedix_edge.converters.plan import Plan
 from bimedix_edge.converters.quantize import FILE_TYPES
 from bimedix_edge.errors import UsageError
 from bimedix_edge.settings import load_settings
@@ -38,6 +42,9 @@ __all__ = ["convert", "convert_demo"]
 @click.option("--aspect", type=click.Choice(["pad", "crop"]), help="How a picture becomes square.  [default: pad]")
 @click.option("--vision-tower", type=click.Path(path_type=Path), metavar="DIR", help="CLIP, if it is not inside.")
 @click.option("--force", is_flag=True, help="Replace what is there.")
+@click.option("--fresh", is_flag=True, help="Begin anew where an interrupted conversion could be continued.")
+@click.option("--dry-run", is_flag=True, help="Check everything and say what would be done; write nothing.")
+@click.option("--json", "as_json", is_flag=True, help="With --dry-run: one JSON object.")
 def convert(
     checkpoint: Path | None,
     demo: bool,
@@ -48,6 +55,9 @@ def convert(
     aspect: str | None,
     vision_tower: Path | None,
     force: bool,
+    fresh: bool,
+    dry_run: bool,
+    as_json: bool,
 ) -> None:
     """Turn CHECKPOINT, a directory as published, into a bundle that ask and chat can use."""
     if (checkpoint is None) != demo:
@@ -61,17 +71,22 @@ def convert(
     store = Store(settings.store_dir, settings.cache_dir)
     label = f"{name or _default_name(source, demo=demo)}:{file_type.lower()}"
     target = output or store.target(label)
-    console = plain_console(stderr=True)
-    with _Bars(console) as bars:
+    square = cast("Literal['pad', 'crop'] | None", aspect)
+    if dry_run:
+        plan = plan_conversion(source, target, file_type=file_type.upper(), aspect=square, vision_tower=vision_tower)
+        click.echo(json.dumps(asdict(plan), indent=2) if as_json else _plan_text(plan, target))
+        return
+    with StageBars(plain_console(stderr=True)) as bars:
         manifest = convert_checkpoint(
             source,
             target,
             file_type=file_type.upper(),
             name=label,
             bos=bos,
-            aspect=cast("Literal['pad', 'crop'] | None", aspect),
+            aspect=square,
             vision_tower=vision_tower,
             replace=force,
+            fresh=fresh,
             progress=bars.show,
         )
     _report(manifest, target)
@@ -80,7 +95,7 @@ def convert(
 def convert_demo(store: Store, console: Console, *, quiet: bool = False) -> None:
     """Convert the embedded demo checkpoint into the cache; another process doing the same is no error."""
     target = store.demo_directory()
-    with _Bars(console if not quiet else None) as bars:
+    with StageBars(Console(quiet=True) if quiet else console) as bars:
         if not quiet:
             console.print("Converting it, once …", style="yellow")
         convert_checkpoint(
@@ -99,23 +114,22 @@ def _report(manifest: Manifest, target: Path) -> None:
     click.echo(f"\n{manifest.licence} · {manifest.notice}")
 
 
-class _Bars:
-    """One bar a stage of the conversion; none without a console."""
-
-    def __init__(self, console: Console | None) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
-        self._progress = Progress(*columns, console=console, disable=console is None, transient=True)
-        self._tasks: dict[str, TaskID] = {}
-
-    def show(self, stage: str, done: int, total: int) -> None:
-        """Show that `done` of `total` units of a stage are complete."""
-        if stage not in self._tasks:
-            self._tasks[stage] = self._progress.add_task(stage)
-        self._progress.update(self._tasks[stage], completed=done, total=total)
-
-    def __enter__(self) -> _Bars:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+def _plan_text(plan: Plan, target: Path) -> str:
+    lines = [f"{'type':8} {'tensors':>7} {'weights':>15} {'MB':>9} {'seconds':>8}"]
+    for row in plan.rows:
+        numbers = f"{row.n_tensors:7d} {row.n_weights:15,d} {row.size_bytes / 1e6:9.1f} {row.seconds:8.1f}"
+        lines.append(f"{row.kind:8} {numbers}")
+    needed = plan.decoder_bytes + plan.vision_bytes
+    verdict = "enough" if plan.fits else "too little"
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"reads    {plan.source_bytes / 1e6:,.1f} MB",
+            f"writes   {needed / 1e6:,.1f} MB to {target}: decoder {plan.decoder_bytes / 1e6:,.1f}, "
+            f"vision {plan.vision_bytes / 1e6:,.1f}",
+            f"free     {plan.free_bytes / 1e6:,.1f} MB, {verdict}",
+            f"memory   about {plan.memory_bytes / 1e6:,.0f} MB",
+            f"time     {plan.seconds:,.0f} s of computing or more, as the disk allows",
+        ]
+    )
