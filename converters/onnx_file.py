@@ -30,6 +30,7 @@ _MODEL_GRAPH, _GRAPH_INITIALIZER, _TENSOR_RAW_DATA = 7, 5, 9
 _LENGTH_DELIMITED = 2
 # protobuf's parsers take no message of 2 GiB or more
 _MAX_MODEL_BYTES = (1 << 31) - 1
+_DTYPES = {TensorProto.FLOAT: "<f4", TensorProto.INT64: "<i8", TensorProto.INT8: "<i1"}
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Weight:
     """One initializer: its name, its shape, and how to get its values.
 
     Attributes:
-        read: returns float32 of `shape`, or int64 for the shapes that Reshape takes.
+        read: returns `shape` of the type: float32, int8 for what is multiplied, int64 for what Reshape takes.
     """
 
     name: str
@@ -48,7 +49,7 @@ class Weight:
     @property
     def size_bytes(self) -> int:
         """Return the size of its data."""
-        return prod(self.shape) * (4 if self.type == TensorProto.FLOAT else 8)
+        return prod(self.shape) * np.dtype(_DTYPES[self.type]).itemsize
 
 
 class Graph:
@@ -64,9 +65,11 @@ class Graph:
         self.nodes.append(helper.make_node(op, inputs, outputs, name=name, **attributes))
         return name
 
-    def weight(self, name: str, shape: tuple[int, ...], read: Callable[[], NDArray[Any]]) -> str:
-        """Declare a float32 weight and return its name."""
-        self.weights[name] = Weight(name, shape, read)
+    def weight(
+        self, name: str, shape: tuple[int, ...], read: Callable[[], NDArray[Any]], kind: int = TensorProto.FLOAT
+    ) -> str:
+        """Declare a weight, float32 by default, and return its name."""
+        self.weights[name] = Weight(name, shape, read, kind)
         return name
 
     def integers(self, name: str, values: tuple[int, ...]) -> str:
@@ -155,7 +158,7 @@ def _tensor_head(weight: Weight) -> bytes:
 
 
 def _values(weight: Weight) -> memoryview:
-    values = np.asarray(weight.read(), "<f4" if weight.type == TensorProto.FLOAT else "<i8", order="C")
+    values = np.asarray(weight.read(), _DTYPES[weight.type], order="C")
     if values.shape != weight.shape:
         raise ValueError(f"{weight.name} was declared {weight.shape} and is {values.shape}")
     if not np.isfinite(values).all():

@@ -25,13 +25,21 @@ from numpy.typing import NDArray
 from bimedix_edge.converters.checkpoint import Checkpoint
 from bimedix_edge.converters.onnx_file import Graph, model_bytes, model_parts
 from bimedix_edge.converters.parts import Part
+from bimedix_edge.converters.vision_weights import VisionWeights, product
 
 __all__ = ["OPSET", "build_vision", "vision_bytes", "vision_parts"]
 
 OPSET = 17
 
 
-def vision_parts(checkpoint: Checkpoint, graph: Graph, *, producer: str, metadata: dict[str, str]) -> list[Part]:
+def vision_parts(
+    checkpoint: Checkpoint,
+    graph: Graph,
+    *,
+    producer: str,
+    metadata: dict[str, str],
+    weights: VisionWeights = "float32",
+) -> list[Part]:
     """Check the graph and return its file as parts, weights inside.
 
     Args:
@@ -39,6 +47,7 @@ def vision_parts(checkpoint: Checkpoint, graph: Graph, *, producer: str, metadat
         graph: from `build_vision`.
         producer: what made the file.
         metadata: properties of the model.
+        weights: what the graph was built with.
 
     Returns:
         Parts whose steps raise CheckpointError if a weight is NaN or infinite.
@@ -55,7 +64,7 @@ def vision_parts(checkpoint: Checkpoint, graph: Graph, *, producer: str, metadat
         input_shape=("pixel_values", (1, 3, size, size)),
         output_shape=("image_embeds", (1, vision.n_patches, n_embd)),
         producer=producer,
-        metadata={**metadata, "n_blocks": str(checkpoint.config.n_blocks), "weights": "float32"},
+        metadata={**metadata, "n_blocks": str(checkpoint.config.n_blocks), "weights": weights},
     )
 
 
@@ -64,9 +73,14 @@ def vision_bytes(graph: Graph) -> int:
     return model_bytes(graph)
 
 
-def build_vision(checkpoint: Checkpoint) -> Graph:
-    """Return the graph of a checkpoint's tower and projector; its weights are read when it is written."""
-    tower = _Tower(checkpoint)
+def build_vision(checkpoint: Checkpoint, weights: VisionWeights = "float32") -> Graph:
+    """Return the graph of a checkpoint's tower and projector; its weights are read when it is written.
+
+    Args:
+        checkpoint: the source.
+        weights: how matrices are stored and multiplied; the patches' convolution is always float32.
+    """
+    tower = _Tower(checkpoint, weights)
     hidden = tower.embeddings()
     for index in range(checkpoint.config.n_blocks):
         hidden = tower.block(index, hidden)
@@ -77,8 +91,9 @@ def build_vision(checkpoint: Checkpoint) -> Graph:
 class _Tower:
     """The parts of the graph, in the order in which the data flows."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Checkpoint, weights: VisionWeights) -> None:
         self.graph = Graph()
+        self.weights = weights
         self.checkpoint = checkpoint
         self.config = checkpoint.config.vision
 
@@ -124,10 +139,10 @@ class _Tower:
         """Attention of every token to every token, all heads at once: (T, C) to (T, C)."""
         graph, n_embd, n_head = self.graph, self.config.n_embd, self.config.n_head
         n_tokens, head_dim = self.config.n_patches + 1, n_embd // n_head
-        weight = graph.weight(prefix + "qkv.weight", (n_embd, 3 * n_embd), partial(self._qkv, prefix, "weight"))
         bias = graph.weight(prefix + "qkv.bias", (3 * n_embd,), partial(self._qkv, prefix, "bias"))
-        product = graph.add("MatMul", prefix + "qkv.product", [hidden, weight])
-        joined = graph.add("Add", prefix + "qkv", [product, bias])
+        shape, read = (n_embd, 3 * n_embd), partial(self._qkv, prefix, "weight")
+        multiplied = product(graph, self.weights, prefix + "qkv.product", hidden, prefix + "qkv.weight", shape, read)
+        joined = graph.add("Add", prefix + "qkv", [multiplied, bias])
         split_shape = graph.integers("shape.heads", (n_tokens, 3, n_head, head_dim))
         heads = graph.add("Reshape", prefix + "heads", [joined, split_shape])
         by_part = graph.add("Transpose", prefix + "parts", [heads], perm=[1, 2, 0, 3])
@@ -156,9 +171,14 @@ class _Tower:
     def _linear(self, name: str, hidden: str) -> str:
         """x · wᵀ + b; the weight is stored turned, as ONNX Runtime wants it for Gemm."""
         rows, columns = self.checkpoint.shape(f"{name}.weight")
-        weight = self.graph.weight(f"{name}.weight", (columns, rows), lambda: self._read(f"{name}.weight").T)
-        product = self.graph.add("MatMul", f"{name}.product", [hidden, weight])
-        return self.graph.add("Add", name, [product, self._weight(f"{name}.bias")])
+        weight, shape = f"{name}.weight", (columns, rows)
+
+        def read() -> NDArray[np.float32]:
+            turned: NDArray[np.float32] = self._read(weight).T
+            return turned
+
+        multiplied = product(self.graph, self.weights, f"{name}.product", hidden, weight, shape, read)
+        return self.graph.add("Add", name, [multiplied, self._weight(f"{name}.bias")])
 
     def _quick_gelu(self, name: str, hidden: str) -> str:
         """x · sigmoid(1.702 x), what CLIP was trained with."""

@@ -5,14 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 from make_checkpoint import Shape, make_checkpoint
 from test_vision_onnx import encoder, pixels
 
-from bimedix_edge.converters import decoder_gguf, vision_onnx
+from bimedix_edge.converters import decoder_gguf, quantize, vision_onnx
 from bimedix_edge.converters.checkpoint import Checkpoint
 from bimedix_edge.converters.convert import convert
+from bimedix_edge.converters.gguf_header import read_header
 from bimedix_edge.converters.parity import TensorError, decoder_errors, token_cosines
 from bimedix_edge.errors import CheckpointError
 
@@ -57,7 +59,9 @@ def test_q_and_k_swapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_frequencies_left_out(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = decoder_gguf.plan_decoder
-    monkeypatch.setattr("bimedix_edge.converters.convert.plan_decoder", lambda *given: plan(*given)[:-1])
+    monkeypatch.setattr(
+        "bimedix_edge.converters.additions.plan_decoder", lambda *given, **more: plan(*given, **more)[:-1]
+    )
     with pytest.raises(CheckpointError, match=r"Expected 31 tensors .* rope_freqs\.weight"):
         errors(checkpoint, tmp_path)
 
@@ -65,6 +69,55 @@ def test_frequencies_left_out(checkpoint: Path, tmp_path: Path, monkeypatch: pyt
 def test_frequencies_not_scaled(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoder_gguf, "rope_factors", lambda config: np.ones(config.head_dim // 2, np.float32))
     assert errors(checkpoint, tmp_path)["rope_freqs.weight"].relative_rms > 0.5
+
+
+def test_another_type_than_the_recipes(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def mutated(name: str, *rest: Any) -> gguf.GGMLQuantizationType:
+        return gguf.GGMLQuantizationType.Q4_0 if name == "blk.2.attn_v.weight" else tensor_type(name, *rest)
+
+    tensor_type = quantize.tensor_type
+    source = Checkpoint(checkpoint)
+    plan = decoder_gguf.plan_decoder(source, quantize.file_type_named("Q4_K_M"))
+    monkeypatch.setattr(decoder_gguf, "tensor_type", mutated)
+    convert(checkpoint, tmp_path / "out", file_type="Q4_K_M")
+    types = {tensor.name: tensor.kind for tensor in plan}
+    with pytest.raises(CheckpointError, match=r"but blk\.2\.attn_v\.weight is Q4_0 instead of Q6_K; convert"):
+        list(decoder_errors(tmp_path / "out/decoder.gguf", source, types=types))
+
+
+@pytest.mark.parametrize(("kind", "size"), [("Q8_0", 34), ("Q4_0", 18), ("Q4_K_M", 144)])
+def test_one_block_with_another_scale(kind: str, size: int, checkpoint: Path, tmp_path: Path) -> None:
+    convert(checkpoint, tmp_path / "out", file_type=kind)
+    path, name = tmp_path / "out/decoder.gguf", "blk.1.ffn_up.weight"
+    start = read_header(path.read_bytes()).tensors[name].start + 11 * size
+    data = bytearray(path.read_bytes())
+    data[start : start + 2] = (2 * np.frombuffer(bytes(data[start : start + 2]), np.float16)).tobytes()
+    path.write_bytes(bytes(data))
+    found = {error.name: error for error in decoder_errors(path, Checkpoint(checkpoint))}
+    # a doubled scale: small beside the whole tensor, plain in its row
+    assert found[name].relative_rms < 3 * BOUNDS[kind]
+    assert [error.name for error in found.values() if error.worst_row > 2 * BOUNDS[kind]] == [name]
+
+
+@pytest.mark.parametrize("max_values", [256, 5_000, 20_000, 1 << 20])
+def test_some_rows_tell_nearly_what_all_do(max_values: int, checkpoint: Path, tmp_path: Path) -> None:
+    convert(checkpoint, tmp_path / "out", file_type="Q4_K_M")
+    path, source = tmp_path / "out/decoder.gguf", Checkpoint(checkpoint)
+    for whole, some in zip(
+        decoder_errors(path, source), decoder_errors(path, source, max_values=max_values), strict=True
+    ):
+        assert (whole.name, whole.type, whole.n_values) == (some.name, some.type, some.n_values)
+        assert some.relative_rms == pytest.approx(whole.relative_rms, rel=0.2, abs=1e-6)
+        assert some.worst_row <= whole.worst_row + 1e-9
+
+
+def test_a_file_that_ends_early(checkpoint: Path, tmp_path: Path) -> None:
+    convert(checkpoint, tmp_path / "out", file_type="Q8_0")
+    path = tmp_path / "out/decoder.gguf"
+    for size in (3, 100, 20_000, path.stat().st_size - 40):
+        (tmp_path / "short.gguf").write_bytes(path.read_bytes()[:size])
+        with pytest.raises(CheckpointError, match=r"Expected a whole GGUF in short\.gguf"):
+            list(decoder_errors(tmp_path / "short.gguf", Checkpoint(checkpoint)))
 
 
 def test_projector_transposed(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,68 @@
+"""Three ways to multiply with a weight in the vision graph: float32, int8, and weights of 8 bits only.
+
+`int8` rounds weights to 8 bits with one scale a column, and activations to 8 bits with one scale a tensor, found for
+each image as it comes (`DynamicQuantizeLinear`); ONNX Runtime fuses the five nodes into one kernel of integer products.
+One outlier among the activations makes all others coarse. `int8_weights` states the same weights and float32
+activations: ONNX Runtime may round these, too, but in blocks of 32 (`MatMulNBits`), where an outlier spoils little.
+
+Source: ONNX operators MatMulInteger, DynamicQuantizeLinear, DequantizeLinear, opset 17; the sequence of nodes is that
+of ONNX Runtime's `quantize_dynamic`, which its `DynamicQuantizeMatMul` fusion looks for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import TensorProto
+
+from bimedix_edge.converters.onnx_file import Graph
+
+__all__ = ["VISION_WEIGHTS", "VisionWeights", "product"]
+
+VisionWeights = Literal["float32", "int8", "int8_weights"]
+VISION_WEIGHTS: tuple[VisionWeights, ...] = ("int8", "int8_weights", "float32")
+_LARGEST = 127
+Read = Callable[[], NDArray[np.float32]]
+
+
+def product(
+    graph: Graph, kind: VisionWeights, name: str, hidden: str, weight: str, shape: tuple[int, int], read: Read
+) -> str:
+    """Add hidden · weight to a graph and return its output.
+
+    Args:
+        graph: under construction.
+        kind: how the weight is stored and multiplied.
+        name: of the output.
+        hidden: float32 (n, k).
+        weight: its name.
+        shape: k, m.
+        read: gives the weight as float32 (k, m).
+    """
+    if kind == "float32":
+        return graph.add("MatMul", name, [hidden, graph.weight(weight, shape, read)])
+    scale = graph.weight(f"{weight}.scale", shape[1:], lambda: _scales(read()))
+    rounded = graph.weight(f"{weight}.int8", shape, lambda: _rounded(read()), TensorProto.INT8)
+    if kind == "int8_weights":
+        restored = graph.add("DequantizeLinear", f"{weight}.restored", [rounded, scale], axis=1)
+        return graph.add("MatMul", name, [hidden, restored])
+    integers = graph.add("DynamicQuantizeLinear", f"{name}.input", [hidden], n_outputs=3)
+    sums = graph.add("MatMulInteger", f"{name}.sums", [integers, rounded, f"{integers}.2"])
+    floats = graph.add("Cast", f"{name}.floats", [sums], to=TensorProto.FLOAT)
+    scales = graph.add("Mul", f"{name}.scales", [f"{integers}.1", scale])
+    return graph.add("Mul", name, [floats, scales])
+
+
+def _scales(weight: NDArray[np.float32]) -> NDArray[np.float32]:
+    largest = np.abs(weight).max(axis=0)
+    # a column of zeros has any scale; NaN and infinity stay, for the writer to name the weight
+    scales: NDArray[np.float32] = np.where(largest == 0, 1, largest / np.float32(_LARGEST)).astype(np.float32)
+    return scales
+
+
+def _rounded(weight: NDArray[np.float32]) -> NDArray[np.int8]:
+    with np.errstate(invalid="ignore"):
+        return np.rint(weight / _scales(weight)).astype(np.int8)
