@@ -19,6 +19,7 @@ from bimedix_edge.converters.decoder_gguf import About, PlannedTensor, decoder_p
 from bimedix_edge.converters.journal import Journal, job_identity, open_journal
 from bimedix_edge.converters.onnx_file import Graph
 from bimedix_edge.converters.parts import Part, n_bytes, write_parts
+from bimedix_edge.converters.plan import Plan, make_plan
 from bimedix_edge.converters.quantize import FileType, file_type_named, n_threads
 from bimedix_edge.converters.source_hashes import SourceHashes
 from bimedix_edge.converters.tokenizer import Vocabulary, read_vocabulary
@@ -27,7 +28,7 @@ from bimedix_edge.errors import HardwareError
 from bimedix_edge.prompt import PromptSpec
 from bimedix_edge.staging import forget_cached, staged_directory
 
-__all__ = ["Progress", "convert"]
+__all__ = ["Progress", "convert", "dry_run"]
 
 # stage (`resume`, `decoder`, `vision`, `source`, `verify`), bytes done, bytes in all
 Progress = Callable[[str, int, int], None]
@@ -99,6 +100,37 @@ def convert(
             manifest = _manifest(job, part, source, report)
             write_manifest(part, manifest)
     return manifest
+
+
+def dry_run(
+    checkpoint: Path,
+    target: Path,
+    *,
+    file_type: str = "Q4_K_M",
+    aspect: Aspect | None = None,
+    vision_tower: Path | None = None,
+    additions: Additions = Additions(),  # noqa: B008  frozen
+) -> Plan:
+    """Check a conversion as `convert` does, and say what it would do; nothing is written.
+
+    Args:
+        checkpoint, target, file_type, aspect, vision_tower: see `convert`.
+        additions: adapter, recipe and importance matrix.
+
+    Raises:
+        CheckpointError, InputError, UsageError: see `convert`.
+    """
+    job = _prepare(checkpoint, file_type, None, _card(checkpoint, None), None, aspect, vision_tower, additions)
+    return make_plan(
+        job.file_type.name,
+        job.planned,
+        n_tokens=len(job.vocabulary.tokens),
+        decoder_bytes=job.decoder_bytes,
+        vision_bytes=job.size_bytes - job.decoder_bytes,
+        largest_vision_weight_bytes=max(weight.size_bytes for weight in job.graph.weights.values()),
+        source_bytes=sum(path.stat().st_size for path in _source_files(job).values()),
+        target=target,
+    )
 
 
 @dataclass(frozen=True)
