@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Literal, cast
@@ -17,11 +18,14 @@ from bimedix_edge.converters.convert import convert as convert_checkpoint
 from bimedix_edge.converters.convert import dry_run as plan_conversion
 from bimedix_edge.converters.plan import Plan
 from bimedix_edge.converters.quantize import FILE_TYPES
-from bimedix_edge.errors import UsageError
+from bimedix_edge.errors import HardwareError, UsageError
 from bimedix_edge.settings import load_settings
+from bimedix_edge.staging import InUseError
 from bimedix_edge.store import DEMO, DEMO_TYPE, Store, demo_checkpoint
 
 __all__ = ["convert", "convert_demo"]
+
+_POLL_S = 0.2
 
 
 @click.command()
@@ -75,6 +79,8 @@ def convert(
     if dry_run:
         plan = plan_conversion(source, target, file_type=file_type.upper(), aspect=square, vision_tower=vision_tower)
         click.echo(json.dumps(asdict(plan), indent=2) if as_json else _plan_text(plan, target))
+        if not plan.fits:
+            raise HardwareError(f"Expected room for {target}, but there is too little; see `free` above.")
         return
     with StageBars(plain_console(stderr=True)) as bars:
         manifest = convert_checkpoint(
@@ -92,15 +98,19 @@ def convert(
     _report(manifest, target)
 
 
-def convert_demo(store: Store, console: Console, *, quiet: bool = False) -> None:
-    """Convert the embedded demo checkpoint into the cache; another process doing the same is no error."""
-    target = store.demo_directory()
-    with StageBars(Console(quiet=True) if quiet else console) as bars:
-        if not quiet:
-            console.print("Converting it, once …", style="yellow")
-        convert_checkpoint(
-            demo_checkpoint(), target, file_type=DEMO_TYPE, name=f"{DEMO}:{DEMO_TYPE.lower()}", progress=bars.show
-        )
+def convert_demo(store: Store, console: Console) -> None:
+    """Convert the embedded demo checkpoint into the cache; if another process is at it, wait for that instead."""
+    target, name = store.demo_directory(), f"{DEMO}:{DEMO_TYPE.lower()}"
+    while not target.is_dir():
+        try:
+            with StageBars(console) as bars:
+                convert_checkpoint(demo_checkpoint(), target, file_type=DEMO_TYPE, name=name, progress=bars.show)
+        except InUseError:
+            time.sleep(_POLL_S)
+        except UsageError:
+            # finished by another process between our look and our lock
+            if not target.is_dir():
+                raise
 
 
 def _default_name(source: Path, *, demo: bool) -> str:

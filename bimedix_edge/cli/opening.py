@@ -38,7 +38,9 @@ def open_runtime(settings: Settings, console: Console, *, quiet: bool = False) -
         if not directory.is_dir():
             from bimedix_edge.cli.convert import convert_demo
 
-            convert_demo(store, console, quiet=quiet)
+            if not quiet:
+                console.print("Converting it, once …", style="yellow")
+            convert_demo(store, console)
     size = sum(file.stat().st_size for file in directory.iterdir()) if directory.is_dir() else 0
     if quiet or size < _SHOW_PROGRESS_ABOVE_BYTES or not console.is_terminal:
         return Runtime.open(directory, settings=settings)

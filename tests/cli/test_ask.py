@@ -99,6 +99,16 @@ def test_the_demo_model_answers_when_nothing_is_installed_and_is_converted_once(
     assert not (tmp_path / "store").exists()
 
 
+def test_two_first_uses_at_once_both_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BIMEDIX_EDGE_CACHE_DIR", str(tmp_path / "cache"))
+    command = [*COMMAND, "ask", "--json", "Hello"]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(3)]
+    results = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0], results
+    assert all(json.loads(output)["answer"] for output, _ in results)
+    assert len(list((tmp_path / "cache" / "demo").iterdir())) == 1
+
+
 def _one_sentence(result: subprocess.CompletedProcess[bytes]) -> str:
     text = result.stderr.decode("utf-8", "replace")
     assert "Traceback" not in text
