@@ -44,6 +44,20 @@ def test_convert_installs_and_models_lists_shows_and_verifies(own_store: Path) -
     assert run("convert", demo_checkpoint(), "-t", "q4_k_m", "-n", "my-model", "--force").returncode == 0
 
 
+def test_a_dry_run_says_what_would_be_done_and_writes_nothing(own_store: Path) -> None:
+    shown = run("convert", "--demo", "-t", "q4_k_m", "--dry-run")
+    assert shown.returncode == 0, shown.stderr
+    assert "Q6_K" in shown.stdout
+    assert "enough" in shown.stdout
+    plan = json.loads(run("convert", "--demo", "-t", "q4_k_m", "--dry-run", "--json").stdout)
+    assert {row["kind"] for row in plan["rows"]} == {"Q4_K", "Q6_K", "F32"}
+    assert not (own_store / "store").exists()
+    assert run("convert", "--demo", "-t", "q4_k_m").returncode == 0
+    folder = own_store / "store" / "demo" / "q4_k_m"
+    assert (folder / "decoder.gguf").stat().st_size <= plan["decoder_bytes"]
+    assert (folder / "vision.onnx").stat().st_size <= plan["vision_bytes"]
+
+
 def test_the_only_installed_model_is_used_and_several_must_be_named(own_store: Path) -> None:
     for name in ("one", "two"):
         assert run("convert", "--demo", "-t", "q8_0", "-n", name).returncode == 0
