@@ -13,6 +13,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -275,7 +276,11 @@ def _cut(directory: Path, kept: list[_Record]) -> None:
 
 def _empty(directory: Path, but: Set[str] = frozenset()) -> None:
     for path in directory.iterdir():
-        if path.name not in but:
+        if path.name in but:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
             path.unlink()
 
 
