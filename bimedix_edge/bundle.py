@@ -28,8 +28,11 @@ __all__ = [
     "MANIFEST",
     "Bundle",
     "DecoderSpec",
+    "Fidelity",
     "FileEntry",
     "Manifest",
+    "Quality",
+    "VisionFidelity",
     "VisionSpec",
     "hash_file",
     "open_bundle",
@@ -82,6 +85,46 @@ class VisionSpec:
 
 
 @dataclass(frozen=True)
+class Fidelity:
+    """How close written numbers are to the checkpoint's.
+
+    Attributes:
+        relative_rms: root mean square of the differences, divided by that of the checkpoint's numbers.
+        cosine: of the numbers, taken as one vector.
+        n_tensors: how many tensors this is about.
+    """
+
+    relative_rms: float
+    cosine: float
+    n_tensors: int = 1
+
+
+@dataclass(frozen=True)
+class VisionFidelity:
+    """How close the image tokens are to those of the tower in float32: the cosine of each token, over some images."""
+
+    cosine_min: float = 0.0
+    cosine_mean: float = 0.0
+    n_images: int = 0
+    choice: str = ""
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What the conversion measured; empty in a bundle of a version that measured nothing.
+
+    Attributes:
+        types: by ggml type, weighted by the tensors' sizes.
+        worst: the tensors with the largest errors, by name.
+        vision: of the encoder, and why it has the weights it has.
+    """
+
+    types: dict[str, Fidelity] = field(default_factory=dict)
+    worst: dict[str, Fidelity] = field(default_factory=dict)
+    vision: VisionFidelity = field(default=VisionFidelity())
+
+
+@dataclass(frozen=True)
 class Manifest:
     """The content of manifest.json."""
 
@@ -96,6 +139,7 @@ class Manifest:
     notice: str
     created_by: str
     format: Literal[1] = field(default=1)
+    quality: Quality = field(default_factory=Quality)
 
 
 @dataclass(frozen=True)
@@ -261,7 +305,7 @@ def _decode_fields(kind: Any, value: Any, where: str) -> Any:
     _require(isinstance(value, Mapping), value, where, "an object")
     hints = get_type_hints(kind)
     names = {item.name for item in fields(kind)}
-    required = {item.name for item in fields(kind) if item.default is MISSING}
+    required = {item.name for item in fields(kind) if item.default is MISSING and item.default_factory is MISSING}
     if missing := sorted(required - value.keys()):
         raise _Malformed(f"{where} lacks {', '.join(missing)}")
     if extra := sorted(value.keys() - names):

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
-from bimedix_edge.bundle import DecoderSpec, FileEntry, Manifest, VisionSpec, hash_file, write_manifest
+import numpy as np
+from numpy.typing import NDArray
+
+from bimedix_edge.bundle import DecoderSpec, FileEntry, Manifest, Quality, VisionSpec, hash_file, write_manifest
 from bimedix_edge.converters.additions import Additions
+from bimedix_edge.converters.calibration_pictures import calibration_pictures
 from bimedix_edge.converters.card import CARD, Card, read_card
 from bimedix_edge.converters.checkpoint import Checkpoint
 from bimedix_edge.converters.config import Aspect
@@ -20,21 +26,25 @@ from bimedix_edge.converters.journal import Journal, job_identity, open_journal
 from bimedix_edge.converters.onnx_file import Graph
 from bimedix_edge.converters.parts import Part, n_bytes, write_parts
 from bimedix_edge.converters.plan import Plan, make_plan
+from bimedix_edge.converters.quality import check_limits, measure_decoder, quality_of
 from bimedix_edge.converters.quantize import FileType, file_type_named, n_threads
 from bimedix_edge.converters.source_hashes import SourceHashes
 from bimedix_edge.converters.tokenizer import Vocabulary, read_vocabulary
+from bimedix_edge.converters.vision_choice import VisionJudge
 from bimedix_edge.converters.vision_onnx import OPSET, build_vision, vision_bytes, vision_parts
+from bimedix_edge.converters.vision_weights import VisionWeights
 from bimedix_edge.errors import HardwareError
 from bimedix_edge.prompt import PromptSpec
 from bimedix_edge.staging import forget_cached, staged_directory
 
 __all__ = ["Progress", "convert", "dry_run"]
 
-# stage (`resume`, `decoder`, `vision`, `source`, `verify`), bytes done, bytes in all
+# stage (`resume`, `trial`, `decoder`, `vision`, `source`, `quality`, `verify`), bytes done, bytes in all
 Progress = Callable[[str, int, int], None]
 
 _DECODER = "decoder.gguf"
 _VISION = "vision.onnx"
+_TRIAL = "trial.onnx"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 _SPARE_BYTES = 1 << 20
 
@@ -53,6 +63,9 @@ def convert(
     recipe: Path | None = None,
     imatrix: Path | None = None,
     zero_nonfinite: bool = False,
+    vision: VisionWeights | Literal["auto"] = "float32",
+    pictures: Sequence[NDArray[np.uint8]] = (),
+    strict: bool = False,
     replace: bool = False,
     fresh: bool = False,
     progress: Progress | None = None,
@@ -72,6 +85,10 @@ def convert(
         recipe: a TOML file that gives some tensors another type; see `recipe`.
         imatrix: an importance matrix of llama.cpp; see `imatrix`.
         zero_nonfinite: whether weights that are NaN or infinite become 0, which the manifest then says.
+        vision: the weights of the vision graph; `auto` takes int8, 8-bit weights only, or float32, the first whose
+            image tokens are close enough to those of the tower in float32.
+        pictures: uint8 (h, w, 3) each, on which the vision graph is judged; drawn ones by default.
+        strict: whether to refuse a result that lost more than its types should; see `quality.LIMITS`.
         replace: whether an existing target is replaced.
         fresh: whether to begin anew where an interrupted conversion could be continued.
         progress: called with the stage, the bytes done and the bytes in all.
@@ -80,7 +97,7 @@ def convert(
         The bundle's manifest.
 
     Raises:
-        CheckpointError: the checkpoint cannot be converted; nothing was written.
+        CheckpointError: the checkpoint cannot be converted, or not as well as asked; nothing was installed.
         HardwareError: the disk has too little room.
         InputError: the importance matrix cannot be used.
         UsageError: there is no such file type, the recipe cannot be used, or the target exists or is being written by
@@ -89,7 +106,9 @@ def convert(
     additions = Additions(lora, recipe, imatrix, zero_nonfinite)
     job = _prepare(checkpoint, file_type, name, _card(checkpoint, card), bos, aspect, vision_tower, additions)
     report = progress or _silent
+    judge = VisionJudge(job.checkpoint, pictures or calibration_pictures())
     with staged_directory(target, replace=replace, resume=True) as part:
+        job = _with_vision(job, vision, judge, part / _TRIAL, report)
         files = _parts(job)
         identity = job_identity(_source_files(job), files, f"{_created_by()}, zeroing {zero_nonfinite}")
         with open_journal(part, identity, fresh=fresh, progress=partial(report, "resume")) as journal:
@@ -97,7 +116,8 @@ def convert(
             with SourceHashes(_source_files(job)) as hashes:
                 _write(files, journal, hashes, report)
                 source = _describe_source(job, hashes.result(partial(report, "source")))
-            manifest = _manifest(job, part, source, report)
+            quality = _measure(job, part, judge, strict, report)
+            manifest = _manifest(job, part, source, quality, report)
             write_manifest(part, manifest)
     return manifest
 
@@ -146,6 +166,8 @@ class _Job:
     card: Card
     prompt: PromptSpec
     additions: Additions
+    vision: VisionWeights = "float32"
+    choice: str = "asked for"
 
     @property
     def decoder_bytes(self) -> int:
@@ -190,6 +212,22 @@ def _prepare(
     )
 
 
+def _with_vision(
+    job: _Job, wanted: VisionWeights | Literal["auto"], judge: VisionJudge, scratch: Path, report: Progress
+) -> _Job:
+    """Return the job with the graph that is asked for, or the first that is good enough."""
+    kind, choice = judge.choose(scratch, partial(report, "trial")) if wanted == "auto" else (wanted, job.choice)
+    return dataclasses.replace(job, vision=kind, choice=choice, graph=build_vision(job.checkpoint, kind))
+
+
+def _measure(job: _Job, part: Path, judge: VisionJudge, strict: bool, report: Progress) -> Quality:
+    errors = measure_decoder(part / _DECODER, job.checkpoint, job.planned, partial(report, "quality"))
+    fidelity = judge.fidelity(part / _VISION, job.vision, job.choice)
+    if strict:
+        check_limits(errors, fidelity)
+    return quality_of(errors, fidelity)
+
+
 def _check_space(part: Path, target: Path, needed: int) -> None:
     if (free := shutil.disk_usage(part).free) < needed:
         raise HardwareError(
@@ -210,7 +248,7 @@ def _parts(job: _Job) -> dict[str, list[Part]]:
         about=about,
     )
     metadata = {"name": job.name, "licence": card.licence, "source": _url(card)}
-    vision = vision_parts(job.checkpoint, job.graph, producer="bimedix-edge", metadata=metadata)
+    vision = vision_parts(job.checkpoint, job.graph, producer="bimedix-edge", metadata=metadata, weights=job.vision)
     return {_DECODER: decoder, _VISION: vision}
 
 
@@ -229,7 +267,7 @@ def _write(files: dict[str, list[Part]], journal: Journal, hashes: SourceHashes,
             before += size
 
 
-def _manifest(job: _Job, part: Path, source: dict[str, str], report: Progress) -> Manifest:
+def _manifest(job: _Job, part: Path, source: dict[str, str], quality: Quality, report: Progress) -> Manifest:
     paths = {"decoder": part / _DECODER, "vision": part / _VISION}
     count = _counter("verify", sum(path.stat().st_size for path in paths.values()), report)
     for path in paths.values():
@@ -250,13 +288,14 @@ def _manifest(job: _Job, part: Path, source: dict[str, str], report: Progress) -
             n_vocab=config.n_vocab,
             n_ctx_train=config.n_ctx_train,
         ),
-        vision=VisionSpec(n_tokens=vision.n_patches, n_embd=config.n_embd, weights="float32", opset=OPSET),
+        vision=VisionSpec(n_tokens=vision.n_patches, n_embd=config.n_embd, weights=job.vision, opset=OPSET),
         prompt=job.prompt,
         preprocessing=vision.preprocessing,
         source=source,
         licence=job.card.licence,
         notice=job.card.notice,
         created_by=_created_by(),
+        quality=quality,
     )
 
 

@@ -30,7 +30,7 @@ _MODEL_GRAPH, _GRAPH_INITIALIZER, _TENSOR_RAW_DATA = 7, 5, 9
 _LENGTH_DELIMITED = 2
 # protobuf's parsers take no message of 2 GiB or more
 _MAX_MODEL_BYTES = (1 << 31) - 1
-_DTYPES = {TensorProto.FLOAT: "<f4", TensorProto.INT64: "<i8", TensorProto.INT8: "<i1"}
+_DTYPES: dict[int, str] = {TensorProto.FLOAT: "<f4", TensorProto.INT64: "<i8", TensorProto.INT8: "<i1"}
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ def _tensor_head(weight: Weight) -> bytes:
 
 
 def _values(weight: Weight) -> memoryview:
-    values = np.asarray(weight.read(), _DTYPES[weight.type], order="C")
+    values: NDArray[Any] = np.asarray(weight.read(), np.dtype(_DTYPES[weight.type]), order="C")
     if values.shape != weight.shape:
         raise ValueError(f"{weight.name} was declared {weight.shape} and is {values.shape}")
     if not np.isfinite(values).all():

@@ -145,7 +145,7 @@ class _Rows:
 
 def _tensors(path: Path, data: NDArray[np.uint8]) -> dict[str, TensorInfo]:
     try:
-        tensors = read_header(memoryview(data)).tensors
+        tensors = read_header(data.data).tensors
         for name, tensor in tensors.items():
             n_rows, n_per_row = _matrix(tensor.dims[::-1])
             if tensor.start + n_rows * row_bytes(GGMLQuantizationType(tensor.kind), n_per_row) > data.size:

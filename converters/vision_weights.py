@@ -65,4 +65,5 @@ def _scales(weight: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def _rounded(weight: NDArray[np.float32]) -> NDArray[np.int8]:
     with np.errstate(invalid="ignore"):
-        return np.rint(weight / _scales(weight)).astype(np.int8)
+        rounded: NDArray[np.int8] = np.rint(weight / _scales(weight)).astype(np.int8)
+    return rounded

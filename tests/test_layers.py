@@ -26,13 +26,15 @@ SAME_ROW = {("cli", "cli"), ("imaging", "imaging")}
 # each foreign engine has one door in the runtime, one in the converters, or both
 DOORS = {
     "huggingface_hub": {"converters/hub.py"},
-    "llama_cpp": {"bimedix_edge/decoder.py", "converters/quantize.py"},
-    "onnxruntime": {"bimedix_edge/vision.py", "converters/parity.py"},
+    # calibrate.py looks into a running graph, which no other file has a use for
+    "llama_cpp": {"bimedix_edge/decoder.py", "converters/calibrate.py", "converters/quantize.py"},
+    "onnxruntime": {"bimedix_edge/vision.py"},
 }
 # what can open a connection; huggingface_hub's door is the only one
 NETWORK = {"http", "httpx", "requests", "socket", "socketserver", "ssl", "urllib", "urllib3"}
 MAY_IMPORT_CONVERTERS = {"bimedix_edge/cli/convert.py", "bimedix_edge/cli/pull.py"}
-CONVERTERS_MAY_IMPORT = {"errors", "settings", "prompt", "bundle", "store", "staging", "imaging", "converters"}
+# vision: a graph is judged by what will run it
+CONVERTERS_MAY_IMPORT = {"errors", "settings", "prompt", "bundle", "store", "staging", "imaging", "vision"} | {"converters"}
 
 
 def _sources(folder: str) -> list[Path]:

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import tempfile
 import time
-from dataclasses import asdict
+from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Literal, cast
 
 import click
+import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 
-from bimedix_edge.bundle import Manifest
+from bimedix_edge.bundle import Manifest, Quality
 from bimedix_edge.cli.bars import StageBars
+from bimedix_edge.cli.convert_options import WeightOptions, weight_options
 from bimedix_edge.cli.terminal import plain_console
+from bimedix_edge.converters.additions import Additions
 from bimedix_edge.converters.convert import convert as convert_checkpoint
 from bimedix_edge.converters.convert import dry_run as plan_conversion
 from bimedix_edge.converters.plan import Plan
 from bimedix_edge.converters.quantize import FILE_TYPES
 from bimedix_edge.errors import HardwareError, UsageError
+from bimedix_edge.imaging.picture import load_picture
 from bimedix_edge.settings import load_settings
 from bimedix_edge.staging import InUseError
 from bimedix_edge.store import DEMO, DEMO_TYPE, Store, demo_checkpoint
@@ -45,6 +53,7 @@ _POLL_S = 0.2
 @click.option("--bos", type=click.IntRange(1, 2), help="How many <|begin_of_text|> a prompt starts with.")
 @click.option("--aspect", type=click.Choice(["pad", "crop"]), help="How a picture becomes square.  [default: pad]")
 @click.option("--vision-tower", type=click.Path(path_type=Path), metavar="DIR", help="CLIP, if it is not inside.")
+@weight_options
 @click.option("--force", is_flag=True, help="Replace what is there.")
 @click.option("--fresh", is_flag=True, help="Begin anew where an interrupted conversion could be continued.")
 @click.option("--dry-run", is_flag=True, help="Check everything and say what would be done; write nothing.")
@@ -58,6 +67,7 @@ def convert(
     bos: int | None,
     aspect: str | None,
     vision_tower: Path | None,
+    weights: WeightOptions,
     force: bool,
     fresh: bool,
     dry_run: bool,
@@ -70,19 +80,30 @@ def convert(
         raise UsageError(f"Expected a type out of {', '.join(FILE_TYPES)}, but it is {file_type!r}; choose one.")
     if output is not None and name is not None:
         raise UsageError("Expected --name or --output, but both are given; an output directory needs no name.")
+    weights.check()
     source = demo_checkpoint() if checkpoint is None else checkpoint
     settings = load_settings()
     store = Store(settings.store_dir, settings.cache_dir)
     label = f"{name or _default_name(source, demo=demo)}:{file_type.lower()}"
     target = output or store.target(label)
     square = cast("Literal['pad', 'crop'] | None", aspect)
+    additions = Additions(weights.lora, weights.recipe, weights.imatrix, weights.zero_nonfinite)
     if dry_run:
-        plan = plan_conversion(source, target, file_type=file_type.upper(), aspect=square, vision_tower=vision_tower)
+        plan = plan_conversion(
+            source,
+            target,
+            file_type=file_type.upper(),
+            aspect=square,
+            vision_tower=vision_tower,
+            additions=additions,
+        )
         click.echo(json.dumps(asdict(plan), indent=2) if as_json else _plan_text(plan, target))
         if not plan.fits:
             raise HardwareError(f"Expected room for {target}, but there is too little; see `free` above.")
         return
-    with StageBars(plain_console(stderr=True)) as bars:
+    with contextlib.ExitStack() as stack:
+        bars = stack.enter_context(StageBars(plain_console(stderr=True)))
+        additions = stack.enter_context(_calibrated(source, vision_tower, additions, weights, bars))
         manifest = convert_checkpoint(
             source,
             target,
@@ -91,6 +112,10 @@ def convert(
             bos=bos,
             aspect=square,
             vision_tower=vision_tower,
+            **vars(additions),
+            vision=weights.vision,
+            pictures=_sample_pictures(source) if demo else (),
+            strict=weights.strict,
             replace=force,
             fresh=fresh,
             progress=bars.show,
@@ -113,6 +138,27 @@ def convert_demo(store: Store, console: Console) -> None:
                 raise
 
 
+@contextlib.contextmanager
+def _calibrated(
+    source: Path, vision_tower: Path | None, additions: Additions, weights: WeightOptions, bars: StageBars
+) -> Iterator[Additions]:
+    """Measure an importance matrix first, if a text is given; it is thrown away after the block, unless it is saved."""
+    if weights.calibrate is None:
+        yield additions
+        return
+    from bimedix_edge.converters.calibrate import calibrate
+
+    with tempfile.TemporaryDirectory(prefix="bimedix-edge-") as temporary:
+        output = weights.save_imatrix or Path(temporary) / "imatrix.gguf"
+        calibrate(additions.open(source, vision_tower, None), weights.calibrate, output, bars.show)
+        yield replace(additions, imatrix=output)
+
+
+def _sample_pictures(checkpoint: Path) -> list[NDArray[np.uint8]]:
+    paths = sorted((checkpoint.parent / "samples").glob("*.png"))
+    return [load_picture(path).pixels for path in paths]
+
+
 def _default_name(source: Path, *, demo: bool) -> str:
     return DEMO if demo else source.resolve().name.lower()
 
@@ -120,8 +166,26 @@ def _default_name(source: Path, *, demo: bool) -> str:
 def _report(manifest: Manifest, target: Path) -> None:
     for role, entry in sorted(manifest.files.items()):
         click.echo(f"{role:8} {entry.path}  {entry.size_bytes / 1e6:.1f} MB  sha256 {entry.sha256}")
+    click.echo(_quality_text(manifest.quality))
     click.echo(f"{manifest.name} is in {target}")
     click.echo(f"\n{manifest.licence} · {manifest.notice}")
+
+
+def _quality_text(quality: Quality) -> str:
+    lines = [
+        "",
+        f"{'type':8} {'tensors':>7} {'error':>9} {'cosine':>12}   against the checkpoint, large tensors in part",
+    ]
+    for kind, found in quality.types.items():
+        lines.append(f"{kind:8} {found.n_tensors:7d} {found.relative_rms:9.2%} {found.cosine:12.9f}")
+    worst = sorted(quality.worst.items(), key=lambda item: -item[1].relative_rms)
+    lines += [f"worst    {found.relative_rms:.2%}  {found.cosine:.9f}  {name}" for name, found in worst]
+    vision = quality.vision
+    lines.append(
+        f"vision   cosine of a token with float32's on {vision.n_images} pictures: lowest {vision.cosine_min:.6f}, "
+        f"mean {vision.cosine_mean:.6f} ({vision.choice})"
+    )
+    return "\n".join([*lines, ""])
 
 
 def _plan_text(plan: Plan, target: Path) -> str:
