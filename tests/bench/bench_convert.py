@@ -7,8 +7,8 @@ DIR is `vendor/llama.cpp` of the source distribution of llama-cpp-python 0.3.36;
 and sentencepiece. It refuses LLaVA checkpoints, so it gets the decoder alone, as a `LlamaForCausalLM` of the same
 tensors (shards are linked where they hold nothing else), and does less work than ours, which converts the tower too.
 
-WORK takes 45 GB and must be on the checkpoint's file system. Needs Linux; as root, caches are dropped before each run,
-and the last runs are limited to 2 GiB by a memory cgroup, which counts cached file pages too.
+WORK takes 35 GB and must be on the checkpoint's file system. Needs Linux; as root, caches are dropped before their
+converter and before each of our runs, and ours are limited to 2 GiB by a memory cgroup, which counts cached pages too.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ OURS = """
 import sys
 from pathlib import Path
 from bimedix_edge.converters.convert import convert
-convert(Path(sys.argv[1]), Path(sys.argv[2]), file_type=sys.argv[3], fresh=True)
+convert(Path(sys.argv[1]), Path(sys.argv[2]), file_type=sys.argv[3], vision="auto", fresh=True)
 """
 THEIRS = """
 import os, sys, llama_cpp
@@ -57,21 +57,18 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("--llama-cpp", type=Path, required=True)
     parser.add_argument("--types", default=",".join(FTYPES))
-    parser.add_argument("--limited", default="Q8_0", help="types to convert again under 2 GiB")
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
     types = given.types.split(",")
     say("floors", floors(given.work))
-    converted, total = theirs(given.checkpoint, given.work, given.llama_cpp, types), {}
+    measured = {types[0]: ours(given.checkpoint, given.work, types[0])}
+    convert = their_conversion(given.checkpoint, given.work, given.llama_cpp)
     for kind in types:
-        drop_caches()
-        total[kind] = ours(given.checkpoint, given.work, kind)
-        ratio = total[kind]["wall_s"] / (converted["convert"]["wall_s"] + converted[kind]["wall_s"])
-        say(f"ours {kind}", {**total[kind], "of_llama_cpp": round(ratio, 3)})
-    for kind in filter(None, given.limited.split(",")):
-        drop_caches()
-        with memory_limit() as join:
-            say(f"ours {kind} in 2 GiB", ours(given.checkpoint, given.work, kind, join))
+        quantize = their_quantizing(given.work, kind)
+        if kind not in measured:
+            measured[kind] = ours(given.checkpoint, given.work, kind)
+        ratio = measured[kind]["wall_s"] / (convert["wall_s"] + quantize["wall_s"])
+        say(f"{kind} of llama.cpp", {"wall": round(ratio, 3)})
 
 
 def floors(work: Path) -> dict[str, float]:
@@ -103,31 +100,42 @@ def floors(work: Path) -> dict[str, float]:
     return found
 
 
-def theirs(checkpoint: Path, work: Path, llama_cpp: Path, types: list[str]) -> dict[str, dict[str, float]]:
-    plain, middle = work / "plain", work / "middle.gguf"
-    if not plain.exists():
-        make_plain(checkpoint, plain)
+def their_conversion(checkpoint: Path, work: Path, llama_cpp: Path) -> dict[str, float]:
+    if not (work / "plain").exists():
+        make_plain(checkpoint, work / "plain")
     drop_caches()
     # bf16 is the source's own type: nothing is lost, nothing computed, and its result is ours byte for byte
-    command = [llama_cpp / "convert_hf_to_gguf.py", plain, "--outtype", "bf16", "--outfile", middle]
-    found = {"convert": measure([sys.executable, *command])}
-    say("llama.cpp convert", found["convert"])
-    for kind in types:
-        result = work / f"theirs-{kind}.gguf"
-        found[kind] = measure([sys.executable, "-c", THEIRS, middle, result, str(FTYPES[kind])])
-        say(f"llama.cpp quantize {kind}", {**found[kind], "bytes": result.stat().st_size})
-        result.unlink()
-    middle.unlink()
+    command = [
+        llama_cpp / "convert_hf_to_gguf.py",
+        work / "plain",
+        "--outtype",
+        "bf16",
+        "--outfile",
+        work / "bf16.gguf",
+    ]
+    found = measure([sys.executable, *command])
+    say("llama.cpp convert", found)
     return found
 
 
-def ours(checkpoint: Path, work: Path, kind: str, join: Any = None) -> dict[str, float]:
+def their_quantizing(work: Path, kind: str) -> dict[str, float]:
+    result = work / f"theirs-{kind}.gguf"
+    found = measure([sys.executable, "-c", THEIRS, work / "bf16.gguf", result, str(FTYPES[kind])])
+    say(f"llama.cpp quantize {kind}", {**found, "bytes": result.stat().st_size})
+    result.unlink()
+    return found
+
+
+def ours(checkpoint: Path, work: Path, kind: str) -> dict[str, float]:
     target = work / f"ours-{kind}"
     shutil.rmtree(target, ignore_errors=True)
-    found = measure([sys.executable, "-c", OURS, checkpoint, target, kind], join)
+    drop_caches()
+    with memory_limit() as (join, report):
+        found = {**measure([sys.executable, "-c", OURS, checkpoint, target, kind], join), **report()}
     size = sum(path.stat().st_size for path in target.iterdir())
+    say(f"ours {kind}", {**found, "bytes": size})
     shutil.rmtree(target)
-    return {**found, "bytes": size}
+    return found
 
 
 def make_plain(checkpoint: Path, plain: Path) -> None:
@@ -205,15 +213,23 @@ def anonymous_bytes(pid: int) -> int:
 
 
 @contextlib.contextmanager
-def memory_limit() -> Iterator[Any]:
-    """Limit what a child may use, cached pages included: it joins a group of its own before it starts."""
-    CGROUP.mkdir(exist_ok=True)
-    (CGROUP / "memory.limit_in_bytes").write_text(str(LIMIT_BYTES))
+def memory_limit() -> Iterator[tuple[Callable[[], object] | None, Callable[[], dict[str, int]]]]:
+    """Limit what a child may use, cached pages included; yields how it joins and what is then known of it."""
     try:
-        yield lambda: (CGROUP / "cgroup.procs").write_text(str(os.getpid()))
-        peak, failures = (int((CGROUP / f"memory.{name}").read_text()) for name in ("max_usage_in_bytes", "failcnt"))
-        say("limit", {"peak_with_cache_MiB": peak >> 20, "reclaims": failures})
+        CGROUP.mkdir(exist_ok=True)
+        (CGROUP / "memory.limit_in_bytes").write_text(str(LIMIT_BYTES))
+    except OSError:
+        yield None, dict
+        return
+
+    def report() -> dict[str, int]:
+        peak, reclaims = (int((CGROUP / f"memory.{name}").read_text()) for name in ("max_usage_in_bytes", "failcnt"))
+        return {"limit_MiB": LIMIT_BYTES >> 20, "peak_with_cache_MiB": peak >> 20, "reclaims": reclaims}
+
+    try:
+        yield lambda: (CGROUP / "cgroup.procs").write_text(str(os.getpid())), report
     finally:
+        (CGROUP / "memory.force_empty").write_text("0")
         CGROUP.rmdir()
 
 
