@@ -224,7 +224,7 @@ def _measure(job: _Job, part: Path, judge: VisionJudge, strict: bool, report: Pr
     errors = measure_decoder(part / _DECODER, job.checkpoint, job.planned, partial(report, "quality"))
     fidelity = judge.fidelity(part / _VISION, job.vision, job.choice)
     if strict:
-        check_limits(errors, fidelity)
+        check_limits(errors, fidelity, job.vision)
     return quality_of(errors, fidelity)
 
 

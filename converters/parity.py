@@ -87,7 +87,7 @@ def decoder_errors(
         One error a tensor, in the file's order.
 
     Raises:
-        CheckpointError: the GGUF has other tensors, shapes or types than it should, or ends too early.
+        CheckpointError: the GGUF has other tensors, shapes or types than it should, ends too early, or has NaN in it.
     """
     data = np.memmap(path, np.uint8, "r")
     found = _tensors(path, data)
@@ -209,7 +209,7 @@ def _compare(
     stored = data[tensor.start : tensor.start + n_rows * size].reshape(n_rows, size)
     sums, worst = np.zeros(4), 0.0
     for rows in _row_blocks(n_rows, n_per_row, max_values):
-        given = gguf.quants.dequantize(stored[rows], kind).astype(np.float64)
+        given = _dequantized(name, stored[rows], kind)
         wanted = source.read(_source_rows(rows, n_rows // n_head) if n_head else rows).astype(np.float64)
         squares, norms = ((given - wanted) ** 2).sum(-1), (wanted**2).sum(-1)
         sums += [squares.sum(), norms.sum(), (given**2).sum(), (given * wanted).sum()]
@@ -226,6 +226,14 @@ def _compare(
         cosine=float(product / scale) if scale else float(difference == 0),
         worst_row=worst,
     )
+
+
+def _dequantized(name: str, rows: NDArray[np.uint8], kind: GGMLQuantizationType) -> NDArray[np.float64]:
+    with np.errstate(all="ignore"):
+        values: NDArray[np.float64] = gguf.quants.dequantize(rows, kind).astype(np.float64)
+    if not np.isfinite(values).all():
+        raise CheckpointError(f"Expected finite {kind.name} in {name}, but it has NaN or infinity; convert again.")
+    return values
 
 
 def _row_blocks(n_rows: int, n_per_row: int, max_values: int | None) -> Iterator[NDArray[np.intp]]:

@@ -16,9 +16,10 @@ from bimedix_edge.converters.checkpoint import Checkpoint
 from bimedix_edge.converters.decoder_gguf import PlannedTensor
 from bimedix_edge.converters.parity import TensorError, decoder_errors
 from bimedix_edge.converters.vision_choice import GATE
+from bimedix_edge.converters.vision_weights import VisionWeights
 from bimedix_edge.errors import CheckpointError
 
-__all__ = ["LIMITS", "SAMPLE_VALUES", "check_limits", "measure_decoder", "quality_of"]
+__all__ = ["LIMITS", "SAMPLE_VALUES", "VISION_LIMITS", "check_limits", "measure_decoder", "quality_of"]
 
 SAMPLE_VALUES = 1 << 18
 _N_WORST = 5
@@ -28,6 +29,10 @@ LIMITS: dict[str, float] = {
     "F32": 1e-6, "F16": 6e-4, "BF16": 3e-3, "Q8_0": 0.011, "Q6_K": 0.03, "Q5_K": 0.055, "Q5_1": 0.06, "Q5_0": 0.065,
     "Q4_K": 0.11, "Q4_1": 0.12, "Q4_0": 0.14, "IQ4_NL": 0.12, "IQ4_XS": 0.12, "Q3_K": 0.24, "Q2_K": 0.45,
 }  # fmt: skip
+
+
+# the lowest cosine of an image token; float32 differs from the numpy model by the order of its sums only
+VISION_LIMITS: dict[VisionWeights, float] = {"float32": 0.99999, "int8": GATE, "int8_weights": GATE}
 
 
 def measure_decoder(
@@ -61,12 +66,12 @@ def quality_of(errors: Sequence[TensorError], vision: VisionFidelity) -> Quality
     return Quality(by_type, named, vision)
 
 
-def check_limits(errors: Sequence[TensorError], vision: VisionFidelity) -> None:
+def check_limits(errors: Sequence[TensorError], vision: VisionFidelity, weights: VisionWeights) -> None:
     """Refuse a conversion that lost more than its types should.
 
     Raises:
-        CheckpointError: a tensor is farther from its source than the limit of its type, or an image token than the
-            gate; the worst are named.
+        CheckpointError: a tensor is farther from its source than the limit of its type, or an image token than that of
+            its weights; the worst are named.
     """
     beyond = sorted(
         (error for error in errors if error.relative_rms > LIMITS[error.type]),
@@ -76,8 +81,8 @@ def check_limits(errors: Sequence[TensorError], vision: VisionFidelity) -> None:
         f"{error.name} ({error.type}) has a relative error of {error.relative_rms:.3g}, above {LIMITS[error.type]:g}"
         for error in beyond
     ]
-    if vision.cosine_min < GATE:
-        faults.insert(0, f"an image token has the cosine {vision.cosine_min:.6f}, below {GATE}")
+    if vision.cosine_min < VISION_LIMITS[weights]:
+        faults.insert(0, f"an image token has the cosine {vision.cosine_min:.6f}, below {VISION_LIMITS[weights]}")
     if faults:
         more = f"; and {len(faults) - _N_WORST} more" if len(faults) > _N_WORST else ""
         raise CheckpointError(

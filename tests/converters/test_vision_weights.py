@@ -1,0 +1,121 @@
+"""8-bit vision graphs: their numbers, their sizes, and the gate that lets them in."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from make_checkpoint import Shape, make_checkpoint
+from test_vision_onnx import encoder, pixels
+
+from bimedix_edge import vision
+from bimedix_edge.bundle import open_bundle
+from bimedix_edge.converters.checkpoint import Checkpoint
+from bimedix_edge.converters.convert import convert
+from bimedix_edge.converters.parity import token_cosines
+from bimedix_edge.converters.vision_choice import GATE
+from bimedix_edge.converters.vision_weights import _rounded, _scales
+from bimedix_edge.errors import CheckpointError
+
+SHAPE = Shape(vision_embd=128, vision_ff=256, n_layer=1)
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a checkpoint whose tower is wide enough for rounding errors to average out."""
+    return make_checkpoint(tmp_path_factory.mktemp("wide") / "source", shape=SHAPE)
+
+
+def outliers(tensors: dict[str, Any]) -> None:
+    """Make a few channels carry activations hundreds of times the others', as trained towers have."""
+    for name, values in tensors.items():
+        if "layer_norm" in name and name.endswith("weight"):
+            values[:2] = 400
+        if "vision_model.encoder" in name and ("fc1.weight" in name or "_proj.weight" in name):
+            values[:, :2] = 0.002 * np.sign(values[:, :2].astype(np.float32))
+
+
+@pytest.mark.parametrize(("kind", "lowest"), [("int8", 0.999), ("int8_weights", 0.999), ("float32", 0.999999)])
+def test_tokens_stay_close(kind: Any, lowest: float, wide: Path, tmp_path: Path) -> None:
+    manifest = convert(wide, tmp_path / "out", vision=kind)
+    assert manifest.vision.weights == kind
+    assert manifest.quality.vision.cosine_min >= lowest
+    for seed in range(2):
+        found = token_cosines(Checkpoint(wide), encoder(tmp_path / "out/vision.onnx"), pixels(SHAPE, seed))
+        assert found.min() >= lowest
+    assert open_bundle(tmp_path / "out").manifest.quality == manifest.quality
+
+
+@pytest.mark.parametrize("kind", ["int8", "int8_weights"])
+def test_the_file_is_checked_and_small(kind: Any, wide: Path, tmp_path: Path) -> None:
+    small = convert(wide, tmp_path / "small", vision=kind).files["vision"].size_bytes
+    large = convert(wide, tmp_path / "large", vision="float32").files["vision"].size_bytes
+    assert small < 0.4 * large
+    model = onnx.load(tmp_path / "small/vision.onnx")
+    onnx.checker.check_model(model, full_check=True)
+    assert {item.domain for item in model.opset_import} == {""}
+    assert {item.value for item in model.metadata_props if item.key == "weights"} == {kind}
+    matrices = [tensor for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.INT8]
+    assert len(matrices) == 3 * 4 + 2
+
+
+def test_auto_takes_int8_where_it_passes(wide: Path, tmp_path: Path) -> None:
+    manifest = convert(wide, tmp_path / "auto", vision="auto", name="same")
+    assert manifest.vision.weights == "int8"
+    assert manifest.quality.vision.choice == "int8 passes 0.999"
+    assert manifest.files == convert(wide, tmp_path / "int8", vision="int8", name="same").files
+    assert not [path for path in (tmp_path / "auto").iterdir() if "trial" in path.name]
+
+
+def test_auto_says_why_it_takes_another(tmp_path: Path) -> None:
+    source = make_checkpoint(tmp_path / "source", shape=SHAPE, edit_tensors=outliers)
+    manifest = convert(source, tmp_path / "out", vision="auto")
+    assert manifest.vision.weights in ("int8_weights", "float32")
+    assert manifest.quality.vision.choice.startswith("int8 has a token at 0.")
+    assert manifest.quality.vision.cosine_min >= GATE
+    with pytest.raises(CheckpointError, match=r"an image token has the cosine 0\.\d+, below 0\.999"):
+        convert(source, tmp_path / "strict", vision="int8", strict=True)
+
+
+def test_auto_ends_at_float32(wide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bimedix_edge.converters.vision_choice.GATE", 0.9999999)
+    manifest = convert(wide, tmp_path / "out", vision="auto")
+    assert manifest.vision.weights == "float32"
+    choice = manifest.quality.vision.choice
+    assert "int8_weights has a token at" in choice
+    assert choice.endswith("so it is float32")
+
+
+def test_the_slower_way_gives_the_same_tokens(wide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fast = convert(wide, tmp_path / "fast", vision="int8", name="same")
+    monkeypatch.setattr(vision, "_products_overflow", lambda: True)
+    slow = convert(wide, tmp_path / "slow", vision="int8", name="same")
+    assert slow == fast
+
+
+def test_the_probe_is_what_it_says() -> None:
+    model = onnx.load_from_string(base64.b64decode(vision._PROBE))
+    onnx.checker.check_model(model, full_check=True)
+    assert [node.op_type for node in model.graph.node] == ["MatMulInteger"]
+    assert vision._products_overflow() in (True, False)
+
+
+def test_rounding() -> None:
+    weight = np.array([[1.0, 0.0, -3.0], [-0.5, 0.0, 1.0]], np.float32)
+    assert _scales(weight).tolist() == pytest.approx([1 / 127, 1, 3 / 127])
+    assert _rounded(weight).tolist() == [[127, 0, -127], [-64, 0, 42]]
+
+
+@pytest.mark.parametrize("kind", ["int8", "int8_weights", "auto"])
+def test_weights_that_are_not_finite(kind: Any, tmp_path: Path) -> None:
+    def spoil(tensors: dict[str, Any]) -> None:
+        tensors["model.mm_projector.2.weight"][3, 3] = np.nan
+
+    make_checkpoint(tmp_path / "source", edit_tensors=spoil)
+    with pytest.raises(CheckpointError, match=r"projector\.2\.weight.* of the vision tower has NaN or infinity|finite"):
+        convert(tmp_path / "source", tmp_path / "out", vision=kind)
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
