@@ -80,33 +80,31 @@ def test_kills(disk: Path, source: Path, whole: dict[str, Any], tmp_path: Path) 
     check(run(disk, source, tmp_path / "work2", "die", 4, whole["calls"] // 2, whole["calls"] - 2), {-9})
 
 
+@pytest.fixture(scope="module")
+def demo(disk: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return run(disk, demo_checkpoint(), tmp_path_factory.mktemp("demo"), "count")[0]
+
+
 @pytest.mark.slow
-class TestAll:
-    """The demo model: 200 random moments, 50 sizes, every write."""
-
-    @pytest.fixture(scope="class")
-    def whole(self, disk: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-        return run(disk, demo_checkpoint(), tmp_path_factory.mktemp("whole"), "count")[0]
-
-    def test_200_kills(self, disk: Path, whole: dict[str, Any], tmp_path: Path) -> None:
-        cases = run(disk, demo_checkpoint(), tmp_path / "work", "kill", 0, 200, 1.1 * whole["seconds"])
-        check(cases, {-9, 0})
-        summary(cases)
-
-    def test_50_sizes(self, disk: Path, whole: dict[str, Any], tmp_path: Path) -> None:
-        sizes = [whole["bytes"] * k // 50 for k in range(50)]
-        cases = run(disk, demo_checkpoint(), tmp_path / "work", "full", *sizes)
-        check(cases, {5})
-        summary(cases)
-
-    @pytest.mark.parametrize("mode", ["write", "die"])
-    def test_every_write(self, mode: str, disk: Path, whole: dict[str, Any], tmp_path: Path) -> None:
-        cases = run(disk, demo_checkpoint(), tmp_path / "work", mode, *range(1, int(whole["calls"]) + 1))
-        check(cases, {0, 2, -9})
-        summary(cases)
+def test_200_kills(disk: Path, demo: dict[str, Any], tmp_path: Path) -> None:
+    check_all(run(disk, demo_checkpoint(), tmp_path / "work", "kill", 0, 200, 1.1 * demo["seconds"]), {-9, 0})
 
 
-def summary(cases: list[dict[str, Any]]) -> None:
+@pytest.mark.slow
+def test_50_sizes(disk: Path, demo: dict[str, Any], tmp_path: Path) -> None:
+    sizes = [demo["bytes"] * k // 50 for k in range(50)]
+    check_all(run(disk, demo_checkpoint(), tmp_path / "work", "full", *sizes), {5})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["write", "die"])
+def test_every_write(mode: str, disk: Path, demo: dict[str, Any], tmp_path: Path) -> None:
+    numbers = range(1, int(demo["calls"]) + 1)
+    check_all(run(disk, demo_checkpoint(), tmp_path / "work", mode, *numbers), {0, 2, -9})
+
+
+def check_all(cases: list[dict[str, Any]], outcomes: set[int]) -> None:
     failed = [case for case in cases if case["outcome"]]
     went_on = [case for case in failed if case["kept_bytes"]]
-    print(f"{len(cases)} cases, {len(failed)} failed, {len(went_on)} of them left a part directory with bytes")
+    print(f"\n{len(cases)} cases, {len(failed)} failed, {len(went_on)} of these left something to go on with")
+    check(cases, outcomes)
