@@ -33,8 +33,8 @@ DOORS = {
 # what can open a connection; huggingface_hub's door is the only one
 NETWORK = {"http", "httpx", "requests", "socket", "socketserver", "ssl", "urllib", "urllib3"}
 MAY_IMPORT_CONVERTERS = {"bimedix_edge/cli/convert.py", "bimedix_edge/cli/pull.py"}
-# vision: a graph is judged by what will run it
-CONVERTERS_MAY_IMPORT = {"errors", "settings", "prompt", "bundle", "store", "staging", "imaging", "vision"} | {"converters"}
+CONVERTERS_MAY_IMPORT = {"errors", "settings", "prompt", "bundle", "store", "staging", "imaging", "converters"}
+CONVERTERS_MAY_IMPORT |= {"vision"}  # a graph is judged by what will run it
 
 
 def _sources(folder: str) -> list[Path]:
