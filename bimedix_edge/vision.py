@@ -61,6 +61,8 @@ class VisionEncoder:
         options.log_severity_level = _LOG_FATAL  # failures reach the user as our exceptions, not as log lines
         # idle threads must not burn the cores that the decoder computes on
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # 8-bit weights stand for themselves: activations in 8 bits, ONNX Runtime's default for them, would be coarse
+        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
         if spec.weights == "int8" and _products_overflow():
             options.add_session_config_entry("session.x64quantprecision", "1")
         try:

@@ -3,7 +3,7 @@
 `int8` rounds weights to 8 bits with one scale a column, and activations to 8 bits with one scale a tensor, found for
 each image as it comes (`DynamicQuantizeLinear`); ONNX Runtime fuses the five nodes into one kernel of integer products.
 One outlier among the activations makes all others coarse. `int8_weights` states the same weights and float32
-activations: ONNX Runtime may round these, too, but in blocks of 32 (`MatMulNBits`), where an outlier spoils little.
+activations, and the runtime asks ONNX Runtime, which would round these in blocks of 32 (`MatMulNBits`), not to.
 
 Source: ONNX operators MatMulInteger, DynamicQuantizeLinear, DequantizeLinear, opset 17; the sequence of nodes is that
 of ONNX Runtime's `quantize_dynamic`, which its `DynamicQuantizeMatMul` fusion looks for.
