@@ -235,7 +235,7 @@ def _header(
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    header = buffer.getvalue()
+    header: bytes = buffer.getvalue()
     return header.ljust(_padded(len(header)), b"\0")
 
 

@@ -158,12 +158,13 @@ def _write_shard(
 
 def _encoded(block: Callable[[], NDArray[np.float32]], dtype: str) -> memoryview:
     values = block()
-    if dtype == "f32":
-        return memoryview(values).cast("B")
-    if dtype == "f16":
-        return memoryview(values.astype(np.float16)).cast("B")
-    # bfloat16 is the upper half of float32
-    return memoryview((values.view(np.uint32) >> np.uint32(16)).astype(np.uint16)).cast("B")
+    encoded: NDArray[Any] = values
+    if dtype == "bf16":  # the upper half of float32
+        encoded = (values.view(np.uint32) >> np.uint32(16)).astype(np.uint16)
+    elif dtype == "f16":
+        encoded = values.astype(np.float16)
+    data: memoryview = encoded.view(np.uint8).data
+    return data
 
 
 def _write_description(directory: Path, shape: Shape, layout: str, vocabulary: Path | None) -> None:
