@@ -12,8 +12,9 @@ and "in the left lung?" are both asked of every picture that has the finding.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -46,6 +47,10 @@ CHANCE: dict[str, float] = {
     "normal": 1 / 2,
 }
 """Expected accuracy of the best answer that ignores the picture, by kind of closed question."""
+
+Option = TypeVar("Option")
+ON_SIDE_KINDS = ("nodule_on_side", "effusion_on_side")
+"""To answer these, the side asked about and the side seen must be compared; a decoder learns that last."""
 
 _SIDED_KINDS = ("nodule_side", "nodule_on_side", "effusion_side", "effusion_on_side")
 """Asked twice as often in training: telling right from left is what a decoder learns last."""
@@ -142,6 +147,28 @@ def conversations(rng: np.random.Generator, *, held_out: bool = False) -> Iterat
     while True:
         script = scripts[int(rng.choice(len(scripts), p=(0.58, 0.10, 0.12, 0.10, 0.10)))]
         yield script(_Writer(rng, held_out=held_out))
+
+
+def drills(rng: np.random.Generator, kinds: tuple[str, ...]) -> Iterator[Conversation]:
+    """An endless stream of single closed questions of these kinds, each about a picture that it fits."""
+    while True:
+        write = _Writer(rng, held_out=False)
+        write.attach()
+        findings, language = write.pictures[0], write.language
+        fitting = [q for q in closed_questions(findings, language, held_out=False) if q.kind in kinds]
+        if not fitting:
+            continue
+        kind = _pick(tuple(sorted({question.kind for question in fitting})), rng)
+        question = _pick([question for question in fitting if question.kind == kind], rng)
+        write.say(kind, _carelessly(question.text, rng), question.answer)
+        yield write.done()
+
+
+def drills_and_conversations(rng: np.random.Generator, kinds: tuple[str, ...], share: float) -> Iterator[Conversation]:
+    """An endless stream in which `share` of the conversations are drills of these kinds."""
+    single, others = drills(rng, kinds), conversations(rng)
+    while True:
+        yield next(single if rng.random() < share else others)
 
 
 class _Writer:
@@ -288,5 +315,5 @@ def _carelessly(text: str, rng: np.random.Generator) -> str:
     return text
 
 
-def _pick(options: tuple[str, ...], rng: np.random.Generator) -> str:
+def _pick(options: Sequence[Option], rng: np.random.Generator) -> Option:
     return options[int(rng.integers(len(options)))]

@@ -135,6 +135,8 @@ QUESTIONS: dict[str, dict[Language, Wordings]] = {
                 "Tell me the side of the nodule.",
                 "What is the side of the lung nodule?",
                 "Which lung has the nodule?",
+                "On which side do you see the nodule?",
+                "Which lung do you see the nodule in?",
                 "Nodule: right or left?",
             ),
             (

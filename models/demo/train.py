@@ -24,6 +24,7 @@ from torch.nn import functional
 from transformers import CLIPVisionModel
 
 from . import dialogues, scoring
+from .dialogues import CHANCE, ON_SIDE_KINDS
 from .export import round_to_bfloat16, write_checkpoint
 from .model import N_IMAGE_TOKENS, VISION, LabelHeads, Llava, build_tower, image_features
 from .phantom import SIDES, ZONES, Findings
@@ -32,7 +33,7 @@ from .sequences import Batch, Encoder, batches
 from .vocabulary import train_tokenizer
 
 # Streams of the one seed.
-TOWER, DECODER, HELD_OUT, TALK, TOKENIZER, HELD_OUT_TALK = range(6)
+TOWER, DECODER, HELD_OUT, TALK, TOKENIZER, HELD_OUT_TALK, DRILLS = range(7)
 
 
 def main() -> None:
@@ -42,6 +43,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=2)
     parser.add_argument("--tower-steps", type=int, default=600, help="steps of 64 pictures")
     parser.add_argument("--decoder-steps", type=int, default=800, help="steps of 32 conversations")
+    parser.add_argument("--side-steps", type=int, default=350, help="then of 48, mostly single questions about sides")
+    parser.add_argument("--review-steps", type=int, default=170, help="then of 48, mostly single closed questions")
     parser.add_argument("--tower-pictures", type=int, default=10000)
     parser.add_argument("--decoder-pictures", type=int, default=6000)
     parser.add_argument("--held-out-pictures", type=int, default=500)
@@ -65,7 +68,14 @@ def main() -> None:
     torch.manual_seed(args.seed)  # so that this stage does not depend on how many steps the tower took
     llava = Llava(tokenizer.get_vocab_size())
     encoder = Encoder(tokenizer, N_IMAGE_TOKENS)
-    train_decoder(llava, encoder, Gallery(pool, features), args, started)
+    gallery = Gallery(pool, features)
+    rng = np.random.default_rng((args.seed, TALK))
+    stream = batches(encoder, dialogues.conversations(rng), 32, rng)
+    train_decoder(llava, stream, gallery, rng, args, started, steps=args.decoder_steps, peak=1.5e-3)
+    for steps, kinds, share in ((args.side_steps, ON_SIDE_KINDS, 0.75), (args.review_steps, tuple(CHANCE), 0.6)):
+        rng = np.random.default_rng((args.seed, DRILLS, steps))
+        stream = batches(encoder, dialogues.drills_and_conversations(rng, kinds, share), 48, rng)
+        train_decoder(llava, stream, gallery, rng, args, started, steps=steps, peak=8e-4)
 
     round_to_bfloat16(llava)
     size = write_checkpoint(args.out, tower, llava, tokenizer)
@@ -173,16 +183,24 @@ class Gallery:
         return self.features[chosen].float()
 
 
-def train_decoder(llava: Llava, encoder: Encoder, gallery: Gallery, args: argparse.Namespace, started: float) -> None:
+def train_decoder(
+    llava: Llava,
+    stream: Iterator[Batch],
+    gallery: Gallery,
+    rng: np.random.Generator,
+    args: argparse.Namespace,
+    started: float,
+    *,
+    steps: int,
+    peak: float,
+) -> None:
     """Trains projector and decoder on conversations; the loss is on the answers only."""
     optimizer = torch.optim.AdamW(llava.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.05)
-    rng = np.random.default_rng((args.seed, TALK))
-    stream = batches(encoder, dialogues.conversations(rng), 32, rng)
-    for step in range(args.decoder_steps):
+    for step in range(steps):
         batch = next(stream)
         ids, keep, targets = scoring.shifted(batch)
-        set_rate(optimizer, 1.5e-3, step, args.decoder_steps)
-        noise = args.weight_noise if step >= args.decoder_steps // 2 else 0.0
+        set_rate(optimizer, peak, step, steps)
+        noise = args.weight_noise if step >= steps // 2 else 0.0
         with rounding_noise(llava.decoder, noise):
             with torch.autocast("cpu", torch.bfloat16, enabled=not args.float32):
                 logits = llava(ids, gallery.look_up(batch, rng), keep).float()
