@@ -8,8 +8,8 @@ SAMPLE := models/demo/samples/nodule_right_upper.png
 .PHONY: demo test lint types check parity slow train clean
 
 demo: $(VENV)/installed
-	$(BIN)/bimedix-edge ask --model demo -v --image $(SAMPLE) "Is there a nodule, and where?"
-	$(BIN)/bimedix-edge ask --model demo -v --image $(SAMPLE) "هل توجد عقدة رئوية وأين؟"
+	$(BIN)/bimedix-edge ask --model demo -v --image $(SAMPLE) "Where do you see the nodule?"
+	$(BIN)/bimedix-edge ask --model demo -v --image $(SAMPLE) "أين توجد العقيدة؟"
 	@echo
 	@echo "To talk with it: $(BIN)/bimedix-edge chat --image $(SAMPLE)"
 

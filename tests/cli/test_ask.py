@@ -42,6 +42,22 @@ def test_an_arabic_question_has_an_arabic_answer_in_logical_order_in_a_pipe(mode
     assert result.stdout.decode().splitlines()[0] == "نعم."
 
 
+@pytest.mark.parametrize(
+    ("question", "answer"),
+    [
+        ("Where do you see the nodule?", "In the upper zone of the right lung."),
+        ("أين توجد العقيدة؟", "في المنطقة العلوية من الرئة اليمنى."),
+    ],
+)
+def test_what_make_demo_asks_is_answered_right(model: Path, samples: Path, question: str, answer: str) -> None:
+    makefile = (Path(__file__).resolve().parents[2] / "Makefile").read_text(encoding="utf-8")
+    assert f'"{question}"' in makefile
+    result = run("ask", "-m", model, "-i", samples / "nodule_right_upper.png", question)
+    lines = result.stdout.decode().splitlines()
+    assert lines[0] == answer
+    assert "it knows no medicine" in lines[-1]
+
+
 def test_json_is_one_object_with_everything(model: Path, samples: Path) -> None:
     path = samples / "effusion_left.png"
     result = run("ask", "--json", "--seed", "7", "-m", model, "-i", path, "Is there a nodule?")
