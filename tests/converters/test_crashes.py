@@ -77,7 +77,9 @@ def test_a_disk_that_fills_up(disk: Path, source: Path, whole: dict[str, Any], t
 
 def test_kills(disk: Path, source: Path, whole: dict[str, Any], tmp_path: Path) -> None:
     check(run(disk, source, tmp_path / "work", "kill", 1, 5, whole["seconds"]), {-9, 0})
-    check(run(disk, source, tmp_path / "work2", "die", 4, whole["calls"] // 2, whole["calls"] - 2), {-9})
+    check(run(disk, source, tmp_path / "work2", "die", 4, whole["calls"] // 2), {-9})
+    # how many lines of the journal share a write depends on the disk, so a run may end before its last writes
+    check(run(disk, source, tmp_path / "work3", "die", whole["calls"] - 2), {-9, 0})
 
 
 @pytest.fixture(scope="module")
