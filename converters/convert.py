@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -18,23 +16,19 @@ from numpy.typing import NDArray
 from bimedix_edge.bundle import DecoderSpec, FileEntry, Manifest, Quality, VisionSpec, hash_file, write_manifest
 from bimedix_edge.converters.additions import Additions
 from bimedix_edge.converters.calibration_pictures import calibration_pictures
-from bimedix_edge.converters.card import CARD, Card, read_card
-from bimedix_edge.converters.checkpoint import Checkpoint
+from bimedix_edge.converters.card import Card
 from bimedix_edge.converters.config import Aspect
-from bimedix_edge.converters.decoder_gguf import About, PlannedTensor, decoder_parts, planned_bytes
+from bimedix_edge.converters.job import DECODER, VISION, Job, created_by, prepare, read_job_card
 from bimedix_edge.converters.journal import Journal, job_identity, open_journal
-from bimedix_edge.converters.onnx_file import Graph
 from bimedix_edge.converters.parts import Part, n_bytes, write_parts
 from bimedix_edge.converters.plan import Plan, make_plan
 from bimedix_edge.converters.quality import check_limits, measure_decoder, quality_of
-from bimedix_edge.converters.quantize import FileType, file_type_named, n_threads
+from bimedix_edge.converters.quantize import n_threads
 from bimedix_edge.converters.source_hashes import SourceHashes
-from bimedix_edge.converters.tokenizer import Vocabulary, read_vocabulary
 from bimedix_edge.converters.vision_choice import VisionJudge
-from bimedix_edge.converters.vision_onnx import OPSET, build_vision, vision_bytes, vision_parts
+from bimedix_edge.converters.vision_onnx import OPSET, build_vision
 from bimedix_edge.converters.vision_weights import VisionWeights
 from bimedix_edge.errors import HardwareError
-from bimedix_edge.prompt import PromptSpec
 from bimedix_edge.staging import forget_cached, staged_directory
 
 __all__ = ["Progress", "convert", "dry_run"]
@@ -42,11 +36,7 @@ __all__ = ["Progress", "convert", "dry_run"]
 # stage (`resume`, `trial`, `decoder`, `vision`, `source`, `quality`, `verify`), bytes done, bytes in all
 Progress = Callable[[str, int, int], None]
 
-_DECODER = "decoder.gguf"
-_VISION = "vision.onnx"
 _TRIAL = "trial.onnx"
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
-_SPARE_BYTES = 1 << 20
 
 
 def convert(
@@ -104,18 +94,18 @@ def convert(
             another process.
     """
     additions = Additions(lora, recipe, imatrix, zero_nonfinite)
-    job = _prepare(checkpoint, file_type, name, _card(checkpoint, card), bos, aspect, vision_tower, additions)
+    job = prepare(checkpoint, file_type, name, read_job_card(checkpoint, card), bos, aspect, vision_tower, additions)
     report = progress or _silent
     judge = VisionJudge(job.checkpoint, pictures or calibration_pictures())
     with staged_directory(target, replace=replace, resume=True) as part:
         job = _with_vision(job, vision, judge, part / _TRIAL, report)
-        files = _parts(job)
-        identity = job_identity(_source_files(job), files, f"{_created_by()}, zeroing {zero_nonfinite}")
+        files = job.parts()
+        identity = job_identity(job.source_files, files, f"{created_by()}, zeroing {zero_nonfinite}")
         with open_journal(part, identity, fresh=fresh, progress=partial(report, "resume")) as journal:
             _check_space(part, target, job.size_bytes - journal.kept_bytes)
-            with SourceHashes(_source_files(job)) as hashes:
+            with SourceHashes(job.source_files) as hashes:
                 _write(files, journal, hashes, report)
-                source = _describe_source(job, hashes.result(partial(report, "source")))
+                source = job.describe_source(hashes.result(partial(report, "source")))
             quality = _measure(job, part, judge, strict, report)
             manifest = _manifest(job, part, source, quality, report)
             write_manifest(part, manifest)
@@ -130,17 +120,21 @@ def dry_run(
     aspect: Aspect | None = None,
     vision_tower: Path | None = None,
     additions: Additions = Additions(),  # noqa: B008  frozen
+    vision: VisionWeights | Literal["auto"] = "float32",
 ) -> Plan:
     """Check a conversion as `convert` does, and say what it would do; nothing is written.
 
     Args:
         checkpoint, target, file_type, aspect, vision_tower: see `convert`.
         additions: adapter, recipe and importance matrix.
+        vision: see `convert`; for `auto`, what is planned for is float32, the largest.
 
     Raises:
         CheckpointError, InputError, UsageError: see `convert`.
     """
-    job = _prepare(checkpoint, file_type, None, _card(checkpoint, None), None, aspect, vision_tower, additions)
+    job = prepare(checkpoint, file_type, None, read_job_card(checkpoint, None), None, aspect, vision_tower, additions)
+    if vision != "auto":
+        job = dataclasses.replace(job, vision=vision, graph=build_vision(job.checkpoint, vision))
     return make_plan(
         job.file_type.name,
         job.planned,
@@ -148,81 +142,22 @@ def dry_run(
         decoder_bytes=job.decoder_bytes,
         vision_bytes=job.size_bytes - job.decoder_bytes,
         largest_vision_weight_bytes=max(weight.size_bytes for weight in job.graph.weights.values()),
-        source_bytes=sum(path.stat().st_size for path in _source_files(job).values()),
+        source_bytes=sum(path.stat().st_size for path in job.source_files.values()),
         target=target,
     )
 
 
-@dataclass(frozen=True)
-class _Job:
-    """A checked conversion."""
-
-    checkpoint: Checkpoint
-    vocabulary: Vocabulary
-    file_type: FileType
-    planned: list[PlannedTensor]
-    graph: Graph
-    name: str
-    card: Card
-    prompt: PromptSpec
-    additions: Additions
-    vision: VisionWeights = "float32"
-    choice: str = "asked for"
-
-    @property
-    def decoder_bytes(self) -> int:
-        return planned_bytes(self.planned, self.vocabulary)
-
-    @property
-    def size_bytes(self) -> int:
-        return self.decoder_bytes + vision_bytes(self.graph) + _SPARE_BYTES
-
-
-def _card(checkpoint: Path, card: Card | Path | None) -> Card:
-    if isinstance(card, Card):
-        return card
-    if card is not None:
-        return read_card(card)
-    return read_card(checkpoint / CARD) if (checkpoint / CARD).exists() else Card()
-
-
-def _prepare(
-    directory: Path,
-    file_type: str,
-    name: str | None,
-    card: Card,
-    bos: int | None,
-    aspect: Aspect | None,
-    vision_tower: Path | None,
-    additions: Additions = Additions(),  # noqa: B008  frozen
-) -> _Job:
-    """Check everything that can be checked before a byte is written."""
-    kind = file_type_named(file_type)
-    checkpoint = additions.open(directory, vision_tower, aspect or card.aspect)
-    return _Job(
-        checkpoint=checkpoint,
-        vocabulary=read_vocabulary(directory, checkpoint.config.decoder.n_vocab),
-        file_type=kind,
-        planned=additions.plan(checkpoint, kind),
-        graph=build_vision(checkpoint),
-        name=name or card.name or directory.resolve().name,
-        card=card,
-        prompt=PromptSpec(system=card.system, bos=card.bos if bos is None else bos),
-        additions=additions,
-    )
-
-
 def _with_vision(
-    job: _Job, wanted: VisionWeights | Literal["auto"], judge: VisionJudge, scratch: Path, report: Progress
-) -> _Job:
+    job: Job, wanted: VisionWeights | Literal["auto"], judge: VisionJudge, scratch: Path, report: Progress
+) -> Job:
     """Return the job with the graph that is asked for, or the first that is good enough."""
     kind, choice = judge.choose(scratch, partial(report, "trial")) if wanted == "auto" else (wanted, job.choice)
     return dataclasses.replace(job, vision=kind, choice=choice, graph=build_vision(job.checkpoint, kind))
 
 
-def _measure(job: _Job, part: Path, judge: VisionJudge, strict: bool, report: Progress) -> Quality:
-    errors = measure_decoder(part / _DECODER, job.checkpoint, job.planned, partial(report, "quality"))
-    fidelity = judge.fidelity(part / _VISION, job.vision, job.choice)
+def _measure(job: Job, part: Path, judge: VisionJudge, strict: bool, report: Progress) -> Quality:
+    errors = measure_decoder(part / DECODER, job.checkpoint, job.planned, partial(report, "quality"))
+    fidelity = judge.fidelity(part / VISION, job.vision, job.choice)
     if strict:
         check_limits(errors, fidelity, job.vision)
     return quality_of(errors, fidelity)
@@ -234,22 +169,6 @@ def _check_space(part: Path, target: Path, needed: int) -> None:
             f"Expected {_megabytes(needed)} free to write {target}, but there are {_megabytes(free)}; "
             "free some space or choose another place."
         )
-
-
-def _parts(job: _Job) -> dict[str, list[Part]]:
-    """Return what each file of the bundle consists of, by the file's name."""
-    card = job.card
-    about = About(job.name, card.licence, card.languages, job.prompt.system, _url(card))
-    decoder = decoder_parts(
-        job.checkpoint,
-        job.planned,
-        file_type=job.file_type,
-        vocabulary=job.vocabulary,
-        about=about,
-    )
-    metadata = {"name": job.name, "licence": card.licence, "source": _url(card)}
-    vision = vision_parts(job.checkpoint, job.graph, producer="bimedix-edge", metadata=metadata, weights=job.vision)
-    return {_DECODER: decoder, _VISION: vision}
 
 
 def _write(files: dict[str, list[Part]], journal: Journal, hashes: SourceHashes, report: Progress) -> None:
@@ -267,8 +186,8 @@ def _write(files: dict[str, list[Part]], journal: Journal, hashes: SourceHashes,
             before += size
 
 
-def _manifest(job: _Job, part: Path, source: dict[str, str], quality: Quality, report: Progress) -> Manifest:
-    paths = {"decoder": part / _DECODER, "vision": part / _VISION}
+def _manifest(job: Job, part: Path, source: dict[str, str], quality: Quality, report: Progress) -> Manifest:
+    paths = {"decoder": part / DECODER, "vision": part / VISION}
     count = _counter("verify", sum(path.stat().st_size for path in paths.values()), report)
     for path in paths.values():
         forget_cached(path)
@@ -294,37 +213,9 @@ def _manifest(job: _Job, part: Path, source: dict[str, str], quality: Quality, r
         source=source,
         licence=job.card.licence,
         notice=job.card.notice,
-        created_by=_created_by(),
+        created_by=created_by(),
         quality=quality,
     )
-
-
-def _source_files(job: _Job) -> dict[str, Path]:
-    """Return every file that the bytes of the bundle depend on, by a name that tells nothing about this machine."""
-    checkpoint = job.checkpoint
-    tokenizer = {name: checkpoint.directory / name for name in _TOKENIZER_FILES}
-    return tokenizer | checkpoint.files | job.additions.files
-
-
-def _describe_source(job: _Job, hashes: dict[str, str]) -> dict[str, str]:
-    """Return what the checkpoint was: its published name and the hash of every file read, without local paths."""
-    source = {"model_type": job.checkpoint.config.model_type, "layout": job.checkpoint.layout}
-    named = {"repository": job.card.repository, "revision": job.card.revision}
-    source |= {key: value for key, value in named.items() if value}
-    if job.additions.zero_nonfinite:
-        source["zeroed"] = ", ".join(f"{name}: {count}" for name, count in job.checkpoint.nonfinite().items()) or "none"
-    return source | {f"sha256:{name}": digest for name, digest in hashes.items()}
-
-
-def _url(card: Card) -> str:
-    return f"https://huggingface.co/{card.repository}" if card.repository else ""
-
-
-def _created_by() -> str:
-    try:
-        return f"bimedix-edge {importlib.metadata.version('bimedix-edge')}"
-    except importlib.metadata.PackageNotFoundError:
-        return "bimedix-edge"
 
 
 def _counter(stage: str, total: int, report: Progress) -> Callable[[int], None]:

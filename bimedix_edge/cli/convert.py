@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from bimedix_edge.bundle import Manifest, Quality
 from bimedix_edge.cli.bars import StageBars
 from bimedix_edge.cli.convert_options import WeightOptions, weight_options
+from bimedix_edge.cli.report import report
 from bimedix_edge.cli.terminal import plain_console
 from bimedix_edge.converters.additions import Additions
 from bimedix_edge.converters.convert import convert as convert_checkpoint
@@ -96,6 +96,7 @@ def convert(
             aspect=square,
             vision_tower=vision_tower,
             additions=additions,
+            vision=weights.vision,
         )
         click.echo(json.dumps(asdict(plan), indent=2) if as_json else _plan_text(plan, target))
         if not plan.fits:
@@ -120,7 +121,7 @@ def convert(
             fresh=fresh,
             progress=bars.show,
         )
-    _report(manifest, target)
+    report(manifest, target)
 
 
 def convert_demo(store: Store, console: Console) -> None:
@@ -161,31 +162,6 @@ def _sample_pictures(checkpoint: Path) -> list[NDArray[np.uint8]]:
 
 def _default_name(source: Path, *, demo: bool) -> str:
     return DEMO if demo else source.resolve().name.lower()
-
-
-def _report(manifest: Manifest, target: Path) -> None:
-    for role, entry in sorted(manifest.files.items()):
-        click.echo(f"{role:8} {entry.path}  {entry.size_bytes / 1e6:.1f} MB  sha256 {entry.sha256}")
-    click.echo(_quality_text(manifest.quality))
-    click.echo(f"{manifest.name} is in {target}")
-    click.echo(f"\n{manifest.licence} · {manifest.notice}")
-
-
-def _quality_text(quality: Quality) -> str:
-    lines = [
-        "",
-        f"{'type':8} {'tensors':>7} {'error':>9} {'cosine':>12}   against the checkpoint, large tensors in part",
-    ]
-    for kind, found in quality.types.items():
-        lines.append(f"{kind:8} {found.n_tensors:7d} {found.relative_rms:9.2%} {found.cosine:12.9f}")
-    worst = sorted(quality.worst.items(), key=lambda item: -item[1].relative_rms)
-    lines += [f"worst    {found.relative_rms:.2%}  {found.cosine:.9f}  {name}" for name, found in worst]
-    vision = quality.vision
-    lines.append(
-        f"vision   cosine of a token with float32's on {vision.n_images} pictures: lowest {vision.cosine_min:.6f}, "
-        f"mean {vision.cosine_mean:.6f} ({vision.choice})"
-    )
-    return "\n".join([*lines, ""])
 
 
 def _plan_text(plan: Plan, target: Path) -> str:

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from bimedix_edge.bundle import read_manifest, verify_bundle
 from bimedix_edge.cli.opening import work_progress
+from bimedix_edge.cli.report import quality_text
 from bimedix_edge.cli.terminal import plain_console
 from bimedix_edge.devices import estimate_memory
 from bimedix_edge.errors import UsageError
@@ -86,6 +87,8 @@ def show(model: str, as_json: bool) -> None:
     for key, value in rows.items():
         table.add_row(key, value)
     plain_console().print(table)
+    if manifest.quality.types:
+        click.echo(quality_text(manifest.quality))
 
 
 @models.command()

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from bimedix_edge.cli.bars import StageBars
+from bimedix_edge.cli.report import report
 from bimedix_edge.cli.terminal import plain_console
 from bimedix_edge.converters.card import Card
 from bimedix_edge.converters.convert import convert
@@ -56,12 +57,12 @@ def pull(model: str, name: str | None, accept_licence: bool, delete_source: bool
             file_type=reference.file_type.name,
             name=label,
             card=card,
+            vision="auto",
             replace=force,
             progress=bars.show,
         )
-    click.echo(f"{manifest.name} is in {target}")
     _end_source(source, delete=delete_source)
-    click.echo(f"\n{manifest.licence} · {manifest.notice}")
+    report(manifest, target)
 
 
 def _check_answerable(card: Card, *, accepted: bool) -> None:

@@ -20,6 +20,7 @@ from bimedix_edge.bundle import open_bundle, verify_bundle
 from bimedix_edge.converters import convert as convert_module
 from bimedix_edge.converters.card import LICENCE, NOTICE, Card, read_card
 from bimedix_edge.converters.convert import convert
+from bimedix_edge.converters.job import prepare
 from bimedix_edge.converters.naming import LAYOUTS
 from bimedix_edge.converters.quantize import FILE_TYPES
 from bimedix_edge.errors import CheckpointError, HardwareError, UsageError
@@ -194,7 +195,7 @@ def test_the_estimate_of_the_size_is_an_upper_bound(tmp_path: Path) -> None:
     for index, shape in enumerate((Shape(n_layer=1), Shape(n_layer=8, vision_layers=2, image_px=70))):
         make_checkpoint(tmp_path / f"source{index}", shape=shape)
         for kind in ("F32", "Q4_K_M"):
-            job = convert_module._prepare(tmp_path / f"source{index}", kind, None, Card(), None, None, None)
+            job = prepare(tmp_path / f"source{index}", kind, None, Card(), None, None, None, Additions())
             convert(tmp_path / f"source{index}", tmp_path / f"out{index}{kind}", file_type=kind)
             size = sum(path.stat().st_size for path in (tmp_path / f"out{index}{kind}").iterdir())
             assert size <= job.size_bytes < 2 * size + (4 << 20)
