@@ -18,6 +18,7 @@ from make_checkpoint import Shape, edit_json, make_checkpoint
 
 from bimedix_edge.bundle import open_bundle, verify_bundle
 from bimedix_edge.converters import convert as convert_module
+from bimedix_edge.converters.additions import Additions
 from bimedix_edge.converters.card import LICENCE, NOTICE, Card, read_card
 from bimedix_edge.converters.convert import convert
 from bimedix_edge.converters.job import prepare
