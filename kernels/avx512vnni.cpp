@@ -1,0 +1,98 @@
+// AVX-512 with VNNI: Intel servers since Cascade Lake, Intel clients of the 11th generation, AMD since Zen 4.
+#include "table.h"
+
+#if defined(__AVX512VNNI__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+#include <immintrin.h>
+
+#include "panel.h"
+
+namespace bmx {
+namespace {
+
+struct Avx512Vnni {
+    using I = __m512i;
+    using F = __m512;
+    static constexpr int kLanes = 16, kHigh = 2;
+    static constexpr int kWide = 6;  // 12 sums of bytes, 12 of blocks; two weights and a broadcast: 27 of 32 registers
+    static constexpr bool kSignedBytes = false;
+    template <Sum>
+    static constexpr int fold() { return 0; }
+
+    static I load(const void * p) { return _mm512_load_si512(p); }
+    static void store(void * p, I v) { _mm512_store_si512(p, v); }
+    static F loadf(const float * p) { return _mm512_loadu_ps(p); }
+    static void storef(float * p, F v) { _mm512_storeu_ps(p, v); }
+    static I zero() { return _mm512_setzero_si512(); }
+    static F zerof() { return _mm512_setzero_ps(); }
+    static I set1(int v) { return _mm512_set1_epi32(v); }
+    static F set1f(float v) { return _mm512_set1_ps(v); }
+    static I broadcast(const void * p) {
+        int v;
+        memcpy(&v, p, 4);
+        return _mm512_set1_epi32(v);
+    }
+    static F broadcastf(const float * p) { return _mm512_set1_ps(*p); }
+    static I and_(I a, I b) { return _mm512_and_si512(a, b); }
+    static I or_(I a, I b) { return _mm512_or_si512(a, b); }
+    static I xor_(I a, I b) { return _mm512_xor_si512(a, b); }
+    template <int n>
+    static I srl(I v) { return _mm512_srli_epi32(v, n); }
+    template <int n>
+    static I sll(I v) { return _mm512_slli_epi32(v, n); }
+    template <int n>
+    static I sra(I v) { return _mm512_srai_epi32(v, n); }
+    static I srl_by(I v, int n) { return _mm512_srl_epi32(v, _mm_cvtsi32_si128(n)); }
+    static I sll_by(I v, int n) { return _mm512_sll_epi32(v, _mm_cvtsi32_si128(n)); }
+    static F to_float(I v) { return _mm512_cvtepi32_ps(v); }
+    static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
+    static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+    static F fnma(F a, F b, F c) { return _mm512_fnmadd_ps(a, b, c); }
+    static F minf(F a, F b) { return _mm512_min_ps(a, b); }
+    static F maxf(F a, F b) { return _mm512_max_ps(a, b); }
+    static float reduce_min(F v) { return _mm512_reduce_min_ps(v); }
+    static float reduce_max(F v) { return _mm512_reduce_max_ps(v); }
+    static F low_halves(I v) { return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(v)); }
+    static F high_halves(I v) { return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(srl<16>(v))); }
+    static F load_halves(const uint16_t * p) { return _mm512_cvtph_ps(_mm256_load_si256(reinterpret_cast<const __m256i *>(p))); }
+    static I dot(I sum, I bytes, I signed_bytes) { return _mm512_dpbusd_epi32(sum, bytes, signed_bytes); }
+    static I dot16(I sum, I a, I b) { return _mm512_dpwssd_epi32(sum, a, b); }
+
+    // 16 bytes of each row become four vectors: the first four bytes of all rows, the next four, ...
+    static void load4(const char * const * row, size_t offset, I * out) {
+        I v[4];
+        BMX_UNROLL
+        for (int i = 0; i < 4; i++) {
+            const auto at = [&](int r) { return _mm_loadu_si128(reinterpret_cast<const __m128i *>(row[r] + offset)); };
+            I one = _mm512_castsi128_si512(at(i));
+            one = _mm512_inserti32x4(one, at(i + 4), 1);
+            one = _mm512_inserti32x4(one, at(i + 8), 2);
+            v[i] = _mm512_inserti32x4(one, at(i + 12), 3);
+        }
+        const I a = _mm512_unpacklo_epi32(v[0], v[1]), b = _mm512_unpackhi_epi32(v[0], v[1]);
+        const I c = _mm512_unpacklo_epi32(v[2], v[3]), d = _mm512_unpackhi_epi32(v[2], v[3]);
+        out[0] = _mm512_unpacklo_epi64(a, c);
+        out[1] = _mm512_unpackhi_epi64(a, c);
+        out[2] = _mm512_unpacklo_epi64(b, d);
+        out[3] = _mm512_unpackhi_epi64(b, d);
+    }
+
+    // 16 values to int8; returns their sum
+    static int round16(const float * x, float inverse, int8_t * to) {
+        const I v = _mm512_min_epi32(_mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x), _mm512_set1_ps(inverse))), set1(127));
+        _mm_storeu_si128(reinterpret_cast<__m128i *>(to), _mm512_cvtsepi32_epi8(v));
+        return _mm512_reduce_add_epi32(v);
+    }
+};
+
+const Table table = {"avx512vnni", panel_rows<Avx512Vnni>(), round_token<Avx512Vnni>, panel<Avx512Vnni>, scratch_bytes<Avx512Vnni>()};
+
+}  // namespace
+
+const Table * avx512vnni_table() { return &table; }
+
+}  // namespace bmx
+#else
+namespace bmx {
+const Table * avx512vnni_table() { return nullptr; }
+}  // namespace bmx
+#endif

@@ -1,0 +1,36 @@
+// AVX-VNNI: Intel clients since the 12th generation, AMD since Zen 5. Where the compiler is told of AVX-512 VNNI instead
+// (BMX_EMULATE_AVXVNNI, for tests on processors without this one), the same operation in its other encoding is used.
+#include "table.h"
+
+#if defined(__AVXVNNI__) || defined(BMX_EMULATE_AVXVNNI)
+#include "avx2_common.h"
+
+namespace bmx {
+namespace {
+
+struct AvxVnni : Avx2Base {
+    static constexpr int kWide = 4;
+    static constexpr bool kSignedBytes = false;
+    template <Sum>
+    static constexpr int fold() { return 0; }
+#if defined(BMX_EMULATE_AVXVNNI)
+    static I dot(I sum, I bytes, I signed_bytes) { return _mm256_dpbusd_epi32(sum, bytes, signed_bytes); }
+    static I dot16(I sum, I a, I b) { return _mm256_dpwssd_epi32(sum, a, b); }
+#else
+    static I dot(I sum, I bytes, I signed_bytes) { return _mm256_dpbusd_avx_epi32(sum, bytes, signed_bytes); }
+    static I dot16(I sum, I a, I b) { return _mm256_dpwssd_avx_epi32(sum, a, b); }
+#endif
+};
+
+const Table table = {"avxvnni", panel_rows<AvxVnni>(), round_token<AvxVnni>, panel<AvxVnni>, scratch_bytes<AvxVnni>()};
+
+}  // namespace
+
+const Table * avxvnni_table() { return &table; }
+
+}  // namespace bmx
+#else
+namespace bmx {
+const Table * avxvnni_table() { return nullptr; }
+}  // namespace bmx
+#endif

@@ -1,0 +1,12 @@
+// What this processor can do, and what the operating system lets programs use of it.
+#pragma once
+
+namespace bmx {
+
+struct Features {
+    bool avx2, avxvnni, avx512vnni;
+};
+
+Features processor_features();
+
+}  // namespace bmx

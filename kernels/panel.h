@@ -1,0 +1,572 @@
+// The kernels, written once over a small set of vector operations; each instruction set's file defines those (`S`) and
+// instantiates this. Names follow table.h. All of it is inlined into the one file, hence the unnamed namespace.
+//
+// S has lanes() of 32 bits; a panel has S::kHigh vectors of rows, and S::kWide tokens pass over it together: as many as
+// the registers hold sums for. The inner loop is one dot product of four bytes a lane for each of kHigh * kWide sums,
+// fed by kHigh loads of weights and kWide broadcasts of activations.
+#pragma once
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "table.h"
+
+#if defined(__GNUC__)
+#define BMX_UNROLL _Pragma("GCC unroll 16")
+#define BMX_PREFETCH(address) __builtin_prefetch(address, 0, 2)
+#else
+#define BMX_UNROLL
+#define BMX_PREFETCH(address) (void)(address)
+#endif
+
+namespace bmx {
+namespace {
+
+// 256 columns of a panel's rows. A vector of `weights` is four consecutive columns of S::kLanes rows.
+template <class S>
+struct Panel {
+    alignas(64) uint8_t weights[64][S::kHigh][S::kLanes * 4];
+    alignas(64) float scales[16][S::kHigh][S::kLanes];
+    alignas(64) float minimum[S::kHigh][S::kLanes];
+    alignas(64) int16_t minimums[4][S::kHigh][S::kLanes * 2];  // of two neighbouring blocks of 32 side by side
+};
+
+template <class S>
+struct FloatPanel {
+    static constexpr int kColumns = 128;
+    alignas(64) float weights[kColumns][S::kHigh][S::kLanes];
+};
+
+template <class S>
+constexpr int panel_rows() {
+    return S::kHigh * S::kLanes;
+}
+
+// ---- unpacking; `row` points at the block of each of S::kLanes rows, h is their place in the panel
+
+template <class S>
+void put(Panel<S> & p, int group, int h, typename S::I v) {
+    S::store(p.weights[group][h], v);
+}
+
+template <class S>
+void load_halves_at(const char * const * row, size_t offset, uint16_t * halves) {
+    for (int r = 0; r < S::kLanes; r++) memcpy(halves + r, row[r] + offset, 2);
+}
+
+template <class S>
+void unpack_scales_and_minimums(Panel<S> & p, int h, const char * const * row) {
+    using I = typename S::I;
+    using F = typename S::F;
+    I head[4];
+    S::load4(row, 0, head);
+    const F scale = S::low_halves(head[0]);
+    S::storef(p.minimum[h], S::high_halves(head[0]));
+    const I six = S::set1(0x3f3f3f3f), four = S::set1(0x0f0f0f0f), two = S::set1(0x03030303), byte = S::set1(0xff);
+    const I scales[2] = {
+        S::and_(head[1], six),
+        S::or_(S::and_(head[3], four), S::template sll<4>(S::and_(S::template srl<6>(head[1]), two))),
+    };
+    const I minimums[2] = {
+        S::and_(head[2], six),
+        S::or_(S::and_(S::template srl<4>(head[3]), four), S::template sll<4>(S::and_(S::template srl<6>(head[2]), two))),
+    };
+    BMX_UNROLL
+    for (int s = 0; s < 8; s++) {
+        const I one = S::and_(S::srl_by(scales[s / 4], s % 4 * 8), byte);
+        S::storef(p.scales[s][h], S::mul(S::to_float(one), scale));
+    }
+    const I high = S::set1(0xff0000);
+    BMX_UNROLL
+    for (int i = 0; i < 2; i++) {
+        const I m = minimums[i];
+        S::store(p.minimums[2 * i][h], S::or_(S::and_(m, byte), S::and_(S::template sll<8>(m), high)));
+        S::store(p.minimums[2 * i + 1][h], S::or_(S::and_(S::template srl<16>(m), byte), S::and_(S::template srl<8>(m), high)));
+    }
+}
+
+template <class S>
+void unpack_q4_k(Panel<S> & p, int h, const char * const * row) {
+    using I = typename S::I;
+    unpack_scales_and_minimums(p, h, row);
+    const I four = S::set1(0x0f0f0f0f);
+    for (int c = 0; c < 8; c++) {
+        I v[4];
+        S::load4(row, 16 + 16 * c, v);
+        const int group = c / 2 * 16 + c % 2 * 4;
+        BMX_UNROLL
+        for (int j = 0; j < 4; j++) {
+            put(p, group + j, h, S::and_(v[j], four));
+            put(p, group + 8 + j, h, S::and_(S::template srl<4>(v[j]), four));
+        }
+    }
+}
+
+template <class S>
+void unpack_q5_k(Panel<S> & p, int h, const char * const * row) {
+    using I = typename S::I;
+    unpack_scales_and_minimums(p, h, row);
+    const I four = S::set1(0x0f0f0f0f), fifth = S::set1(0x10101010);
+    I high[8];
+    S::load4(row, 16, high);
+    S::load4(row, 32, high + 4);
+    for (int c = 0; c < 8; c++) {
+        I v[4];
+        S::load4(row, 48 + 16 * c, v);
+        const int sub = c / 2 * 2, group = sub * 8 + c % 2 * 4;
+        BMX_UNROLL
+        for (int j = 0; j < 4; j++) {
+            // bit `sub` of each byte belongs to the low nibble's column, the next to the high one's
+            const I bits = S::template sll<4>(S::srl_by(high[c % 2 * 4 + j], sub));
+            put(p, group + j, h, S::or_(S::and_(v[j], four), S::and_(bits, fifth)));
+            put(p, group + 8 + j, h, S::or_(S::and_(S::template srl<4>(v[j]), four), S::and_(S::template srl<1>(bits), fifth)));
+        }
+    }
+}
+
+template <class S>
+void unpack_q6_k(Panel<S> & p, int h, const char * const * row) {
+    using I = typename S::I;
+    using F = typename S::F;
+    const I four = S::set1(0x0f0f0f0f), two = S::set1(0x30303030);
+    for (int half = 0; half < 2; half++) {
+        for (int c = 0; c < 2; c++) {
+            I low[4], next[4], high[4];
+            S::load4(row, half * 64 + c * 16, low);
+            S::load4(row, half * 64 + 32 + c * 16, next);
+            S::load4(row, 128 + half * 32 + c * 16, high);
+            BMX_UNROLL
+            for (int j = 0; j < 4; j++) {
+                const int group = half * 32 + c * 4 + j;
+                const I bits = high[j];
+                put(p, group, h, S::or_(S::and_(low[j], four), S::and_(S::template sll<4>(bits), two)));
+                put(p, group + 8, h, S::or_(S::and_(next[j], four), S::and_(S::template sll<2>(bits), two)));
+                put(p, group + 16, h, S::or_(S::and_(S::template srl<4>(low[j]), four), S::and_(bits, two)));
+                put(p, group + 24, h, S::or_(S::and_(S::template srl<4>(next[j]), four), S::and_(S::template srl<2>(bits), two)));
+            }
+        }
+    }
+    alignas(64) uint16_t halves[S::kLanes];
+    load_halves_at<S>(row, 208, halves);
+    const F scale = S::load_halves(halves);
+    I bytes[4];
+    S::load4(row, 192, bytes);
+    BMX_UNROLL
+    for (int s = 0; s < 16; s++)
+        S::storef(p.scales[s][h], S::mul(S::to_float(S::template sra<24>(S::sll_by(bytes[s / 4], 24 - s % 4 * 8))), scale));
+}
+
+template <class S>
+void unpack_q8_0(Panel<S> & p, int h, const char * const * row, int n_sub) {
+    using I = typename S::I;
+    alignas(64) uint16_t halves[S::kLanes];
+    const I flip = S::set1(S::kSignedBytes ? 0 : int(0x80808080));
+    for (int s = 0; s < n_sub; s++) {
+        I v[8];
+        S::load4(row, s * 34 + 2, v);
+        S::load4(row, s * 34 + 18, v + 4);
+        BMX_UNROLL
+        for (int j = 0; j < 8; j++) put(p, s * 8 + j, h, S::xor_(v[j], flip));
+        load_halves_at<S>(row, s * 34, halves);
+        S::storef(p.scales[s][h], S::load_halves(halves));
+    }
+}
+
+// Nibbles 0 to 15 stand for -8 to 7. Where bytes are offset by 128 they are stored times 16, which the scale undoes.
+template <class S>
+void unpack_q4_0(Panel<S> & p, int h, const char * const * row, int n_sub) {
+    using I = typename S::I;
+    alignas(64) uint16_t halves[S::kLanes];
+    const I four = S::set1(0x0f0f0f0f), upper = S::set1(int(0xf0f0f0f0));
+    for (int s = 0; s < n_sub; s++) {
+        I v[4];
+        S::load4(row, s * 18 + 2, v);
+        BMX_UNROLL
+        for (int j = 0; j < 4; j++) {
+            if (S::kSignedBytes) {
+                put(p, s * 8 + j, h, S::and_(v[j], four));
+                put(p, s * 8 + 4 + j, h, S::and_(S::template srl<4>(v[j]), four));
+            } else {
+                put(p, s * 8 + j, h, S::and_(S::template sll<4>(v[j]), upper));
+                put(p, s * 8 + 4 + j, h, S::and_(v[j], upper));
+            }
+        }
+        load_halves_at<S>(row, s * 18, halves);
+        const typename S::F scale = S::load_halves(halves);
+        S::storef(p.scales[s][h], S::kSignedBytes ? scale : S::mul(scale, S::set1f(1.0f / 16)));
+    }
+}
+
+// ---- products of one unpacked block with kTokens tokens; `at` is the first token's index into the activations
+
+// How far products of two bytes can be summed in 16 bits, where the instruction set has no wider dot product; the
+// weights go up to 15 or 31, to 63, or are signed bytes.
+enum class Sum { of_nibbles, of_5_bits, of_6_bits, of_bytes };
+
+template <class S, int kTokens, int kSteps, Sum kSum>
+inline void dot_products(const uint8_t (*w)[S::kHigh][S::kLanes * 4], const int8_t * x, typename S::I (&c)[kTokens][S::kHigh]) {
+    using I = typename S::I;
+    constexpr int kFold = S::template fold<kSum>();
+    if constexpr (kFold == 0) {
+        BMX_UNROLL
+        for (int k = 0; k < kSteps; k++) {
+            I v[S::kHigh];
+            BMX_UNROLL
+            for (int h = 0; h < S::kHigh; h++) v[h] = S::load(w[k][h]);
+            BMX_UNROLL
+            for (int t = 0; t < kTokens; t++) {
+                const I four = S::broadcast(x + t * kBlock + k * 4);
+                BMX_UNROLL
+                for (int h = 0; h < S::kHigh; h++) c[t][h] = S::dot(c[t][h], v[h], four);
+            }
+        }
+    } else {
+        for (int k0 = 0; k0 < kSteps; k0 += kFold) {
+            I sum[kTokens][S::kHigh];
+            BMX_UNROLL
+            for (int k = 0; k < kFold; k++) {
+                I v[S::kHigh];
+                BMX_UNROLL
+                for (int h = 0; h < S::kHigh; h++) v[h] = S::load(w[k0 + k][h]);
+                BMX_UNROLL
+                for (int t = 0; t < kTokens; t++) {
+                    const I four = S::broadcast(x + t * kBlock + (k0 + k) * 4);
+                    BMX_UNROLL
+                    for (int h = 0; h < S::kHigh; h++) {
+                        const I two = kSum == Sum::of_bytes ? S::signed_pairs(v[h], four) : S::pairs(v[h], four);
+                        sum[t][h] = k == 0 ? two : S::add16(sum[t][h], two);
+                    }
+                }
+            }
+            BMX_UNROLL
+            for (int t = 0; t < kTokens; t++)
+                BMX_UNROLL
+                for (int h = 0; h < S::kHigh; h++) c[t][h] = S::widen_add(c[t][h], sum[t][h]);
+        }
+    }
+}
+
+// Q4_K, Q5_K: eight blocks of 32, each with a scale and a minimum
+template <class S, int kTokens, Sum kSum>
+void block_with_minimums(const Panel<S> & p, const Activations & x, int64_t at, int, float * y) {
+    using I = typename S::I;
+    using F = typename S::F;
+    F g[kTokens][S::kHigh];
+    BMX_UNROLL
+    for (int t = 0; t < kTokens; t++)
+        BMX_UNROLL
+        for (int h = 0; h < S::kHigh; h++) g[t][h] = S::zerof();
+    for (int s = 0; s < 8; s++) {
+        I c[kTokens][S::kHigh];
+        BMX_UNROLL
+        for (int t = 0; t < kTokens; t++)
+            BMX_UNROLL
+            for (int h = 0; h < S::kHigh; h++) c[t][h] = S::zero();
+        dot_products<S, kTokens, 8, kSum>(p.weights + s * 8, x.values + at * kBlock + s * 32, c);
+        BMX_UNROLL
+        for (int h = 0; h < S::kHigh; h++) {
+            const F scale = S::loadf(p.scales[s][h]);
+            BMX_UNROLL
+            for (int t = 0; t < kTokens; t++) g[t][h] = S::fma(S::to_float(c[t][h]), scale, g[t][h]);
+        }
+    }
+    BMX_UNROLL
+    for (int t = 0; t < kTokens; t++) {
+        const int16_t * sums = x.sums32 + (at + t) * 8;
+        const F scale = S::set1f(x.scales[at + t]);
+        BMX_UNROLL
+        for (int h = 0; h < S::kHigh; h++) {
+            I e = S::zero();
+            BMX_UNROLL
+            for (int j = 0; j < 4; j++) e = S::dot16(e, S::load(p.minimums[j][h]), S::broadcast(sums + 2 * j));
+            const F value = S::fnma(S::to_float(e), S::loadf(p.minimum[h]), g[t][h]);
+            float * out = y + t * panel_rows<S>() + h * S::kLanes;
+            S::storef(out, S::fma(value, scale, S::loadf(out)));
+        }
+    }
+}
+
+// Q6_K: sixteen blocks of 16, each with a scale; bytes are 32 too large, which the sums start with
+template <class S, int kTokens, Sum>
+void block_q6_k(const Panel<S> & p, const Activations & x, int64_t at, int, float * y) {
+    using I = typename S::I;
+    using F = typename S::F;
+    F g[kTokens][S::kHigh];
+    BMX_UNROLL
+    for (int t = 0; t < kTokens; t++)
+        BMX_UNROLL
+        for (int h = 0; h < S::kHigh; h++) g[t][h] = S::zerof();
+    for (int s = 0; s < 16; s++) {
+        I c[kTokens][S::kHigh];
+        BMX_UNROLL
+        for (int t = 0; t < kTokens; t++) {
+            const I start = S::broadcast(x.sums16 + (at + t) * 16 + s);
+            BMX_UNROLL
+            for (int h = 0; h < S::kHigh; h++) c[t][h] = start;
+        }
+        dot_products<S, kTokens, 4, Sum::of_6_bits>(p.weights + s * 4, x.values + at * kBlock + s * 16, c);
+        BMX_UNROLL
+        for (int h = 0; h < S::kHigh; h++) {
+            const F scale = S::loadf(p.scales[s][h]);
+            BMX_UNROLL
+            for (int t = 0; t < kTokens; t++) g[t][h] = S::fma(S::to_float(c[t][h]), scale, g[t][h]);
+        }
+    }
+    BMX_UNROLL
+    for (int t = 0; t < kTokens; t++) {
+        const F scale = S::set1f(x.scales[at + t]);
+        BMX_UNROLL
+        for (int h = 0; h < S::kHigh; h++) {
+            float * out = y + t * panel_rows<S>() + h * S::kLanes;
+            S::storef(out, S::fma(g[t][h], scale, S::loadf(out)));
+        }
+    }
+}
+
+// Q8_0, Q4_0: blocks of 32, each with a scale of its own on both sides
+template <class S, int kTokens, Sum kSum>
+void block_of_32(const Panel<S> & p, const Activations & x, int64_t at, int n_sub, float * y) {
+    using I = typename S::I;
+    using F = typename S::F;
+    F g[kTokens][S::kHigh];
+    BMX_UNROLL
+    for (int t = 0; t < kTokens; t++)
+        BMX_UNROLL
+        for (int h = 0; h < S::kHigh; h++) g[t][h] = S::loadf(y + t * panel_rows<S>() + h * S::kLanes);
+    for (int s = 0; s < n_sub; s++) {
+        I c[kTokens][S::kHigh];
+        BMX_UNROLL
+        for (int t = 0; t < kTokens; t++) {
+            const I start = kSum == Sum::of_bytes && S::kSignedBytes ? S::zero() : S::broadcast(x.sums16 + (at + t) * 16 + s);
+            BMX_UNROLL
+            for (int h = 0; h < S::kHigh; h++) c[t][h] = start;
+        }
+        dot_products<S, kTokens, 8, kSum>(p.weights + s * 8, x.values + at * kBlock + s * 32, c);
+        BMX_UNROLL
+        for (int h = 0; h < S::kHigh; h++) {
+            const F scale = S::loadf(p.scales[s][h]);
+            BMX_UNROLL
+            for (int t = 0; t < kTokens; t++) {
+                const F both = S::mul(scale, S::broadcastf(x.scales + (at + t) * 8 + s));
+                g[t][h] = S::fma(S::to_float(c[t][h]), both, g[t][h]);
+            }
+        }
+    }
+    BMX_UNROLL
+    for (int t = 0; t < kTokens; t++)
+        BMX_UNROLL
+        for (int h = 0; h < S::kHigh; h++) S::storef(y + t * panel_rows<S>() + h * S::kLanes, g[t][h]);
+}
+
+template <class S>
+using BlockFunction = void (*)(const Panel<S> &, const Activations &, int64_t at, int n_sub, float * y);
+
+// All tokens over one block: kWide at a time, then the rest at once.
+template <class S>
+void all_tokens(const BlockFunction<S> * by_tokens, const Panel<S> & p, const Activations & x, int64_t block, int n_sub, float * y) {
+    const int64_t start = block * x.n_tokens;
+    for (int64_t m = 0; m < x.n_tokens; m += S::kWide) {
+        const int n = int(std::min<int64_t>(S::kWide, x.n_tokens - m));
+        by_tokens[n - 1](p, x, start + m, n_sub, y + m * panel_rows<S>());
+    }
+}
+
+
+#define BMX_BY_TOKENS(name, function, sum)                                                                        \
+    template <class S, int... kTokens>                                                                            \
+    const BlockFunction<S> * name(std::integer_sequence<int, kTokens...>) {                                       \
+        static const BlockFunction<S> functions[] = {function<S, kTokens + 1, sum>...};                           \
+        return functions;                                                                                         \
+    }
+BMX_BY_TOKENS(q4_k_functions, block_with_minimums, Sum::of_nibbles)
+BMX_BY_TOKENS(q5_k_functions, block_with_minimums, Sum::of_5_bits)
+BMX_BY_TOKENS(q6_k_functions, block_q6_k, Sum::of_6_bits)
+BMX_BY_TOKENS(q8_0_functions, block_of_32, Sum::of_bytes)
+BMX_BY_TOKENS(q4_0_functions, block_of_32, Sum::of_nibbles)
+#undef BMX_BY_TOKENS
+
+template <class S>
+const BlockFunction<S> * functions_of(Weight weight) {
+    const auto counts = std::make_integer_sequence<int, S::kWide>();
+    switch (weight) {
+        case Weight::q4_k: return q4_k_functions<S>(counts);
+        case Weight::q5_k: return q5_k_functions<S>(counts);
+        case Weight::q6_k: return q6_k_functions<S>(counts);
+        case Weight::q8_0: return q8_0_functions<S>(counts);
+        default: return q4_0_functions<S>(counts);
+    }
+}
+
+template <class S>
+void unpack(Weight weight, Panel<S> & p, const char * const * row, int n_sub) {
+    for (int h = 0; h < S::kHigh; h++, row += S::kLanes) {
+        switch (weight) {
+            case Weight::q4_k: unpack_q4_k(p, h, row); break;
+            case Weight::q5_k: unpack_q5_k(p, h, row); break;
+            case Weight::q6_k: unpack_q6_k(p, h, row); break;
+            case Weight::q8_0: unpack_q8_0(p, h, row, n_sub); break;
+            default: unpack_q4_0(p, h, row, n_sub);
+        }
+    }
+}
+
+// ---- F16 weights: float32 products with the activations as they are
+
+template <class S, int kTokens>
+void block_f16(const FloatPanel<S> & p, const float * x, size_t stride, int n, float * y) {
+    using F = typename S::F;
+    F g[kTokens][S::kHigh];
+    BMX_UNROLL
+    for (int t = 0; t < kTokens; t++)
+        BMX_UNROLL
+        for (int h = 0; h < S::kHigh; h++) g[t][h] = S::loadf(y + t * panel_rows<S>() + h * S::kLanes);
+    for (int k = 0; k < n; k++) {
+        F v[S::kHigh];
+        BMX_UNROLL
+        for (int h = 0; h < S::kHigh; h++) v[h] = S::loadf(p.weights[k][h]);
+        BMX_UNROLL
+        for (int t = 0; t < kTokens; t++) {
+            const F one = S::broadcastf(x + t * stride + k);
+            BMX_UNROLL
+            for (int h = 0; h < S::kHigh; h++) g[t][h] = S::fma(v[h], one, g[t][h]);
+        }
+    }
+    BMX_UNROLL
+    for (int t = 0; t < kTokens; t++)
+        BMX_UNROLL
+        for (int h = 0; h < S::kHigh; h++) S::storef(y + t * panel_rows<S>() + h * S::kLanes, g[t][h]);
+}
+
+template <class S>
+using FloatFunction = void (*)(const FloatPanel<S> &, const float *, size_t, int, float *);
+
+template <class S, int... kTokens>
+const FloatFunction<S> * f16_functions(std::integer_sequence<int, kTokens...>) {
+    static const FloatFunction<S> functions[] = {block_f16<S, kTokens + 1>...};
+    return functions;
+}
+
+template <class S>
+void unpack_f16(FloatPanel<S> & p, const char * const * row, int n) {
+    for (int h = 0; h < S::kHigh; h++, row += S::kLanes) {
+        for (int k = 0; k < n; k += 8) {
+            typename S::I v[4];
+            S::load4(row, 2 * size_t(k), v);
+            BMX_UNROLL
+            for (int j = 0; j < 4; j++) {
+                S::storef(p.weights[k + 2 * j][h], S::low_halves(v[j]));
+                S::storef(p.weights[k + 2 * j + 1][h], S::high_halves(v[j]));
+            }
+        }
+    }
+}
+
+// ---- a whole panel
+
+// Fetches part `index` of `count` of what will be read next; in address order, so that pages are walked once.
+inline void fetch_ahead(const Rows & rows, int64_t index, int64_t count) {
+    if (!rows.next) return;
+    const size_t begin = rows.next_bytes * index / count, end = rows.next_bytes * (index + 1) / count;
+    for (size_t i = begin; i < end; i += 64) BMX_PREFETCH(rows.next + i);
+}
+
+template <class S>
+void float_panel(const Rows & rows, const char ** row, const Activations & x, float * y, char * scratch) {
+    auto & p = *reinterpret_cast<FloatPanel<S> *>(scratch);
+    const auto * functions = f16_functions<S>(std::make_integer_sequence<int, S::kWide>());
+    const int64_t n_steps = (x.n_columns + p.kColumns - 1) / p.kColumns;
+    for (int64_t step = 0; step < n_steps; step++) {
+        const int64_t k = step * p.kColumns;
+        const int n = int(std::min<int64_t>(p.kColumns, x.n_columns - k));
+        unpack_f16(p, row, n);
+        fetch_ahead(rows, step, n_steps);
+        for (int64_t m = 0; m < x.n_tokens; m += S::kWide) {
+            const int tokens = int(std::min<int64_t>(S::kWide, x.n_tokens - m));
+            functions[tokens - 1](p, x.floats + m * x.n_columns + k, x.n_columns, n, y + m * panel_rows<S>());
+        }
+        for (int r = 0; r < panel_rows<S>(); r++) row[r] += 2 * n;
+    }
+}
+
+template <class S>
+void panel(const Rows & rows, const Activations & x, float * y, char * scratch) {
+    constexpr int kRows = panel_rows<S>();
+    const char * row[kRows];
+    // rows that are not there are the last one again: computed, and never looked at
+    for (int r = 0; r < kRows; r++) row[r] = rows.data + std::min(r, rows.n_rows - 1) * rows.stride;
+    memset(y, 0, x.n_tokens * kRows * sizeof(float));
+    if (rows.weight == Weight::f16) return float_panel<S>(rows, row, x, y, scratch);
+    auto & p = *reinterpret_cast<Panel<S> *>(scratch);
+    const auto * functions = functions_of<S>(rows.weight);
+    const BlockSize size = block_size(rows.weight);
+    const size_t step = size_t(size.bytes) * (kBlock / size.columns);
+    const int64_t n_blocks = x.n_blocks();
+    for (int64_t b = 0; b < n_blocks; b++) {
+        const int n_sub = int(std::min<int64_t>(8, (x.n_columns - b * kBlock) / 32));
+        unpack<S>(rows.weight, p, row, n_sub);
+        fetch_ahead(rows, b, n_blocks);
+        all_tokens<S>(functions, p, x, b, n_sub, y);
+        for (int r = 0; r < kRows; r++) row[r] += step;
+    }
+}
+
+// ---- rounding activations; the same values as scalar.cpp's
+
+template <class S>
+void round_256(const float * x, int8_t * values, float & scale, int32_t * sums16, int16_t * sums32) {
+    using F = typename S::F;
+    F low = S::zerof(), high = S::zerof();
+    for (int i = 0; i < kBlock; i += S::kLanes) {
+        const F v = S::loadf(x + i);
+        low = S::minf(v, low);
+        high = S::maxf(v, high);
+    }
+    const float smallest = S::reduce_min(low), greatest = S::reduce_max(high);
+    const float largest = greatest >= -smallest ? greatest : smallest;
+    const float inverse = largest != 0 ? -127.0f / largest : 0.0f;
+    scale = largest != 0 ? 1 / inverse : 0.0f;
+    for (int i = 0; i < kBlock; i += 16) {
+        const int sum = S::round16(x + i, inverse, values + i);
+        sums16[i / 16] = -32 * sum;
+        if (i % 32 == 0) sums32[i / 32] = int16_t(sum);
+        else sums32[i / 32] = int16_t(sums32[i / 32] + sum);
+    }
+}
+
+template <class S>
+void round_32(const float * x, int8_t * values, float & scale, int32_t & sum) {
+    using F = typename S::F;
+    F low = S::zerof(), high = S::zerof();
+    for (int i = 0; i < 32; i += S::kLanes) {
+        const F v = S::loadf(x + i);
+        low = S::minf(v, low);
+        high = S::maxf(v, high);
+    }
+    const float largest = std::max(S::reduce_max(high), -S::reduce_min(low));
+    scale = largest / 127.0f;
+    const float inverse = scale != 0 ? 1 / scale : 0.0f;
+    sum = -(S::kSignedBytes ? 8 : 128) * (S::round16(x, inverse, values) + S::round16(x + 16, inverse, values + 16));
+}
+
+template <class S>
+void round_token(const Activations & to, int64_t token, const float * x) {
+    for (int64_t b = 0; b < to.n_blocks(); b++, x += kBlock) {
+        const int64_t at = b * to.n_tokens + token;
+        int8_t * values = to.values + at * kBlock;
+        if (to.rounding == Rounding::per_256) {
+            round_256<S>(x, values, to.scales[at], to.sums16 + at * 16, to.sums32 + at * 8);
+            continue;
+        }
+        const int n_sub = int(std::min<int64_t>(8, (to.n_columns - b * kBlock) / 32));
+        for (int s = 0; s < n_sub; s++) round_32<S>(x + s * 32, values + s * 32, to.scales[at * 8 + s], to.sums16[at * 16 + s]);
+    }
+}
+
+template <class S>
+constexpr size_t scratch_bytes() {
+    return sizeof(Panel<S>) > sizeof(FloatPanel<S>) ? sizeof(Panel<S>) : sizeof(FloatPanel<S>);
+}
+
+}  // namespace
+}  // namespace bmx

@@ -1,0 +1,29 @@
+// What the library exports beside ggml's entry point; bimedix_edge/kernels.py calls it through ctypes.
+#pragma once
+
+#if defined(_WIN32)
+#define BMX_EXPORT __declspec(dllexport)
+#elif defined(__GNUC__)
+#define BMX_EXPORT __attribute__((visibility("default")))
+#else
+#define BMX_EXPORT
+#endif
+
+extern "C" {
+
+// The version of llama-cpp-python that the library was built for.
+BMX_EXPORT const char * bimedix_edge_kernels_version(void);
+
+// Chooses kernels by name, or the best with `auto`, and tests them. Returns 0 and their name in `message`; or 1, there are
+// none for this processor, or 2, they failed, and why. To be called before ggml_backend_init.
+BMX_EXPORT int bimedix_edge_kernels_choose(const char * name, char * message, int size);
+
+// Every operation is declined from now on.
+BMX_EXPORT void bimedix_edge_kernels_off(void);
+
+// y[m][n] = sum_k w[n][k] x[m][k] with the named kernels, for tests and benchmarks: `weight` is a ggml_type, `stride` the
+// bytes from row to row. Returns 0; or 1, the kernels cannot run here, or 2, there is no memory.
+BMX_EXPORT int bimedix_edge_kernels_multiply(
+    const char * name, int weight, const void * w, long long stride, long long n_rows, const float * x, long long n_tokens,
+    long long n_columns, float * y, int n_threads);
+}

@@ -1,0 +1,84 @@
+// What the kernels of one instruction set offer, and the data they share.
+//
+// A matrix product y[m][n] = sum_k w[n][k] x[m][k] is computed panel by panel: `rows` rows of w are unpacked, 256 columns
+// at a time, into a layout in which one vector holds four consecutive columns of many rows; then all tokens m pass over
+// it while it is in the first-level cache. Activations are rounded to int8 as ggml rounds them, once for all consumers.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace bmx {
+
+constexpr int kBlock = 256;  // columns unpacked at a time: a K-quant's super-block
+
+// How weights are stored; the numbers are ggml's own, see ggml_type.
+enum class Weight : int { f16 = 1, q4_0 = 2, q8_0 = 8, q4_k = 12, q5_k = 13, q6_k = 14 };
+
+// How activations are rounded: one scale per 256 (as ggml's Q8_K), per 32 (as Q8_0), or not at all.
+enum class Rounding : int { per_256, per_32, none };
+
+inline Rounding rounding_of(Weight weight) {
+    if (weight == Weight::f16) return Rounding::none;
+    return weight == Weight::q4_0 || weight == Weight::q8_0 ? Rounding::per_32 : Rounding::per_256;
+}
+
+// Bytes of 256 columns (of 32 for Q4_0 and Q8_0, of one for F16) of a row, and how many columns that is.
+struct BlockSize {
+    int columns, bytes;
+};
+
+inline BlockSize block_size(Weight weight) {
+    switch (weight) {
+        case Weight::f16: return {1, 2};
+        case Weight::q4_0: return {32, 18};
+        case Weight::q8_0: return {32, 34};
+        case Weight::q4_k: return {256, 144};
+        case Weight::q5_k: return {256, 176};
+        case Weight::q6_k: return {256, 210};
+    }
+    return {0, 0};
+}
+
+// Rounded activations of one product: block b of token m is at index b * n_tokens + m of each array.
+struct Activations {
+    Rounding rounding;
+    int64_t n_tokens, n_columns;
+    int8_t * values;   // [256]
+    float * scales;    // [1], or [8] with per_32
+    int32_t * sums16;  // [16]: sums of 16 values each; with per_32 the first 8 are sums of 32
+    int16_t * sums32;  // [8]: sums of 32 values each, for the minimums of Q4_K and Q5_K
+    const float * floats;  // [n_tokens][n_columns], with Rounding::none
+    int64_t n_blocks() const { return (n_columns + kBlock - 1) / kBlock; }
+};
+
+// Some rows of a weight matrix, at most as many as the table's panels have.
+struct Rows {
+    Weight weight;
+    const char * data;
+    size_t stride;  // bytes from row to row
+    int n_rows;
+    const char * next;  // the bytes that will be read after these, to be fetched ahead; or null
+    size_t next_bytes;
+};
+
+struct Table {
+    const char * name;
+    int rows;  // of a panel
+    // Rounds one token, x[n_columns], into its place in the blocks.
+    void (*round)(const Activations & to, int64_t token, const float * x);
+    // y[m][r] = products of all tokens with the rows; y holds n_tokens * rows floats, 64-byte aligned; scratch
+    // holds scratch_bytes, likewise.
+    void (*panel)(const Rows & rows, const Activations & x, float * y, char * scratch);
+    size_t scratch_bytes;
+};
+
+const Table * scalar_table();
+// Null where the library was built without them.
+const Table * avx2_table();
+const Table * avxvnni_table();
+const Table * avx512vnni_table();
+
+float half_to_float(uint16_t half);
+
+}  // namespace bmx
