@@ -62,12 +62,13 @@ struct Avx2Base {
     static F high_halves(I v) { return low_halves(srl<16>(v)); }
     static F load_halves(const uint16_t * p) { return _mm256_cvtph_ps(_mm_load_si128(reinterpret_cast<const __m128i *>(p))); }
 
-    static void load4(const char * const * row, size_t offset, I * out) {
+    static void load4(const char * row, size_t stride, size_t offset, I * out) {
+        row += offset;
         I v[4];
         BMX_UNROLL
         for (int i = 0; i < 4; i++) {
-            const auto at = [&](int r) { return _mm_loadu_si128(reinterpret_cast<const __m128i *>(row[r] + offset)); };
-            v[i] = _mm256_inserti128_si256(_mm256_castsi128_si256(at(i)), at(i + 4), 1);
+            const auto at = [&](int r) { return _mm_loadu_si128(reinterpret_cast<const __m128i *>(row + (r + i) * stride)); };
+            v[i] = _mm256_inserti128_si256(_mm256_castsi128_si256(at(0)), at(4), 1);
         }
         const I a = _mm256_unpacklo_epi32(v[0], v[1]), b = _mm256_unpackhi_epi32(v[0], v[1]);
         const I c = _mm256_unpacklo_epi32(v[2], v[3]), d = _mm256_unpackhi_epi32(v[2], v[3]);

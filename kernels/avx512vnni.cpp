@@ -58,15 +58,17 @@ struct Avx512Vnni {
     static I dot16(I sum, I a, I b) { return _mm512_dpwssd_epi32(sum, a, b); }
 
     // 16 bytes of each row become four vectors: the first four bytes of all rows, the next four, ...
-    static void load4(const char * const * row, size_t offset, I * out) {
+    static void load4(const char * row, size_t stride, size_t offset, I * out) {
+        row += offset;
         I v[4];
         BMX_UNROLL
         for (int i = 0; i < 4; i++) {
-            const auto at = [&](int r) { return _mm_loadu_si128(reinterpret_cast<const __m128i *>(row[r] + offset)); };
-            I one = _mm512_castsi128_si512(at(i));
-            one = _mm512_inserti32x4(one, at(i + 4), 1);
-            one = _mm512_inserti32x4(one, at(i + 8), 2);
-            v[i] = _mm512_inserti32x4(one, at(i + 12), 3);
+            const auto at = [&](int r) { return _mm_loadu_si128(reinterpret_cast<const __m128i *>(row + (r + i) * stride)); };
+            // merging a load costs no shuffle, unlike inserting one
+            I one = _mm512_maskz_broadcast_i32x4(0x000f, at(0));
+            one = _mm512_mask_broadcast_i32x4(one, 0x00f0, at(4));
+            one = _mm512_mask_broadcast_i32x4(one, 0x0f00, at(8));
+            v[i] = _mm512_mask_broadcast_i32x4(one, 0xf000, at(12));
         }
         const I a = _mm512_unpacklo_epi32(v[0], v[1]), b = _mm512_unpackhi_epi32(v[0], v[1]);
         const I c = _mm512_unpacklo_epi32(v[2], v[3]), d = _mm512_unpackhi_epi32(v[2], v[3]);

@@ -43,7 +43,7 @@ constexpr int panel_rows() {
     return S::kHigh * S::kLanes;
 }
 
-// ---- unpacking; `row` points at the block of each of S::kLanes rows, h is their place in the panel
+// ---- unpacking; `row` points at the block of the first of S::kLanes rows, h is their place in the panel
 
 template <class S>
 void put(Panel<S> & p, int group, int h, typename S::I v) {
@@ -51,16 +51,16 @@ void put(Panel<S> & p, int group, int h, typename S::I v) {
 }
 
 template <class S>
-void load_halves_at(const char * const * row, size_t offset, uint16_t * halves) {
-    for (int r = 0; r < S::kLanes; r++) memcpy(halves + r, row[r] + offset, 2);
+void load_halves_at(const char * row, size_t stride, size_t offset, uint16_t * halves) {
+    for (int r = 0; r < S::kLanes; r++) memcpy(halves + r, row + r * stride + offset, 2);
 }
 
 template <class S>
-void unpack_scales_and_minimums(Panel<S> & p, int h, const char * const * row) {
+void unpack_scales_and_minimums(Panel<S> & p, int h, const char * row, size_t stride) {
     using I = typename S::I;
     using F = typename S::F;
     I head[4];
-    S::load4(row, 0, head);
+    S::load4(row, stride, 0, head);
     const F scale = S::low_halves(head[0]);
     S::storef(p.minimum[h], S::high_halves(head[0]));
     const I six = S::set1(0x3f3f3f3f), four = S::set1(0x0f0f0f0f), two = S::set1(0x03030303), byte = S::set1(0xff);
@@ -87,13 +87,13 @@ void unpack_scales_and_minimums(Panel<S> & p, int h, const char * const * row) {
 }
 
 template <class S>
-void unpack_q4_k(Panel<S> & p, int h, const char * const * row) {
+void unpack_q4_k(Panel<S> & p, int h, const char * row, size_t stride) {
     using I = typename S::I;
-    unpack_scales_and_minimums(p, h, row);
+    unpack_scales_and_minimums(p, h, row, stride);
     const I four = S::set1(0x0f0f0f0f);
     for (int c = 0; c < 8; c++) {
         I v[4];
-        S::load4(row, 16 + 16 * c, v);
+        S::load4(row, stride, 16 + 16 * c, v);
         const int group = c / 2 * 16 + c % 2 * 4;
         BMX_UNROLL
         for (int j = 0; j < 4; j++) {
@@ -104,16 +104,16 @@ void unpack_q4_k(Panel<S> & p, int h, const char * const * row) {
 }
 
 template <class S>
-void unpack_q5_k(Panel<S> & p, int h, const char * const * row) {
+void unpack_q5_k(Panel<S> & p, int h, const char * row, size_t stride) {
     using I = typename S::I;
-    unpack_scales_and_minimums(p, h, row);
+    unpack_scales_and_minimums(p, h, row, stride);
     const I four = S::set1(0x0f0f0f0f), fifth = S::set1(0x10101010);
     I high[8];
-    S::load4(row, 16, high);
-    S::load4(row, 32, high + 4);
+    S::load4(row, stride, 16, high);
+    S::load4(row, stride, 32, high + 4);
     for (int c = 0; c < 8; c++) {
         I v[4];
-        S::load4(row, 48 + 16 * c, v);
+        S::load4(row, stride, 48 + 16 * c, v);
         const int sub = c / 2 * 2, group = sub * 8 + c % 2 * 4;
         BMX_UNROLL
         for (int j = 0; j < 4; j++) {
@@ -126,16 +126,16 @@ void unpack_q5_k(Panel<S> & p, int h, const char * const * row) {
 }
 
 template <class S>
-void unpack_q6_k(Panel<S> & p, int h, const char * const * row) {
+void unpack_q6_k(Panel<S> & p, int h, const char * row, size_t stride) {
     using I = typename S::I;
     using F = typename S::F;
     const I four = S::set1(0x0f0f0f0f), two = S::set1(0x30303030);
     for (int half = 0; half < 2; half++) {
         for (int c = 0; c < 2; c++) {
             I low[4], next[4], high[4];
-            S::load4(row, half * 64 + c * 16, low);
-            S::load4(row, half * 64 + 32 + c * 16, next);
-            S::load4(row, 128 + half * 32 + c * 16, high);
+            S::load4(row, stride, half * 64 + c * 16, low);
+            S::load4(row, stride, half * 64 + 32 + c * 16, next);
+            S::load4(row, stride, 128 + half * 32 + c * 16, high);
             BMX_UNROLL
             for (int j = 0; j < 4; j++) {
                 const int group = half * 32 + c * 4 + j;
@@ -148,40 +148,40 @@ void unpack_q6_k(Panel<S> & p, int h, const char * const * row) {
         }
     }
     alignas(64) uint16_t halves[S::kLanes];
-    load_halves_at<S>(row, 208, halves);
+    load_halves_at<S>(row, stride, 208, halves);
     const F scale = S::load_halves(halves);
     I bytes[4];
-    S::load4(row, 192, bytes);
+    S::load4(row, stride, 192, bytes);
     BMX_UNROLL
     for (int s = 0; s < 16; s++)
         S::storef(p.scales[s][h], S::mul(S::to_float(S::template sra<24>(S::sll_by(bytes[s / 4], 24 - s % 4 * 8))), scale));
 }
 
 template <class S>
-void unpack_q8_0(Panel<S> & p, int h, const char * const * row, int n_sub) {
+void unpack_q8_0(Panel<S> & p, int h, const char * row, size_t stride, int n_sub) {
     using I = typename S::I;
     alignas(64) uint16_t halves[S::kLanes];
     const I flip = S::set1(S::kSignedBytes ? 0 : int(0x80808080));
     for (int s = 0; s < n_sub; s++) {
         I v[8];
-        S::load4(row, s * 34 + 2, v);
-        S::load4(row, s * 34 + 18, v + 4);
+        S::load4(row, stride, s * 34 + 2, v);
+        S::load4(row, stride, s * 34 + 18, v + 4);
         BMX_UNROLL
         for (int j = 0; j < 8; j++) put(p, s * 8 + j, h, S::xor_(v[j], flip));
-        load_halves_at<S>(row, s * 34, halves);
+        load_halves_at<S>(row, stride, s * 34, halves);
         S::storef(p.scales[s][h], S::load_halves(halves));
     }
 }
 
 // Nibbles 0 to 15 stand for -8 to 7. Where bytes are offset by 128 they are stored times 16, which the scale undoes.
 template <class S>
-void unpack_q4_0(Panel<S> & p, int h, const char * const * row, int n_sub) {
+void unpack_q4_0(Panel<S> & p, int h, const char * row, size_t stride, int n_sub) {
     using I = typename S::I;
     alignas(64) uint16_t halves[S::kLanes];
     const I four = S::set1(0x0f0f0f0f), upper = S::set1(int(0xf0f0f0f0));
     for (int s = 0; s < n_sub; s++) {
         I v[4];
-        S::load4(row, s * 18 + 2, v);
+        S::load4(row, stride, s * 18 + 2, v);
         BMX_UNROLL
         for (int j = 0; j < 4; j++) {
             if (S::kSignedBytes) {
@@ -192,7 +192,7 @@ void unpack_q4_0(Panel<S> & p, int h, const char * const * row, int n_sub) {
                 put(p, s * 8 + 4 + j, h, S::and_(v[j], upper));
             }
         }
-        load_halves_at<S>(row, s * 18, halves);
+        load_halves_at<S>(row, stride, s * 18, halves);
         const typename S::F scale = S::load_halves(halves);
         S::storef(p.scales[s][h], S::kSignedBytes ? scale : S::mul(scale, S::set1f(1.0f / 16)));
     }
@@ -399,14 +399,14 @@ const BlockFunction<S> * functions_of(Weight weight) {
 }
 
 template <class S>
-void unpack(Weight weight, Panel<S> & p, const char * const * row, int n_sub) {
-    for (int h = 0; h < S::kHigh; h++, row += S::kLanes) {
+void unpack(Weight weight, Panel<S> & p, const char * row, size_t stride, int n_sub) {
+    for (int h = 0; h < S::kHigh; h++, row += S::kLanes * stride) {
         switch (weight) {
-            case Weight::q4_k: unpack_q4_k(p, h, row); break;
-            case Weight::q5_k: unpack_q5_k(p, h, row); break;
-            case Weight::q6_k: unpack_q6_k(p, h, row); break;
-            case Weight::q8_0: unpack_q8_0(p, h, row, n_sub); break;
-            default: unpack_q4_0(p, h, row, n_sub);
+            case Weight::q4_k: unpack_q4_k(p, h, row, stride); break;
+            case Weight::q5_k: unpack_q5_k(p, h, row, stride); break;
+            case Weight::q6_k: unpack_q6_k(p, h, row, stride); break;
+            case Weight::q8_0: unpack_q8_0(p, h, row, stride, n_sub); break;
+            default: unpack_q4_0(p, h, row, stride, n_sub);
         }
     }
 }
@@ -448,11 +448,11 @@ const FloatFunction<S> * f16_functions(std::integer_sequence<int, kTokens...>) {
 }
 
 template <class S>
-void unpack_f16(FloatPanel<S> & p, const char * const * row, int n) {
-    for (int h = 0; h < S::kHigh; h++, row += S::kLanes) {
+void unpack_f16(FloatPanel<S> & p, const char * row, size_t stride, int n) {
+    for (int h = 0; h < S::kHigh; h++, row += S::kLanes * stride) {
         for (int k = 0; k < n; k += 8) {
             typename S::I v[4];
-            S::load4(row, 2 * size_t(k), v);
+            S::load4(row, stride, 2 * size_t(k), v);
             BMX_UNROLL
             for (int j = 0; j < 4; j++) {
                 S::storef(p.weights[k + 2 * j][h], S::low_halves(v[j]));
@@ -471,43 +471,62 @@ inline void fetch_ahead(const Rows & rows, int64_t index, int64_t count) {
     for (size_t i = begin; i < end; i += 64) BMX_PREFETCH(rows.next + i);
 }
 
+// Some columns of a panel's rows. Rows that are not there are the last one again: computed, and never looked at.
 template <class S>
-void float_panel(const Rows & rows, const char ** row, const Activations & x, float * y, char * scratch) {
-    auto & p = *reinterpret_cast<FloatPanel<S> *>(scratch);
+struct Tile {
+    const char * data;
+    size_t stride;
+
+    Tile(const Rows & rows, size_t offset, size_t n_bytes, char * copy) : data(rows.data + offset), stride(rows.stride) {
+        if (rows.n_rows == panel_rows<S>()) return;
+        for (int r = 0; r < panel_rows<S>(); r++) memcpy(copy + r * n_bytes, data + std::min(r, rows.n_rows - 1) * stride, n_bytes);
+        data = copy;
+        stride = n_bytes;
+    }
+};
+
+template <class S>
+struct Workspace {
+    union {
+        Panel<S> panel;
+        FloatPanel<S> floats;
+    };
+    alignas(64) char copy[panel_rows<S>() * 8 * 34];  // the most that 256 columns take: Q8_0
+};
+
+template <class S>
+void float_panel(const Rows & rows, const Activations & x, float * y, Workspace<S> & work) {
+    FloatPanel<S> & p = work.floats;
     const auto * functions = f16_functions<S>(std::make_integer_sequence<int, S::kWide>());
     const int64_t n_steps = (x.n_columns + p.kColumns - 1) / p.kColumns;
     for (int64_t step = 0; step < n_steps; step++) {
         const int64_t k = step * p.kColumns;
         const int n = int(std::min<int64_t>(p.kColumns, x.n_columns - k));
-        unpack_f16(p, row, n);
+        const Tile<S> tile(rows, 2 * k, 2 * n, work.copy);
+        unpack_f16(p, tile.data, tile.stride, n);
         fetch_ahead(rows, step, n_steps);
         for (int64_t m = 0; m < x.n_tokens; m += S::kWide) {
             const int tokens = int(std::min<int64_t>(S::kWide, x.n_tokens - m));
             functions[tokens - 1](p, x.floats + m * x.n_columns + k, x.n_columns, n, y + m * panel_rows<S>());
         }
-        for (int r = 0; r < panel_rows<S>(); r++) row[r] += 2 * n;
     }
 }
 
 template <class S>
 void panel(const Rows & rows, const Activations & x, float * y, char * scratch) {
-    constexpr int kRows = panel_rows<S>();
-    const char * row[kRows];
-    // rows that are not there are the last one again: computed, and never looked at
-    for (int r = 0; r < kRows; r++) row[r] = rows.data + std::min(r, rows.n_rows - 1) * rows.stride;
-    memset(y, 0, x.n_tokens * kRows * sizeof(float));
-    if (rows.weight == Weight::f16) return float_panel<S>(rows, row, x, y, scratch);
-    auto & p = *reinterpret_cast<Panel<S> *>(scratch);
+    Workspace<S> & work = *reinterpret_cast<Workspace<S> *>(scratch);
+    memset(y, 0, x.n_tokens * panel_rows<S>() * sizeof(float));
+    if (rows.weight == Weight::f16) return float_panel<S>(rows, x, y, work);
     const auto * functions = functions_of<S>(rows.weight);
     const BlockSize size = block_size(rows.weight);
-    const size_t step = size_t(size.bytes) * (kBlock / size.columns);
     const int64_t n_blocks = x.n_blocks();
     for (int64_t b = 0; b < n_blocks; b++) {
-        const int n_sub = int(std::min<int64_t>(8, (x.n_columns - b * kBlock) / 32));
-        unpack<S>(rows.weight, p, row, n_sub);
+        const int n_columns = int(std::min<int64_t>(kBlock, x.n_columns - b * kBlock));
+        const size_t n_bytes = size_t(n_columns / size.columns) * size.bytes;
+        const Tile<S> tile(rows, b * (kBlock / size.columns) * size.bytes, n_bytes, work.copy);
+        unpack<S>(rows.weight, work.panel, tile.data, tile.stride, n_columns / 32);
         fetch_ahead(rows, b, n_blocks);
-        all_tokens<S>(functions, p, x, b, n_sub, y);
-        for (int r = 0; r < kRows; r++) row[r] += step;
+        all_tokens<S>(functions, work.panel, x, b, n_columns / 32, y);
     }
 }
 
@@ -565,7 +584,7 @@ void round_token(const Activations & to, int64_t token, const float * x) {
 
 template <class S>
 constexpr size_t scratch_bytes() {
-    return sizeof(Panel<S>) > sizeof(FloatPanel<S>) ? sizeof(Panel<S>) : sizeof(FloatPanel<S>);
+    return sizeof(Workspace<S>);
 }
 
 }  // namespace

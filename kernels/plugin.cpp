@@ -213,7 +213,7 @@ int bimedix_edge_kernels_multiply(
     Work work = {x, n_tokens, n_columns, nullptr, {}};
     const Matrix matrix = {Weight(weight), static_cast<const char *>(w), size_t(stride), n_rows};
     work.products.push_back({Product::Kind::store, matrix, {}, y, n_rows, nullptr});
-    Scratch scratch;
+    static thread_local Scratch scratch;  // kept, as a model's is
     return multiply(*table, work, n_threads, scratch) ? 0 : 2;
 }
 
