@@ -23,20 +23,23 @@ from numpy.typing import NDArray
 
 from bimedix_edge.bundle import DecoderSpec
 from bimedix_edge.errors import DecoderError, HardwareError
+from bimedix_edge.kernels import AUTO, Kernels, load_kernels
 from bimedix_edge.sampling import Sampling
 
 try:
     import llama_cpp
+    from llama_cpp import _ggml as llama_ggml
 except (ImportError, OSError, RuntimeError) as error:  # its shared library or one that it needs is missing
     raise DecoderError(
         f"Expected llama-cpp-python to load, but it fails ({error}); install it again, with a C++ compiler at hand."
     ) from error
 
-__all__ = ["PINNED_VERSION", "Aborted", "Decoder", "Sampler", "check_version", "library_version", "system_info"]
+__all__ = ["PINNED_VERSION", "Aborted", "Decoder", "Sampler", "check_version", "library_version", "open_kernels", "system_info"]
 
 # the structs of llama.h are passed by value and change between versions
 PINNED_VERSION = "0.3.36"
 _ABORTED = 2
+_FLASH_ATTENTION_ON = 1
 _PENALTY_WINDOW_TOKENS = 64
 _LOG_ERROR = 3
 _recent_errors: collections.deque[str] = collections.deque(maxlen=4)
@@ -93,14 +96,26 @@ class Decoder:
         n_seq_max: sequences that can be alive at once.
         n_batch: most positions of one evaluation.
         n_threads: threads of the matmuls.
+        kernels: which kernels compute them, one of `kernels.CHOICES`.
+
+    Attributes:
+        kernels: what was chosen, and why.
 
     Raises:
         DecoderError: llama.cpp refuses the file, or it is not what the manifest states.
-        HardwareError: the context does not fit into memory.
+        HardwareError: the context does not fit into memory, or the kernels cannot be used.
     """
 
     def __init__(
-        self, path: Path, spec: DecoderSpec, *, n_ctx: int, n_seq_max: int, n_batch: int, n_threads: int
+        self,
+        path: Path,
+        spec: DecoderSpec,
+        *,
+        n_ctx: int,
+        n_seq_max: int,
+        n_batch: int,
+        n_threads: int,
+        kernels: str = AUTO,
     ) -> None:
         self._model: llama_cpp.llama_model_p | None = None
         self._context: llama_cpp.llama_context_p | None = None
@@ -110,6 +125,7 @@ class Decoder:
         check_version()
         llama_cpp.llama_log_set(_LOG_CALLBACK, ctypes.c_void_p(0))
         llama_cpp.llama_backend_init()
+        self.kernels = open_kernels(kernels)
         try:
             self._load(path)
             self._check_spec(path)
@@ -123,6 +139,8 @@ class Decoder:
     def _load(self, path: Path) -> None:
         params = llama_cpp.llama_model_default_params()
         params.n_gpu_layers = 0
+        # ggml's repacked weights are of no use to our kernels, which read them as they are in the file
+        params.use_extra_bufts = self.kernels.name is None
         _recent_errors.clear()
         self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
         if not self._model:
@@ -155,6 +173,9 @@ class Decoder:
         params.kv_unified = True
         params.n_threads = params.n_threads_batch = n_threads
         params.no_perf = True
+        if self.kernels.name is not None:
+            # left to itself, llama.cpp sees a device it does not expect there, and does without
+            params.flash_attn_type = _FLASH_ATTENTION_ON
         _recent_errors.clear()
         self._context = llama_cpp.llama_init_from_model(self._model, params)
         if not self._context:
@@ -350,6 +371,21 @@ class _Buffers:
 def library_version() -> str:
     """Return the installed version of llama-cpp-python."""
     return importlib.metadata.version("llama-cpp-python")
+
+
+def open_kernels(choice: str) -> Kernels:
+    """Choose the kernels for the decoders that are made from now on.
+
+    Raises:
+        HardwareError: certain kernels were asked for, and they cannot be used here.
+    """
+    return load_kernels(choice, library_version(), _register)
+
+
+def _register(path: Path) -> bool:
+    load = llama_ggml.libggml.ggml_backend_load
+    load.argtypes, load.restype = [ctypes.c_char_p], ctypes.c_void_p
+    return bool(load(str(path).encode()))
 
 
 def system_info() -> str:

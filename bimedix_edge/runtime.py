@@ -31,6 +31,7 @@ class Runtime:
     Attributes:
         manifest: what the model is; `manifest.notice` belongs on every output.
         settings: what was in force when it was opened.
+        kernels: what computes the decoder's matrix products, and why.
         load_ms: how long verifying and loading took.
     """
 
@@ -54,7 +55,9 @@ class Runtime:
             n_seq_max=_MAX_CHATS_IN_MEMORY,
             n_batch=min(_BATCH, settings.ctx_size),
             n_threads=n_threads,
+            kernels=settings.kernels,
         )
+        self.kernels = decoder.kernels
         self.engine = Engine(decoder, vision)
         self.load_ms = (time.perf_counter() - start_s) * 1e3
 

@@ -36,7 +36,10 @@ _RANGES: dict[str, tuple[float, float]] = {
     "repeat_penalty": (0.1, 10.0),
     "seed": (0, 2**32 - 1),
 }
-_CHOICES = {"bidi": ("auto", "on", "off")}
+_CHOICES = {
+    "bidi": ("auto", "on", "off"),
+    "kernels": ("auto", "off", "avx2", "avxvnni", "avx512vnni"),  # those of `kernels.CHOICES`
+}
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class Settings:
         cache_dir: where the demo model is converted to.
         ctx_size: tokens of context, image tokens included; BiMediX2 was trained with 4096.
         threads: of the matmuls; 0 is one a core.
+        kernels: which kernels compute the decoder's matrix products; `off` leaves them to llama.cpp.
         max_tokens: most tokens of an answer.
         temperature, top_p, top_k, min_p, repeat_penalty: see `decoder.Sampling`; the authors' values by default.
         seed: of the sampling; None is a new one for each answer.
@@ -60,6 +64,7 @@ class Settings:
     cache_dir: Path = Path(platformdirs.user_cache_dir(APP, appauthor=False))
     ctx_size: int = 4096
     threads: int = 0
+    kernels: str = "auto"
     max_tokens: int = 1024
     temperature: float = 0.1
     top_p: float = 1.0

@@ -55,7 +55,10 @@ void free_backend(ggml_backend_t backend) {
 ggml_status compute(ggml_backend_t backend, ggml_cgraph * graph) {
     // nothing may pass through C: an allocation that fails is a status
     try {
-        return compute_graph(context_of(backend), graph);
+        Context & context = context_of(backend);
+        // a backend that was made while the kernels were off is asked to compute only when they are on again
+        if (!context.table) context.table = chosen;
+        return compute_graph(context, graph);
     } catch (const std::bad_alloc &) {
         return GGML_STATUS_ALLOC_FAILED;
     }

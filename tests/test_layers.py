@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS: list[set[str]] = [
     {"errors"},
     {"settings", "prompt", "imaging", "staging", "events", "sampling", "bidi", "embeddings"},
-    {"bundle"},
+    {"bundle", "kernels"},
     {"store", "vision", "decoder", "devices"},
     {"sessions"},
     {"engine"},

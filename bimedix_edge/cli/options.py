@@ -22,11 +22,12 @@ def _stack(*options: Callable[[Command], Command]) -> Callable[[Command], Comman
 
 
 def model_options(command: Command) -> Command:
-    """Add --model, --ctx-size and --threads."""
+    """Add --model, --ctx-size, --threads and --kernels."""
     return _stack(
         click.option("-m", "--model", metavar="NAME|DIR", help="An installed model's name, or a bundle's directory."),
         click.option("--ctx-size", type=int, metavar="N", help="Tokens of context, images included.  [default: 4096]"),
         click.option("--threads", type=int, metavar="N", help="Threads of the matmuls.  [default: one a core]"),
+        click.option("--kernels", metavar="NAME", help="auto, off, avx2, avxvnni or avx512vnni.  [default: auto]"),
     )(command)
 
 

@@ -1,0 +1,124 @@
+"""Finds, checks and registers the kernels: a plug-in for ggml, built with this package (see kernels/README.md).
+
+The library is loaded by its absolute path and only if it is whole, was built for the llama-cpp-python that runs, and
+computes what its scalar version computes. Otherwise llama.cpp's own kernels answer, and `Kernels.reason` says why.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import bimedix_edge
+from bimedix_edge.errors import HardwareError
+
+__all__ = ["AUTO", "CHOICES", "OFF", "Kernels", "find_library", "load_kernels"]
+
+AUTO, OFF = "auto", "off"
+CHOICES = (AUTO, OFF, "avx2", "avxvnni", "avx512vnni")
+_STEM = "bimedix_edge_kernels"
+_SUFFIXES = (".so", ".dylib", ".dll")
+_MESSAGE_BYTES = 300
+# ggml keeps what is registered for the life of the process
+_registered: list[ctypes.CDLL] = []
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """What computes the decoder's matrix products.
+
+    Attributes:
+        name: of our kernels, such as `avx512vnni`; None where llama.cpp's own compute.
+        reason: why, in words.
+    """
+
+    name: str | None
+    reason: str
+
+
+class _UnusableError(Exception):
+    """Why the library cannot be used; never leaves this file."""
+
+
+def find_library() -> Path | None:
+    """Return the path of the library that was built with this package, if there is one."""
+    for folder in bimedix_edge.__path__:
+        for suffix in _SUFFIXES:
+            for prefix in ("lib", ""):
+                if (path := Path(folder).absolute() / f"{prefix}{_STEM}{suffix}").is_file():
+                    return path
+    return None
+
+
+def load_kernels(choice: str, version: str, register: Callable[[Path], bool]) -> Kernels:
+    """Choose the kernels that this process uses from now on, and register them with ggml when it is the first time.
+
+    Args:
+        choice: one of `CHOICES`.
+        version: of the installed llama-cpp-python.
+        register: ggml's `ggml_backend_load`, which says whether it worked.
+
+    Raises:
+        HardwareError: certain kernels were asked for, and they cannot be used here.
+    """
+    if choice == OFF:
+        for library in _registered:
+            library.bimedix_edge_kernels_off()
+        return Kernels(None, "switched off")
+    try:
+        library = _open(version)
+        name = _choose(library, choice)
+        if not _registered:
+            _register(library, register)
+            _registered.append(library)
+        return Kernels(name, "the best for this processor" if choice == AUTO else "asked for")
+    except _UnusableError as error:
+        if choice == AUTO:
+            return Kernels(None, str(error))
+        raise HardwareError(
+            f"Expected the kernels {choice}, but they cannot be used here: {error}; choose auto or off."
+        ) from error
+
+
+def _path() -> Path:
+    path = find_library()
+    if path is None:
+        raise _UnusableError("the library is missing; install the package again")
+    listed = path.with_name(f"{path.name}.sha256")
+    try:
+        expected = listed.read_text("ascii").split()[0]
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+    except (OSError, ValueError, IndexError) as error:
+        raise _UnusableError(f"{listed.name} cannot be read; install the package again") from error
+    if found != expected:
+        raise _UnusableError(f"{path.name} is damaged; install the package again")
+    return path
+
+
+def _open(version: str) -> ctypes.CDLL:
+    path = _path()
+    try:
+        library = ctypes.CDLL(str(path))
+        library.bimedix_edge_kernels_version.restype = ctypes.c_char_p
+        built_for = library.bimedix_edge_kernels_version().decode()
+    except (OSError, AttributeError) as error:
+        raise _UnusableError(f"{path.name} does not load ({error})") from error
+    if built_for != version:
+        raise _UnusableError(f"they were built for llama-cpp-python {built_for}, and {version} is installed")
+    return library
+
+
+def _choose(library: ctypes.CDLL, choice: str) -> str:
+    message = ctypes.create_string_buffer(_MESSAGE_BYTES)
+    if library.bimedix_edge_kernels_choose(choice.encode(), message, _MESSAGE_BYTES):
+        raise _UnusableError(message.value.decode())
+    return message.value.decode()
+
+
+def _register(library: ctypes.CDLL, register: Callable[[Path], bool]) -> None:
+    if not register(_path()):
+        library.bimedix_edge_kernels_off()
+        raise _UnusableError("ggml refuses the plug-in")
