@@ -13,6 +13,7 @@ from __future__ import annotations
 import collections
 import ctypes
 import importlib.metadata
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -34,7 +35,16 @@ except (ImportError, OSError, RuntimeError) as error:  # its shared library or o
         f"Expected llama-cpp-python to load, but it fails ({error}); install it again, with a C++ compiler at hand."
     ) from error
 
-__all__ = ["PINNED_VERSION", "Aborted", "Decoder", "Sampler", "check_version", "library_version", "open_kernels", "system_info"]
+__all__ = [
+    "PINNED_VERSION",
+    "Aborted",
+    "Decoder",
+    "Sampler",
+    "check_version",
+    "library_version",
+    "open_kernels",
+    "system_info",
+]
 
 # the structs of llama.h are passed by value and change between versions
 PINNED_VERSION = "0.3.36"
@@ -134,7 +144,7 @@ class Decoder:
             self.close()
             raise
         self.n_ctx = int(llama_cpp.llama_n_ctx(self._context))
-        self._buffers = _Buffers(n_batch)
+        self._buffers = _Buffers(n_batch, n_seq_max)
 
     def _load(self, path: Path) -> None:
         params = llama_cpp.llama_model_default_params()
@@ -274,6 +284,22 @@ class Decoder:
         batch.embd = embeds.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
         self._decode(batch, seq, position, should_stop)
 
+    def evaluate_together(self, position: int, tokens: Sequence[int]) -> None:
+        """Evaluate one token of each of the first sequences, all at the same position, in one pass.
+
+        Args:
+            position: of every token; each sequence must have been evaluated up to it.
+            tokens: one a sequence, 1 to min(n_seq_max, n_batch).
+
+        Raises:
+            DecoderError: llama.cpp failed.
+        """
+        batch = self._buffers.column(len(tokens), position)
+        ctypes.memmove(self._buffers.tokens, (llama_cpp.llama_token * len(tokens))(*tokens), 4 * len(tokens))
+        batch.token = self._buffers.tokens
+        batch.embd = None
+        self._decode(batch, 0, position, None)
+
     def _decode(
         self, batch: llama_cpp.llama_batch, seq: int, position: int, should_stop: Callable[[], bool] | None
     ) -> None:
@@ -341,7 +367,7 @@ class Decoder:
 class _Buffers:
     """The arrays a llama_batch points to, allocated once."""
 
-    def __init__(self, n_batch: int) -> None:
+    def __init__(self, n_batch: int, n_seq_max: int) -> None:
         self.tokens = (llama_cpp.llama_token * n_batch)()
         self._position = (llama_cpp.llama_pos * n_batch)()
         self._n_seq = (ctypes.c_int32 * n_batch)(*([1] * n_batch))
@@ -349,6 +375,10 @@ class _Buffers:
         pointer = ctypes.POINTER(llama_cpp.llama_seq_id)
         self._seq_of = (pointer * n_batch)(*([ctypes.cast(self._seq, pointer)] * n_batch))
         self._wants_logits = (ctypes.c_int8 * n_batch)()
+        self._seqs = (llama_cpp.llama_seq_id * n_seq_max)(*range(n_seq_max))
+        size = ctypes.sizeof(llama_cpp.llama_seq_id)
+        places = [ctypes.addressof(self._seqs) + index * size for index in range(n_seq_max)]
+        self._each_seq = (pointer * n_seq_max)(*(ctypes.cast(place, pointer) for place in places))
 
     def batch(self, count: int, seq: int, position: int, *, want_logits: bool) -> llama_cpp.llama_batch:
         """Return a batch of `count` positions; its tokens or embeddings are still to be set."""
@@ -359,11 +389,22 @@ class _Buffers:
         ctypes.memset(self._wants_logits, 0, count)
         # llama.cpp computes the output layer for marked positions only
         self._wants_logits[count - 1] = 1 if want_logits else 0
+        return self._filled(count, self._seq_of)
+
+    def column(self, count: int, position: int) -> llama_cpp.llama_batch:
+        """Return a batch of one position of each of the first `count` sequences; its tokens are still to be set."""
+        if not 1 <= count <= min(len(self.tokens), len(self._seqs)):
+            raise ValueError(f"a batch holds 1 to {min(len(self.tokens), len(self._seqs))} sequences, not {count}")
+        self._position[:count] = [position] * count
+        ctypes.memset(self._wants_logits, 1, count)
+        return self._filled(count, self._each_seq)
+
+    def _filled(self, count: int, seq_of: Any) -> llama_cpp.llama_batch:
         batch = llama_cpp.llama_batch()
         batch.n_tokens = count
         batch.pos = self._position
         batch.n_seq_id = self._n_seq
-        batch.seq_id = self._seq_of
+        batch.seq_id = seq_of
         batch.logits = self._wants_logits
         return batch
 
@@ -383,7 +424,10 @@ def open_kernels(choice: str) -> Kernels:
 
 
 def _register(path: Path) -> bool:
-    load = llama_ggml.libggml.ggml_backend_load
+    # by way of libllama, where the system searches what a library depends on: the binding opens ggml under its other
+    # name, and where a wheel holds a copy instead of a link, that is a second ggml
+    library = llama_ggml.libggml if sys.platform == "win32" else llama_cpp.llama_cpp._lib
+    load = library.ggml_backend_load
     load.argtypes, load.restype = [ctypes.c_char_p], ctypes.c_void_p
     return bool(load(str(path).encode()))
 

@@ -119,6 +119,6 @@ def _choose(library: ctypes.CDLL, choice: str) -> str:
 
 
 def _register(library: ctypes.CDLL, register: Callable[[Path], bool]) -> None:
-    if not register(_path()):
+    if not (register(_path()) and library.bimedix_edge_kernels_registered()):
         library.bimedix_edge_kernels_off()
         raise _UnusableError("ggml refuses the plug-in")

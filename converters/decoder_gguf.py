@@ -9,7 +9,7 @@ Source: llama.cpp `conversion/llama.py` (class LlamaModel) and `src/models/llama
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -34,7 +34,18 @@ from bimedix_edge.converters.quantize import (
 )
 from bimedix_edge.converters.tokenizer import Vocabulary
 
-__all__ = ["About", "PlannedTensor", "decoder_parts", "permuted_rows", "plan_decoder", "planned_bytes", "rope_factors"]
+__all__ = [
+    "About",
+    "PlannedTensor",
+    "decoder_header",
+    "decoder_parts",
+    "padded",
+    "permuted_rows",
+    "plan_decoder",
+    "plan_tensors",
+    "planned_bytes",
+    "rope_factors",
+]
 
 _ALIGNMENT = gguf.GGUF_DEFAULT_ALIGNMENT
 _BLOCK = (
@@ -101,11 +112,23 @@ def plan_decoder(checkpoint: Checkpoint, file_type: FileType, *, has_imatrix: bo
         file_type: the user's choice.
         has_imatrix: whether `imatrix.with_importance` will follow.
     """
-    config = checkpoint.config.decoder
+    return plan_tensors(checkpoint.config.decoder, checkpoint.shape, file_type, has_imatrix=has_imatrix)
+
+
+def plan_tensors(
+    config: DecoderConfig, shape_of: Callable[[str], tuple[int, ...]], file_type: FileType, *, has_imatrix: bool = False
+) -> list[PlannedTensor]:
+    """Declare every tensor of a decoder, in the order in which it is written.
+
+    Args:
+        config: the decoder.
+        shape_of: the shape of a tensor, by its canonical name.
+        file_type, has_imatrix: see `plan_decoder`.
+    """
     model = RecipeShape(config.n_layer, config.n_head, config.n_head_kv, config.tied, has_imatrix)
     planned = []
     for name, source, heads in _names(config):
-        shape = checkpoint.shape(source)
+        shape = shape_of(source)
         planned.append(PlannedTensor(name, source, shape, tensor_type(name, shape, file_type, model), heads))
     if config.rope_scaling is not None:
         shape = (config.head_dim // 2,)
@@ -115,7 +138,7 @@ def plan_decoder(checkpoint: Checkpoint, file_type: FileType, *, has_imatrix: bo
 
 def planned_bytes(planned: list[PlannedTensor], vocabulary: Vocabulary) -> int:
     """Return about how large the file becomes; the keys are estimated from above."""
-    data = sum(_padded(tensor.size_bytes) for tensor in planned)
+    data = sum(padded(tensor.size_bytes) for tensor in planned)
     words = sum(len(text.encode()) + 16 for text in (*vocabulary.tokens, *vocabulary.merges))
     return data + words + 256 * len(planned) + (64 << 10)
 
@@ -140,8 +163,8 @@ def decoder_parts(
     Returns:
         Parts whose steps raise CheckpointError if a weight is NaN, infinite, or too large for its type.
     """
-    header = _header(checkpoint.config.decoder, planned, file_type, vocabulary, about)
-    tensors = (Part(item.name, _padded(item.size_bytes), partial(_steps, item, checkpoint)) for item in planned)
+    header = decoder_header(checkpoint.config.decoder, planned, file_type, vocabulary, about)
+    tensors = (Part(item.name, padded(item.size_bytes), partial(_steps, item, checkpoint)) for item in planned)
     return [whole_part("header", header), *tensors]
 
 
@@ -155,7 +178,7 @@ def _steps(tensor: PlannedTensor, checkpoint: Checkpoint) -> Iterator[Step]:
         read = partial(_read_rows, checkpoint, tensor.source, order)
         for start, stop in row_blocks((n_rows, tensor.shape[-1])):
             yield partial(quantized_rows, tensor.name, tensor.kind, read, start, stop, tensor.importance)
-    padding = memoryview(bytes(_padded(tensor.size_bytes) - tensor.size_bytes))
+    padding = memoryview(bytes(padded(tensor.size_bytes) - tensor.size_bytes))
     yield lambda: padding
 
 
@@ -216,14 +239,14 @@ def _names(config: DecoderConfig) -> Iterator[tuple[str, str, int]]:
         yield "output.weight", "lm_head.weight", 0
 
 
-def _header(
+def decoder_header(
     config: DecoderConfig,
     planned: list[PlannedTensor],
     file_type: FileType,
     vocabulary: Vocabulary,
     about: About,
 ) -> bytes:
-    """Return everything that comes before the first tensor's data."""
+    """Return everything that comes before the first tensor's data; each tensor's is padded to `padded` bytes."""
     writer = GGUFWriter(None, "llama")
     _add_general(writer, planned, file_type, about)
     _add_shape(writer, config)
@@ -236,7 +259,7 @@ def _header(
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     header: bytes = buffer.getvalue()
-    return header.ljust(_padded(len(header)), b"\0")
+    return header.ljust(padded(len(header)), b"\0")
 
 
 def _add_general(writer: GGUFWriter, planned: list[PlannedTensor], file_type: FileType, about: About) -> None:
@@ -281,5 +304,6 @@ def _add_vocabulary(writer: GGUFWriter, vocabulary: Vocabulary, system: str) -> 
     writer.add_chat_template(chat_template(system))
 
 
-def _padded(size: int) -> int:
+def padded(size: int) -> int:
+    """Return the room that `size` bytes of a tensor take in the file."""
     return -(-size // _ALIGNMENT) * _ALIGNMENT

@@ -13,6 +13,7 @@ from bimedix_edge.imaging.preprocess import Preprocessing
 __all__ = [
     "SHAPES",
     "Shape",
+    "checkpoint_config",
     "decoder_config",
     "original_config",
     "published_name",
@@ -68,14 +69,15 @@ SHAPES: dict[str, Shape] = {
 
 def tensor_shapes(shape: Shape) -> dict[str, tuple[int, ...]]:
     """Return the canonical name and shape of every tensor, in the order in which publishers save them."""
-    required, optional = declare(_checkpoint_config(shape))
+    required, optional = declare(checkpoint_config(shape))
     sizes = required | {name: size for name, size in optional.items() if name != "lm_head.weight"}
     last = {"lm_head.weight": sizes.pop("lm_head.weight")} if "lm_head.weight" in sizes else {}
     first = {name: sizes.pop(name) for name in ("model.embed_tokens.weight",)}
     return first | sizes | last
 
 
-def _checkpoint_config(shape: Shape) -> CheckpointConfig:
+def checkpoint_config(shape: Shape) -> CheckpointConfig:
+    """Return what the checkpoint's configuration is read as."""
     decoder = DecoderConfig(
         n_vocab=shape.n_vocab,
         n_embd=shape.n_embd,

@@ -205,6 +205,12 @@ BMX_EXPORT ggml_backend_reg_t ggml_backend_init(void) {
     return chosen ? &reg : nullptr;
 }
 
+int bimedix_edge_kernels_registered(void) {
+    for (size_t i = 0; i < ggml_backend_reg_count(); i++)
+        if (!strcmp(ggml_backend_reg_name(ggml_backend_reg_get(i)), reg_name(nullptr))) return 1;
+    return 0;
+}
+
 int bimedix_edge_kernels_multiply(
     const char * name, int weight, const void * w, long long stride, long long n_rows, const float * x, long long n_tokens,
     long long n_columns, float * y, int n_threads) {

@@ -21,6 +21,9 @@ BMX_EXPORT int bimedix_edge_kernels_choose(const char * name, char * message, in
 // Every operation is declined from now on.
 BMX_EXPORT void bimedix_edge_kernels_off(void);
 
+// Whether the ggml that this library is linked to, which is llama.cpp's, knows it. A process can hold ggml twice.
+BMX_EXPORT int bimedix_edge_kernels_registered(void);
+
 // y[m][n] = sum_k w[n][k] x[m][k] with the named kernels, for tests and benchmarks: `weight` is a ggml_type, `stride` the
 // bytes from row to row. Returns 0; or 1, the kernels cannot run here, or 2, there is no memory.
 BMX_EXPORT int bimedix_edge_kernels_multiply(

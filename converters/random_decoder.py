@@ -1,0 +1,100 @@
+"""A decoder of full size with random weights as a GGUF, written in seconds: what speed does this machine reach?
+
+Its tensors have the types and sizes of a converted checkpoint, so that it is computed as fast as one; each holds a few
+rows of random weights again and again, so that writing it costs no more than the disk.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from gguf import GGMLQuantizationType
+from numpy.typing import NDArray
+
+from bimedix_edge.bundle import DecoderSpec
+from bimedix_edge.converters.decoder_gguf import About, PlannedTensor, decoder_header, padded, plan_tensors
+from bimedix_edge.converters.generate_config import SHAPES, checkpoint_config, tensor_shapes
+from bimedix_edge.converters.generate_tokenizer import tokenizer_config, tokenizer_json
+from bimedix_edge.converters.quantize import FileType, quantized_rows
+from bimedix_edge.converters.tokenizer import Vocabulary, read_vocabulary
+
+__all__ = ["write_random_decoder"]
+
+_ROWS = 64
+_SCALE = 0.02
+
+
+def write_random_decoder(
+    path: Path, shape: str, file_type: FileType, progress: Callable[[int, int], None]
+) -> DecoderSpec:
+    """Write a GGUF of random weights.
+
+    Args:
+        path: the file, which must not exist.
+        shape: a key of `generate_config.SHAPES`.
+        file_type: of the decoder.
+        progress: called with the bytes written and to write.
+
+    Returns:
+        What a manifest would state about it.
+
+    Raises:
+        OSError: the disk is full or fails.
+    """
+    config = checkpoint_config(SHAPES[shape]).decoder
+    shapes = tensor_shapes(SHAPES[shape])
+    planned = plan_tensors(config, shapes.__getitem__, file_type)
+    vocabulary = _vocabulary(config.n_vocab)
+    header = decoder_header(config, planned, file_type, vocabulary, About("random", "CC0-1.0", (), ""))
+    total = len(header) + sum(padded(tensor.size_bytes) for tensor in planned)
+    rows = partial(_some_rows, np.random.default_rng(0), {})
+    with path.open("xb") as file:
+        done = file.write(header)
+        for tensor in planned:
+            for block in _blocks(tensor, rows(tensor)):
+                done += file.write(block)
+                progress(done, total)
+    return DecoderSpec(
+        architecture="llama",
+        file_type=file_type.name,
+        n_layer=config.n_layer,
+        n_embd=config.n_embd,
+        n_head=config.n_head,
+        n_head_kv=config.n_head_kv,
+        head_dim=config.head_dim,
+        n_vocab=config.n_vocab,
+        n_ctx_train=config.n_ctx_train,
+    )
+
+
+def _some_rows(
+    rng: np.random.Generator, known: dict[tuple[GGMLQuantizationType, int], bytes], tensor: PlannedTensor
+) -> bytes:
+    """Return a few rows of a tensor's type and length; a norm is ones."""
+    if len(tensor.shape) == 1:
+        return np.ones(tensor.shape, np.float32).tobytes()
+    key = tensor.kind, tensor.shape[-1]
+    if key not in known:
+        values: NDArray[np.float32] = rng.standard_normal((_ROWS, tensor.shape[-1]), np.float32) * np.float32(_SCALE)
+        known[key] = bytes(quantized_rows(tensor.name, tensor.kind, lambda _start, _stop: values, 0, _ROWS))
+    return known[key]
+
+
+def _blocks(tensor: PlannedTensor, rows: bytes) -> Iterator[bytes]:
+    left = tensor.size_bytes
+    while left > 0:
+        yield rows[:left]
+        left -= len(rows)
+    yield bytes(padded(tensor.size_bytes) - tensor.size_bytes)
+
+
+def _vocabulary(n_vocab: int) -> Vocabulary:
+    with tempfile.TemporaryDirectory(prefix="bimedix-edge-") as folder:
+        for name, value in (("tokenizer.json", tokenizer_json()), ("tokenizer_config.json", tokenizer_config())):
+            (Path(folder) / name).write_text(json.dumps(value), encoding="utf-8")
+        return read_vocabulary(Path(folder), n_vocab)
