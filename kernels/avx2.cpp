@@ -7,7 +7,15 @@
 namespace bmx {
 namespace {
 
+struct DotsAvx2 {
+    static __m256i add_pairs(__m256i sum, __m256i a, __m256i b) { return _mm256_add_epi32(sum, _mm256_madd_epi16(a, b)); }
+    static __m256i add_bytes(__m256i sum, __m256i u, __m256i s) {
+        return add_pairs(sum, _mm256_maddubs_epi16(u, s), _mm256_set1_epi16(1));
+    }
+};
+
 struct Avx2 : Avx2Base {
+    using Dots = DotsAvx2;
     static constexpr int kWide = 4;
     static constexpr bool kSignedBytes = true;
     // a pair of products is at most 2 * 15 * 127, 2 * 31 * 127, 2 * 63 * 127 or 2 * 128 * 127: that many fit 16 bits
@@ -23,7 +31,7 @@ struct Avx2 : Avx2Base {
     static I dot16(I sum, I a, I b) { return _mm256_add_epi32(sum, _mm256_madd_epi16(a, b)); }
 };
 
-const Table table = {"avx2", panel_rows<Avx2>(), round_token<Avx2>, panel<Avx2>, scratch_bytes<Avx2>()};
+const Table table = {"avx2", panel_rows<Avx2>(), round_token<Avx2>, panel<Avx2>, scratch_bytes<Avx2>(), swiglu<Avx2>, sum_of_squares<Avx2>};
 
 }  // namespace
 

@@ -39,6 +39,13 @@ struct Avx2Base {
     static I srl_by(I v, int n) { return _mm256_srl_epi32(v, _mm_cvtsi32_si128(n)); }
     static I sll_by(I v, int n) { return _mm256_sll_epi32(v, _mm_cvtsi32_si128(n)); }
     static F to_float(I v) { return _mm256_cvtepi32_ps(v); }
+    static I to_int(F v) { return _mm256_cvtps_epi32(v); }
+    static F as_float(I v) { return _mm256_castsi256_ps(v); }
+    static I add_int(I a, I b) { return _mm256_add_epi32(a, b); }
+    static F add(F a, F b) { return _mm256_add_ps(a, b); }
+    static F sub(F a, F b) { return _mm256_sub_ps(a, b); }
+    static F div(F a, F b) { return _mm256_div_ps(a, b); }
+    static float reduce_add(F v) { return sum_of(v); }
     static F mul(F a, F b) { return _mm256_mul_ps(a, b); }
     static F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
     static F fnma(F a, F b, F c) { return _mm256_fnmadd_ps(a, b, c); }

@@ -9,7 +9,13 @@
 namespace bmx {
 namespace {
 
+struct Dots512Vnni {
+    static __m256i add_pairs(__m256i sum, __m256i a, __m256i b) { return _mm256_dpwssd_epi32(sum, a, b); }
+    static __m256i add_bytes(__m256i sum, __m256i u, __m256i s) { return _mm256_dpbusd_epi32(sum, u, s); }
+};
+
 struct Avx512Vnni {
+    using Dots = Dots512Vnni;
     using I = __m512i;
     using F = __m512;
     static constexpr int kLanes = 16, kHigh = 2;
@@ -44,6 +50,13 @@ struct Avx512Vnni {
     static I srl_by(I v, int n) { return _mm512_srl_epi32(v, _mm_cvtsi32_si128(n)); }
     static I sll_by(I v, int n) { return _mm512_sll_epi32(v, _mm_cvtsi32_si128(n)); }
     static F to_float(I v) { return _mm512_cvtepi32_ps(v); }
+    static I to_int(F v) { return _mm512_cvtps_epi32(v); }
+    static F as_float(I v) { return _mm512_castsi512_ps(v); }
+    static I add_int(I a, I b) { return _mm512_add_epi32(a, b); }
+    static F add(F a, F b) { return _mm512_add_ps(a, b); }
+    static F sub(F a, F b) { return _mm512_sub_ps(a, b); }
+    static F div(F a, F b) { return _mm512_div_ps(a, b); }
+    static float reduce_add(F v) { return _mm512_reduce_add_ps(v); }
     static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
     static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
     static F fnma(F a, F b, F c) { return _mm512_fnmadd_ps(a, b, c); }
@@ -86,7 +99,7 @@ struct Avx512Vnni {
     }
 };
 
-const Table table = {"avx512vnni", panel_rows<Avx512Vnni>(), round_token<Avx512Vnni>, panel<Avx512Vnni>, scratch_bytes<Avx512Vnni>()};
+const Table table = {"avx512vnni", panel_rows<Avx512Vnni>(), round_token<Avx512Vnni>, panel<Avx512Vnni>, scratch_bytes<Avx512Vnni>(), swiglu<Avx512Vnni>, sum_of_squares<Avx512Vnni>};
 
 }  // namespace
 

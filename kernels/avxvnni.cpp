@@ -9,6 +9,10 @@ namespace bmx {
 namespace {
 
 struct AvxVnni : Avx2Base {
+    struct Dots {
+        static I add_pairs(I sum, I a, I b) { return dot16(sum, a, b); }
+        static I add_bytes(I sum, I u, I s) { return dot(sum, u, s); }
+    };
     static constexpr int kWide = 4;
     static constexpr bool kSignedBytes = false;
     template <Sum>
@@ -22,7 +26,7 @@ struct AvxVnni : Avx2Base {
 #endif
 };
 
-const Table table = {"avxvnni", panel_rows<AvxVnni>(), round_token<AvxVnni>, panel<AvxVnni>, scratch_bytes<AvxVnni>()};
+const Table table = {"avxvnni", panel_rows<AvxVnni>(), round_token<AvxVnni>, panel<AvxVnni>, scratch_bytes<AvxVnni>(), swiglu<AvxVnni>, sum_of_squares<AvxVnni>};
 
 }  // namespace
 

@@ -76,17 +76,11 @@ void place(Pass & pass, Places & places, int n_threads) {
     pass.scratch = places.take<char>(n_threads * aligned(pass.table.scratch_bytes));
 }
 
-void normalize(const Norm & norm, const float * x, int64_t n, int64_t at, float * out) {
-    double sums[4] = {0, 0, 0, 0};
-    int64_t i = 0;
-    for (; i + 4 <= n; i += 4)
-        for (int j = 0; j < 4; j++) sums[j] += double(x[i + j]) * x[i + j];
-    for (; i < n; i++) sums[0] += double(x[i]) * x[i];
-    const float mean = float((sums[0] + sums[1] + sums[2] + sums[3]) / double(n));
-    const float scale = 1.0f / std::sqrt(mean + norm.epsilon);
+void normalize(const Table & table, const Norm & norm, const float * x, int64_t n, int64_t at, float * out) {
+    const float scale = 1.0f / std::sqrt(table.sum_of_squares(x, n) / float(n) + norm.epsilon);
     if (norm.plain)
-        for (i = 0; i < n; i++) norm.plain[at + i] = x[i] * scale;
-    for (i = 0; i < n; i++) out[i] = x[i] * scale * norm.weight[i];
+        for (int64_t i = 0; i < n; i++) norm.plain[at + i] = x[i] * scale;
+    for (int64_t i = 0; i < n; i++) out[i] = x[i] * scale * norm.weight[i];
 }
 
 // The result of normalization may lie where x is: a token is read whole before it is written.
@@ -94,7 +88,7 @@ void prepare_token(const Pass & pass, int64_t token, float * normalized) {
     const int64_t n = pass.work.n_columns, at = (pass.first + token) * n;
     const float * x = pass.work.x + at;
     if (const Norm * norm = pass.work.norm) {
-        normalize(*norm, x, n, at, normalized);
+        normalize(pass.table, *norm, x, n, at, normalized);
         memcpy(norm->scaled + at, normalized, n * sizeof(float));
         x = normalized;
     }
@@ -102,26 +96,6 @@ void prepare_token(const Pass & pass, int64_t token, float * normalized) {
         if (!pass.wanted[i]) continue;
         if (Rounding(i) == Rounding::none) memcpy(const_cast<float *>(pass.x[i].floats) + token * n, x, n * sizeof(float));
         else pass.table.round(pass.x[i], token, x);
-    }
-}
-
-// silu(gate) * up; exp by the range reduction and polynomial of Cephes' expf, in a form that compilers vectorize.
-void swiglu(const float * gate, const float * up, float * out, int n) {
-    for (int i = 0; i < n; i++) {
-        const float x = std::min(88.0f, std::max(-87.0f, -gate[i]));
-        const float k = std::floor(x * 1.44269504f + 0.5f);
-        const float r = (x - k * 0.693359375f) + k * 2.12194440e-4f;
-        float e = 1.9875691500e-4f;
-        e = e * r + 1.3981999507e-3f;
-        e = e * r + 8.3334519073e-3f;
-        e = e * r + 4.1665795894e-2f;
-        e = e * r + 1.6666665459e-1f;
-        e = e * r + 5.0000001201e-1f;
-        e = e * r * r + r + 1.0f;
-        const int32_t bits = (int32_t(k) + 127) << 23;
-        float power;
-        memcpy(&power, &bits, 4);
-        out[i] = gate[i] / (1.0f + e * power) * up[i];
     }
 }
 
@@ -138,18 +112,22 @@ Rows rows_of(const Matrix & matrix, int64_t panel, int rows, bool more, int64_t 
     return result;
 }
 
-void write(const Pass & pass, const Product & product, int64_t first_row, int n_rows, const float * y, const float * second) {
+void write(const Pass & pass, const Product & product, int64_t first_row, int n_rows, float * y, const float * second) {
     const int rows = pass.table.rows;
     for (int64_t m = 0; m < pass.n_tokens; m++) {
         const int64_t at = (pass.first + m) * product.y_stride + first_row;
-        const float * from = y + m * rows;
+        float * from = y + m * rows;
         float * to = product.y + at;
         switch (product.kind) {
             case Product::Kind::store: memcpy(to, from, n_rows * sizeof(float)); break;
             case Product::Kind::add:
                 for (int r = 0; r < n_rows; r++) to[r] = from[r] + product.residual[at + r];
                 break;
-            case Product::Kind::swiglu: swiglu(from, second + m * rows, to, n_rows); break;
+            case Product::Kind::swiglu:
+                // a panel's row count is a multiple of the vectors' length, what is left of the matrix need not be
+                pass.table.swiglu(from, second + m * rows, from, rows);
+                memcpy(to, from, n_rows * sizeof(float));
+                break;
         }
     }
 }

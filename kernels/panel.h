@@ -10,6 +10,7 @@
 #include <cstring>
 #include <utility>
 
+#include "dots.h"
 #include "table.h"
 
 #if defined(__GNUC__)
@@ -514,6 +515,7 @@ void float_panel(const Rows & rows, const Activations & x, float * y, Workspace<
 
 template <class S>
 void panel(const Rows & rows, const Activations & x, float * y, char * scratch) {
+    if (x.n_tokens <= kMostDots) return dots<typename S::Dots>(rows, x, y, panel_rows<S>());
     Workspace<S> & work = *reinterpret_cast<Workspace<S> *>(scratch);
     memset(y, 0, x.n_tokens * panel_rows<S>() * sizeof(float));
     if (rows.weight == Weight::f16) return float_panel<S>(rows, x, y, work);
@@ -580,6 +582,50 @@ void round_token(const Activations & to, int64_t token, const float * x) {
         const int n_sub = int(std::min<int64_t>(8, (to.n_columns - b * kBlock) / 32));
         for (int s = 0; s < n_sub; s++) round_32<S>(x + s * 32, values + s * 32, to.scales[at * 8 + s], to.sums16[at * 16 + s]);
     }
+}
+
+// ---- what products are fused with
+
+// exp(x) for x up to 88: 2^k e^r with |r| <= ln 2 / 2, by the polynomial of Cephes' expf.
+template <class S>
+typename S::F exponential(typename S::F x) {
+    using F = typename S::F;
+    x = S::minf(S::set1f(88.0f), S::maxf(S::set1f(-87.0f), x));
+    const typename S::I k = S::to_int(S::mul(x, S::set1f(1.44269504f)));
+    F r = S::fnma(S::to_float(k), S::set1f(0.693359375f), x);
+    r = S::fma(S::to_float(k), S::set1f(2.12194440e-4f), r);
+    F e = S::set1f(1.9875691500e-4f);
+    for (const float c : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f})
+        e = S::fma(e, r, S::set1f(c));
+    e = S::fma(S::mul(e, r), r, S::add(r, S::set1f(1.0f)));
+    return S::mul(e, S::as_float(S::template sll<23>(S::add_int(k, S::set1(127)))));
+}
+
+// out = silu(gate) * up; all three have room for n rounded up to whole panels
+template <class S>
+void swiglu(const float * gate, const float * up, float * out, int n) {
+    using F = typename S::F;
+    const F one = S::set1f(1.0f);
+    for (int i = 0; i < n; i += S::kLanes) {
+        const F g = S::loadf(gate + i);
+        const F e = exponential<S>(S::sub(S::zerof(), g));
+        S::storef(out + i, S::mul(S::div(g, S::add(one, e)), S::loadf(up + i)));
+    }
+}
+
+template <class S>
+float sum_of_squares(const float * x, int64_t n) {
+    // in runs, so that a long row loses nothing to rounding
+    double total = 0;
+    int64_t i = 0;
+    while (i + S::kLanes <= n) {
+        typename S::F sum = S::zerof();
+        const int64_t end = std::min(n, i + 16 * S::kLanes);
+        for (; i + S::kLanes <= end; i += S::kLanes) sum = S::fma(S::loadf(x + i), S::loadf(x + i), sum);
+        total += S::reduce_add(sum);
+    }
+    for (; i < n; i++) total += double(x[i]) * x[i];
+    return float(total);
 }
 
 template <class S>

@@ -158,7 +158,17 @@ void round(const Activations & to, int64_t token, const float * x) {
     }
 }
 
-const Table table = {"scalar", kRows, round, panel, 64};
+void swiglu(const float * gate, const float * up, float * out, int n) {
+    for (int i = 0; i < n; i++) out[i] = gate[i] / (1.0f + std::exp(-gate[i])) * up[i];
+}
+
+float sum_of_squares(const float * x, int64_t n) {
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++) sum += double(x[i]) * x[i];
+    return float(sum);
+}
+
+const Table table = {"scalar", kRows, round, panel, 64, swiglu, sum_of_squares};
 
 }  // namespace
 

@@ -71,6 +71,9 @@ struct Table {
     // holds scratch_bytes, likewise.
     void (*panel)(const Rows & rows, const Activations & x, float * y, char * scratch);
     size_t scratch_bytes;
+    // out[i] = silu(gate[i]) * up[i]; n is a multiple of the vectors' length
+    void (*swiglu)(const float * gate, const float * up, float * out, int n);
+    float (*sum_of_squares)(const float * x, int64_t n);
 };
 
 const Table * scalar_table();
