@@ -1,4 +1,4 @@
-// One or two tokens: each row of weights is multiplied where it lies, in the order in which memory holds it. Such products
+// A few tokens: each row of weights is multiplied where it lies, in the order in which memory holds it. Such products
 // wait for memory, not for arithmetic, so vectors of 256 bits serve every instruction set; `D` adds up pairs of products:
 //
 //   D::add_pairs(sum, a, b)   eight sums of two products of 16-bit numbers
@@ -14,7 +14,7 @@
 namespace bmx {
 namespace {
 
-constexpr int64_t kMostDots = 2;
+constexpr int64_t kMostDots = 4;  // from five on, unpacking into panels pays; both at four: rows are 8 % to 25 % sooner
 constexpr int kAheadBytes = 4096;
 
 inline __m256i load_bytes(const void * p) { return _mm256_loadu_si256(static_cast<const __m256i *>(p)); }
@@ -37,20 +37,6 @@ inline void fetch_ahead_of(const uint8_t * row) {
     for (int i = 0; i < kBytes; i += 64) _mm_prefetch(reinterpret_cast<const char *>(row + kAheadBytes + i), _MM_HINT_T0);
 }
 
-// Rounded activations of one token: block b is `step` further than the one before it.
-struct Token {
-    const int8_t * values;
-    const float * scales;
-    const int32_t * sums16;
-    const int16_t * sums32;
-    int64_t step;
-};
-
-inline Token token_of(const Activations & x, int64_t m) {
-    const int64_t scales = x.rounding == Rounding::per_32 ? 8 : 1;
-    return {x.values + m * kBlock, x.scales + m * scales, x.sums16 + m * 16, x.sums32 + m * 8, x.n_tokens};
-}
-
 // The eight scales, then the eight minimums, of Q4_K and Q5_K, as 16-bit numbers.
 inline __m256i scales_and_minimums(const uint8_t * packed) {
     uint32_t s[3];
@@ -65,21 +51,30 @@ inline __m256i repeated(__m256i scales, int index) {
     return _mm256_shuffle_epi8(scales, _mm256_set1_epi16(short(2 * index | (2 * index + 1) << 8)));
 }
 
-template <class D, bool kFifthBit>
-float dot_with_minimums(const uint8_t * row, Token x, int64_t n_blocks) {
+// Each of the following writes the products of one row with kTokens tokens to `out`.
+
+template <class D, int kTokens, bool kFifthBit>
+void dot_with_minimums(const uint8_t * row, const Activations & x, float * out) {
     constexpr int kBytes = kFifthBit ? 176 : 144;
     const __m256i four = _mm256_set1_epi8(15), fifth = _mm256_set1_epi8(16);
-    __m256 sum = _mm256_setzero_ps();
-    __m128 minimum = _mm_setzero_ps();
-    for (int64_t b = 0; b < n_blocks; b++, row += kBytes) {
+    __m256 sum[kTokens];
+    __m128 minimum[kTokens];
+    for (int t = 0; t < kTokens; t++) {
+        sum[t] = _mm256_setzero_ps();
+        minimum[t] = _mm_setzero_ps();
+    }
+    for (int64_t b = 0; b < x.n_blocks(); b++, row += kBytes) {
         fetch_ahead_of<kBytes>(row);
-        const int64_t at = b * x.step;
+        const int64_t at = b * x.n_tokens;
         const int8_t * values = x.values + at * kBlock;
         const __m256i both = scales_and_minimums(row + 4);
         const __m256i scales = _mm256_permute4x64_epi64(both, 0x44);
         const __m256i high = kFifthBit ? load_bytes(row + 16) : _mm256_setzero_si256();
         const uint8_t * nibbles = row + (kFifthBit ? 48 : 16);
-        __m256i block = _mm256_setzero_si256();
+        __m256i block[kTokens];
+        BMX_UNROLL
+        for (int t = 0; t < kTokens; t++) block[t] = _mm256_setzero_si256();
+        BMX_UNROLL
         for (int pair = 0; pair < 4; pair++) {
             const __m256i v = load_bytes(nibbles + pair * 32);
             __m256i low = _mm256_and_si256(v, four), upper = _mm256_and_si256(_mm256_srli_epi16(v, 4), four);
@@ -88,36 +83,52 @@ float dot_with_minimums(const uint8_t * row, Token x, int64_t n_blocks) {
                 low = _mm256_or_si256(low, _mm256_and_si256(_mm256_slli_epi16(bits, 4), fifth));
                 upper = _mm256_or_si256(upper, _mm256_and_si256(_mm256_slli_epi16(bits, 3), fifth));
             }
-            const __m256i first = _mm256_maddubs_epi16(low, load_bytes(values + pair * 64));
-            const __m256i second = _mm256_maddubs_epi16(upper, load_bytes(values + pair * 64 + 32));
-            block = D::add_pairs(block, first, repeated(scales, 2 * pair));
-            block = D::add_pairs(block, second, repeated(scales, 2 * pair + 1));
+            const __m256i first_scale = repeated(scales, 2 * pair), second_scale = repeated(scales, 2 * pair + 1);
+            BMX_UNROLL
+            for (int t = 0; t < kTokens; t++) {
+                const int8_t * of_token = values + t * kBlock + pair * 64;
+                block[t] = D::add_pairs(block[t], _mm256_maddubs_epi16(low, load_bytes(of_token)), first_scale);
+                block[t] = D::add_pairs(block[t], _mm256_maddubs_epi16(upper, load_bytes(of_token + 32)), second_scale);
+            }
         }
-        const float scale = x.scales[at];
-        sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(block), _mm256_set1_ps(scale * half(row)), sum);
-        const __m128i sums = _mm_loadu_si128(reinterpret_cast<const __m128i *>(x.sums32 + at * 8));
-        const __m128i m = _mm_madd_epi16(_mm256_extracti128_si256(both, 1), sums);
-        minimum = _mm_fmadd_ps(_mm_cvtepi32_ps(m), _mm_set1_ps(scale * half(row + 2)), minimum);
+        const float scale = half(row), of_minimums = half(row + 2);
+        const __m128i minimums = _mm256_extracti128_si256(both, 1);
+        BMX_UNROLL
+        for (int t = 0; t < kTokens; t++) {
+            const float of_token = x.scales[at + t];
+            sum[t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(block[t]), _mm256_set1_ps(of_token * scale), sum[t]);
+            const __m128i sums = _mm_loadu_si128(reinterpret_cast<const __m128i *>(x.sums32 + (at + t) * 8));
+            const __m128i m = _mm_madd_epi16(minimums, sums);
+            minimum[t] = _mm_fmadd_ps(_mm_cvtepi32_ps(m), _mm_set1_ps(of_token * of_minimums), minimum[t]);
+        }
     }
-    return sum_of(_mm256_sub_ps(sum, _mm256_zextps128_ps256(minimum)));
+    for (int t = 0; t < kTokens; t++) out[t] = sum_of(_mm256_sub_ps(sum[t], _mm256_zextps128_ps256(minimum[t])));
 }
 
-template <class D>
-float dot_q6_k(const uint8_t * row, Token x, int64_t n_blocks) {
+template <class D, int kTokens>
+void dot_q6_k(const uint8_t * row, const Activations & x, float * out) {
     const __m256i four = _mm256_set1_epi8(15), two = _mm256_set1_epi8(48);
-    __m256 sum = _mm256_setzero_ps();
-    for (int64_t b = 0; b < n_blocks; b++, row += 210) {
+    __m256 sum[kTokens];
+    for (int t = 0; t < kTokens; t++) sum[t] = _mm256_setzero_ps();
+    for (int64_t b = 0; b < x.n_blocks(); b++, row += 210) {
         fetch_ahead_of<210>(row);
-        const int64_t at = b * x.step;
+        const int64_t at = b * x.n_tokens;
         const int8_t * values = x.values + at * kBlock;
         const __m128i scales = _mm_loadu_si128(reinterpret_cast<const __m128i *>(row + 192));
-        // what the bytes being 32 too large adds, taken off: sums16 holds -32 times the sums
-        const __m256i first = load_bytes(x.sums16 + at * 16), second = load_bytes(x.sums16 + at * 16 + 8);
-        __m256i block = _mm256_mullo_epi32(_mm256_cvtepi8_epi32(scales), first);
-        block = _mm256_add_epi32(block, _mm256_mullo_epi32(_mm256_cvtepi8_epi32(_mm_srli_si128(scales, 8)), second));
+        const __m256i first = _mm256_cvtepi8_epi32(scales), second = _mm256_cvtepi8_epi32(_mm_srli_si128(scales, 8));
+        __m256i block[kTokens];
+        BMX_UNROLL
+        for (int t = 0; t < kTokens; t++) {
+            // what the bytes being 32 too large adds, taken off: sums16 holds -32 times the sums
+            const int32_t * sums = x.sums16 + (at + t) * 16;
+            block[t] = _mm256_add_epi32(
+                _mm256_mullo_epi32(first, load_bytes(sums)), _mm256_mullo_epi32(second, load_bytes(sums + 8)));
+        }
+        BMX_UNROLL
         for (int h = 0; h < 2; h++) {
             const __m256i high = load_bytes(row + 128 + h * 32);
             const __m256i v[2] = {load_bytes(row + h * 64), load_bytes(row + h * 64 + 32)};
+            BMX_UNROLL
             for (int quarter = 0; quarter < 4; quarter++) {
                 const __m256i nibbles = quarter < 2 ? v[quarter] : _mm256_srli_epi16(v[quarter - 2], 4);
                 const __m256i bits = quarter == 0   ? _mm256_slli_epi16(high, 4)
@@ -125,24 +136,33 @@ float dot_q6_k(const uint8_t * row, Token x, int64_t n_blocks) {
                                      : quarter == 2 ? high
                                                     : _mm256_srli_epi16(high, 2);
                 const __m256i q = _mm256_or_si256(_mm256_and_si256(nibbles, four), _mm256_and_si256(bits, two));
-                const __m256i pairs = _mm256_maddubs_epi16(q, load_bytes(values + h * 128 + quarter * 32));
                 const int index = h * 8 + quarter * 2;
                 const __m128i places = _mm_set_epi64x(0x0101010101010101 * (index + 1), 0x0101010101010101 * index);
-                block = D::add_pairs(block, pairs, _mm256_cvtepi8_epi16(_mm_shuffle_epi8(scales, places)));
+                const __m256i scale = _mm256_cvtepi8_epi16(_mm_shuffle_epi8(scales, places));
+                BMX_UNROLL
+                for (int t = 0; t < kTokens; t++) {
+                    const __m256i x32 = load_bytes(values + t * kBlock + h * 128 + quarter * 32);
+                    block[t] = D::add_pairs(block[t], _mm256_maddubs_epi16(q, x32), scale);
+                }
             }
         }
-        sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(block), _mm256_set1_ps(x.scales[at] * half(row + 208)), sum);
+        const float scale = half(row + 208);
+        BMX_UNROLL
+        for (int t = 0; t < kTokens; t++)
+            sum[t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(block[t]), _mm256_set1_ps(x.scales[at + t] * scale), sum[t]);
     }
-    return sum_of(sum);
+    for (int t = 0; t < kTokens; t++) out[t] = sum_of(sum[t]);
 }
 
 // Signed bytes in blocks of 32, each with a scale on both sides
-template <class D, Weight kWeight>
-float dot_of_32(const uint8_t * row, Token x, int64_t n_blocks) {
+template <class D, int kTokens, Weight kWeight>
+void dot_of_32(const uint8_t * row, const Activations & x, float * out) {
     constexpr int kBytes = kWeight == Weight::q8_0 ? 34 : 18;
-    __m256 sum = _mm256_setzero_ps();
-    for (int64_t b = 0; b < n_blocks; b++, row += kBytes) {
-        const int64_t at = b / 8 * x.step;
+    __m256 sum[kTokens];
+    for (int t = 0; t < kTokens; t++) sum[t] = _mm256_setzero_ps();
+    for (int64_t b = 0; b < x.n_columns / 32; b++, row += kBytes) {
+        fetch_ahead_of<kBytes>(row);
+        const int64_t at = b / 8 * x.n_tokens;
         __m256i q;
         if (kWeight == Weight::q8_0) {
             q = load_bytes(row + 2);
@@ -151,42 +171,60 @@ float dot_of_32(const uint8_t * row, Token x, int64_t n_blocks) {
             q = _mm256_and_si256(_mm256_set_m128i(_mm_srli_epi16(v, 4), v), _mm256_set1_epi8(15));
             q = _mm256_sub_epi8(q, _mm256_set1_epi8(8));
         }
-        const __m256i values = load_bytes(x.values + at * kBlock + b % 8 * 32);
-        const __m256i block = D::add_bytes(_mm256_setzero_si256(), _mm256_abs_epi8(q), _mm256_sign_epi8(values, q));
-        sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(block), _mm256_set1_ps(half(row) * x.scales[at * 8 + b % 8]), sum);
-    }
-    return sum_of(sum);
-}
-
-inline float dot_f16(const uint8_t * row, const float * x, int64_t n) {
-    __m256 sum[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps()};
-    for (int64_t i = 0; i < n; i += 32)
-        for (int j = 0; j < 4; j++) {
-            const __m128i halves = _mm_loadu_si128(reinterpret_cast<const __m128i *>(row + 2 * i) + j);
-            sum[j] = _mm256_fmadd_ps(_mm256_cvtph_ps(halves), _mm256_loadu_ps(x + i + j * 8), sum[j]);
+        const __m256i size = _mm256_abs_epi8(q);
+        const float scale = half(row);
+        BMX_UNROLL
+        for (int t = 0; t < kTokens; t++) {
+            const __m256i values = load_bytes(x.values + (at + t) * kBlock + b % 8 * 32);
+            const __m256i block = D::add_bytes(_mm256_setzero_si256(), size, _mm256_sign_epi8(values, q));
+            const __m256 both = _mm256_set1_ps(scale * x.scales[(at + t) * 8 + b % 8]);
+            sum[t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(block), both, sum[t]);
         }
-    return sum_of(_mm256_add_ps(_mm256_add_ps(sum[0], sum[1]), _mm256_add_ps(sum[2], sum[3])));
-}
-
-template <class D>
-float dot(Weight weight, const uint8_t * row, const Activations & x, int64_t m) {
-    switch (weight) {
-        case Weight::q4_k: return dot_with_minimums<D, false>(row, token_of(x, m), x.n_blocks());
-        case Weight::q5_k: return dot_with_minimums<D, true>(row, token_of(x, m), x.n_blocks());
-        case Weight::q6_k: return dot_q6_k<D>(row, token_of(x, m), x.n_blocks());
-        case Weight::q8_0: return dot_of_32<D, Weight::q8_0>(row, token_of(x, m), x.n_columns / 32);
-        case Weight::q4_0: return dot_of_32<D, Weight::q4_0>(row, token_of(x, m), x.n_columns / 32);
-        case Weight::f16: break;
     }
-    return dot_f16(row, x.floats + m * x.n_columns, x.n_columns);
+    for (int t = 0; t < kTokens; t++) out[t] = sum_of(sum[t]);
 }
 
-// y[m * n_high + r], as a panel's.
+template <int kTokens>
+void dot_f16(const uint8_t * row, const float * x, int64_t n, float * out) {
+    __m256 sum[kTokens][2];
+    for (int t = 0; t < kTokens; t++) sum[t][0] = sum[t][1] = _mm256_setzero_ps();
+    for (int64_t i = 0; i < n; i += 16) {
+        BMX_UNROLL
+        for (int j = 0; j < 2; j++) {
+            const __m256 w = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i *>(row + 2 * i) + j));
+            BMX_UNROLL
+            for (int t = 0; t < kTokens; t++)
+                sum[t][j] = _mm256_fmadd_ps(w, _mm256_loadu_ps(x + t * n + i + j * 8), sum[t][j]);
+        }
+    }
+    for (int t = 0; t < kTokens; t++) out[t] = sum_of(_mm256_add_ps(sum[t][0], sum[t][1]));
+}
+
+template <class D, int kTokens>
+void dot(Weight weight, const uint8_t * row, const Activations & x, float * out) {
+    if (weight == Weight::f16) return dot_f16<kTokens>(row, x.floats, x.n_columns, out);
+    switch (weight) {
+        case Weight::q4_k: return dot_with_minimums<D, kTokens, false>(row, x, out);
+        case Weight::q5_k: return dot_with_minimums<D, kTokens, true>(row, x, out);
+        case Weight::q6_k: return dot_q6_k<D, kTokens>(row, x, out);
+        case Weight::q8_0: return dot_of_32<D, kTokens, Weight::q8_0>(row, x, out);
+        default: return dot_of_32<D, kTokens, Weight::q4_0>(row, x, out);
+    }
+}
+
+// y[m * panel_rows + r], as a panel's
 template <class D>
 void dots(const Rows & rows, const Activations & x, float * y, int panel_rows) {
     for (int r = 0; r < rows.n_rows; r++) {
         const uint8_t * row = reinterpret_cast<const uint8_t *>(rows.data) + r * rows.stride;
-        for (int64_t m = 0; m < x.n_tokens; m++) y[m * panel_rows + r] = dot<D>(rows.weight, row, x, m);
+        float out[kMostDots];
+        switch (x.n_tokens) {
+            case 1: dot<D, 1>(rows.weight, row, x, out); break;
+            case 2: dot<D, 2>(rows.weight, row, x, out); break;
+            case 3: dot<D, 3>(rows.weight, row, x, out); break;
+            default: dot<D, 4>(rows.weight, row, x, out);
+        }
+        for (int64_t m = 0; m < x.n_tokens; m++) y[m * panel_rows + r] = out[m];
     }
 }
 

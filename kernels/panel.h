@@ -13,13 +13,6 @@
 #include "dots.h"
 #include "table.h"
 
-#if defined(__GNUC__)
-#define BMX_UNROLL _Pragma("GCC unroll 16")
-#define BMX_PREFETCH(address) __builtin_prefetch(address, 0, 2)
-#else
-#define BMX_UNROLL
-#define BMX_PREFETCH(address) (void)(address)
-#endif
 
 namespace bmx {
 namespace {

@@ -8,6 +8,14 @@
 #include <cstddef>
 #include <cstdint>
 
+#if defined(__GNUC__)
+#define BMX_UNROLL _Pragma("GCC unroll 16")
+#define BMX_PREFETCH(address) __builtin_prefetch(address, 0, 2)
+#else
+#define BMX_UNROLL
+#define BMX_PREFETCH(address) (void)(address)
+#endif
+
 namespace bmx {
 
 constexpr int kBlock = 256;  // columns unpacked at a time: a K-quant's super-block
