@@ -1,8 +1,9 @@
-"""Which type each tensor of a decoder gets, and the numbers in it: ggml's own, on all cores.
+"""Which type each tensor of a decoder gets, and the numbers in it: the bytes of ggml's own quantizers, on all cores.
 
 `FILE_TYPES` and `tensor_type` are the recipe: for the same name they choose what llama.cpp's quantizer chooses, with or
-without an importance matrix, and since the blocks are computed by the same function from the same float32 values, the
-bytes are equal too. A test compares them. This file and `calibrate.py` are the only ones here that import llama_cpp.
+without an importance matrix, and since the blocks are computed from the same float32 values by the same function, or by
+one of ours that takes the same steps (kernels/quantize.cpp), the bytes are equal too. A test compares them. This file
+and `calibrate.py` are the only ones here that import llama_cpp.
 
 Source: llama.cpp `src/llama-quant.cpp`, as vendored in llama-cpp-python 0.3.36.
 """
@@ -10,6 +11,8 @@ Source: llama.cpp `src/llama-quant.cpp`, as vendored in llama-cpp-python 0.3.36.
 from __future__ import annotations
 
 import ctypes
+import functools
+import importlib.metadata
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,6 +26,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType
 from numpy.typing import NDArray
 
 from bimedix_edge.errors import CheckpointError, UsageError
+from bimedix_edge.kernels import load_quantizer
 
 __all__ = [
     "FILE_TYPES",
@@ -230,15 +234,53 @@ def quantized_rows(
         )
     data = np.empty(n_rows * row_bytes(kind, n_per_row), np.uint8)
     weights = None if importance is None else importance.ctypes.data
-    written = _library.ggml_quantize_chunk(
-        int(kind), values.ctypes.data, data.ctypes.data, 0, n_rows, n_per_row, weights
-    )
+    if importance is None and _is_ours(kind):
+        assert _quantizer is not None
+        written = data.size * _quantizer.quantize(int(kind), values.ctypes.data, data.ctypes.data, values.size)
+    else:
+        written = _quantize_chunk(kind, values, data, weights)
     if written != data.size or not _library.ggml_validate_row_data(int(kind), data.ctypes.data, data.size):
         raise CheckpointError(
             f"Expected weights within the range of {kind.name}, but {name} exceeds it in rows {start} to {stop - 1}; "
             "choose another type, BF16 or F32 for instance."
         )
     return data.data
+
+
+def _quantize_chunk(
+    kind: GGMLQuantizationType, values: NDArray[np.float32], data: NDArray[np.uint8], weights: int | None
+) -> int:
+    """Let ggml quantize; returns the bytes written."""
+    address = values.ctypes.data
+    return int(_library.ggml_quantize_chunk(int(kind), address, data.ctypes.data, 0, *values.shape, weights))
+
+
+@functools.cache
+def _is_ours(kind: GGMLQuantizationType) -> bool:
+    """Tell whether our own quantizer writes a type here, which it does only if ggml's bytes are its bytes.
+
+    Both are asked for the same rows, ordinary and odd ones: a ggml that was compiled to round otherwise is found out.
+    """
+    if _quantizer is None or not _quantizer.knows(int(kind)):
+        return False
+    values = _test_rows()
+    expected, found = (np.zeros(len(values) * row_bytes(kind, values.shape[1]), np.uint8) for _ in range(2))
+    _quantize_chunk(kind, values, expected, None)
+    done = _quantizer.quantize(int(kind), values.ctypes.data, found.ctypes.data, values.size)
+    return done and bool(np.array_equal(expected, found))
+
+
+def _test_rows() -> NDArray[np.float32]:
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((16, 1024), np.float32)
+    rows[1] = np.abs(rows[1])
+    rows[2] *= np.float32(1e-20)
+    rows[3, ::64] *= np.float32(1e5)
+    rows[4] = 0
+    rows[5] = np.repeat(rows[5, :32], 32)
+    rows[6] *= rng.random(1024, np.float32) < 0.1
+    rows[7] *= np.repeat(10.0 ** rng.uniform(-9, 3, 32), 32).astype(np.float32)
+    return rows
 
 
 def _load_library() -> Any:
@@ -256,3 +298,4 @@ def _load_library() -> Any:
 
 
 _library = _load_library()
+_quantizer = load_quantizer(importlib.metadata.version("llama-cpp-python"))

@@ -35,6 +35,7 @@ NETWORK = {"http", "httpx", "requests", "socket", "socketserver", "ssl", "urllib
 MAY_IMPORT_CONVERTERS = {"bimedix_edge/cli/convert.py", "bimedix_edge/cli/pull.py"}
 CONVERTERS_MAY_IMPORT = {"errors", "settings", "prompt", "bundle", "store", "staging", "imaging", "converters"}
 CONVERTERS_MAY_IMPORT |= {"vision"}  # a graph is judged by what will run it
+CONVERTERS_MAY_IMPORT |= {"kernels"}  # which quantize, too
 
 
 def _sources(folder: str) -> list[Path]:
