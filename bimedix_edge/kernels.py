@@ -119,7 +119,7 @@ class Quantizer:
             kind: a ggml type.
             source: the address of float32 values, all finite.
             target: where the blocks go.
-            n_values: a multiple of 256.
+            n_values: a multiple of the type's block.
 
         Returns:
             Whether it was done.

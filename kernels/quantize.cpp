@@ -4,14 +4,15 @@
 // (this file is compiled with -ffp-contract=off). So the bytes are equal, which converters/quantize.py checks against
 // ggml before it relies on it.
 //
-// Source: ggml-quants.c of llama-cpp-python 0.3.36: make_qkx2_quants, make_qx_quants, quantize_row_q[456]_K_ref.
+// Source: ggml-quants.c of llama-cpp-python 0.3.36: make_qkx2_quants, make_qx_quants, quantize_row_q[456]_K_ref,
+// quantize_row_q8_0_ref, quantize_row_q4_0_ref.
 #include "quantize.h"
 
 #include "features.h"
 #include "ggml.h"
 #include "table.h"
 
-#if defined(__AVX2__)
+#if defined(__AVX2__) && defined(__F16C__)
 #include <immintrin.h>
 
 #include <algorithm>
@@ -296,23 +297,95 @@ void block_q6_k(const float * x, uint8_t * y) {
         }
 }
 
+float largest_size(const F (&v)[4]) {
+    const F sign = set(-0.0f);
+    F m = _mm256_andnot_ps(sign, v[0]);
+    for (int i = 1; i < 4; i++) m = _mm256_max_ps(m, _mm256_andnot_ps(sign, v[i]));
+    __m128 n = _mm_max_ps(_mm256_castps256_ps128(m), _mm256_extractf128_ps(m, 1));
+    n = _mm_max_ps(n, _mm_movehl_ps(n, n));
+    return _mm_cvtss_f32(_mm_max_ss(n, _mm_movehdup_ps(n)));
+}
+
+void put_half(float value, uint8_t * to) {
+    const uint16_t half = uint16_t(_cvtss_sh(value, _MM_FROUND_TO_NEAREST_INT));
+    memcpy(to, &half, 2);
+}
+
+// To int8 as C casts it on this architecture: what does not fit, or is no number, loses its upper bits
+I wrapped(F v) { return _mm256_srai_epi32(_mm256_slli_epi32(_mm256_cvttps_epi32(v), 24), 24); }
+
+// Eight integers each, in order, to bytes
+__m256i to_bytes(const I (&q)[4]) {
+    const I words = _mm256_packs_epi16(_mm256_packs_epi32(q[0], q[1]), _mm256_packs_epi32(q[2], q[3]));
+    return _mm256_permutevar8x32_epi32(words, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+}
+
+void block_q8_0(const float * x, uint8_t * y) {
+    F v[4];
+    for (int i = 0; i < 4; i++) v[i] = _mm256_loadu_ps(x + 8 * i);
+    const float d = largest_size(v) / 127.0f;
+    put_half(d, y);
+    const F inverse = set(d != 0 ? 1.0f / d : 0.0f), sign = set(-0.0f);
+    I q[4];
+    for (int i = 0; i < 4; i++) {
+        // roundf: halves go away from zero
+        const F scaled = _mm256_mul_ps(v[i], inverse);
+        const F whole = _mm256_round_ps(scaled, _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC);
+        const F rest = _mm256_andnot_ps(sign, _mm256_sub_ps(scaled, whole));
+        const F one = _mm256_or_ps(_mm256_and_ps(sign, scaled), set(1));
+        q[i] = wrapped(_mm256_add_ps(whole, _mm256_and_ps(one, _mm256_cmp_ps(rest, set(0.5f), _CMP_GE_OQ))));
+    }
+    _mm256_storeu_si256(reinterpret_cast<I *>(y + 2), to_bytes(q));
+}
+
+void block_q4_0(const float * x, uint8_t * y) {
+    F v[4];
+    for (int i = 0; i < 4; i++) v[i] = _mm256_loadu_ps(x + 8 * i);
+    const float size = largest_size(v);
+    // the first of the largest values, whose sign decides that of the scale
+    int first = 0;
+    for (int i = 3; i >= 0; i--) {
+        const int found = _mm256_movemask_ps(_mm256_cmp_ps(_mm256_andnot_ps(set(-0.0f), v[i]), set(size), _CMP_EQ_OQ));
+        for (int j = 7; j >= 0 && found; j--)
+            if (found >> j & 1) first = 8 * i + j;
+    }
+    const float d = (size > 0 ? x[first] : 0.0f) / -8;
+    put_half(d, y);
+    const F inverse = set(d != 0 ? 1.0f / d : 0.0f);
+    I q[4];
+    for (int i = 0; i < 4; i++) {
+        q[i] = _mm256_min_epi32(_mm256_set1_epi32(15), wrapped(_mm256_add_ps(_mm256_mul_ps(v[i], inverse), set(8.5f))));
+    }
+    const I bytes = to_bytes(q);
+    const __m128i low = _mm256_castsi256_si128(bytes), high = _mm256_extracti128_si256(bytes, 1);
+    _mm_storeu_si128(reinterpret_cast<__m128i *>(y + 2), _mm_or_si128(low, _mm_slli_epi16(high, 4)));
+}
+
+using BlockFunction = void (*)(const float *, uint8_t *);
+
+BlockFunction function_of(int type) {
+    switch (type) {
+        case GGML_TYPE_Q4_K: return block_q4_k;
+        case GGML_TYPE_Q5_K: return block_q5_k;
+        case GGML_TYPE_Q6_K: return block_q6_k;
+        case GGML_TYPE_Q8_0: return block_q8_0;
+        case GGML_TYPE_Q4_0: return block_q4_0;
+        default: return nullptr;
+    }
+}
+
 }  // namespace
 }  // namespace bmx
 
-extern "C" int bimedix_edge_quantizes(int type) {
-    const bool known = type == GGML_TYPE_Q4_K || type == GGML_TYPE_Q5_K || type == GGML_TYPE_Q6_K;
-    return known && bmx::processor_features().avx2;
-}
+extern "C" int bimedix_edge_quantizes(int type) { return bmx::function_of(type) && bmx::processor_features().avx2; }
 
 extern "C" int bimedix_edge_quantize(int type, const float * x, void * y, long long n_values) {
-    if (!bimedix_edge_quantizes(type) || n_values % bmx::kBlock) return 1;
+    if (!bimedix_edge_quantizes(type)) return 1;
+    const bmx::BlockFunction function = bmx::function_of(type);
+    const bmx::BlockSize size = bmx::block_size(bmx::Weight(type));
+    if (n_values % size.columns) return 1;
     uint8_t * to = static_cast<uint8_t *>(y);
-    const int size = bmx::block_size(bmx::Weight(type)).bytes;
-    for (long long i = 0; i < n_values; i += bmx::kBlock, to += size) {
-        if (type == GGML_TYPE_Q4_K) bmx::block_q4_k(x + i, to);
-        else if (type == GGML_TYPE_Q5_K) bmx::block_q5_k(x + i, to);
-        else bmx::block_q6_k(x + i, to);
-    }
+    for (long long i = 0; i < n_values; i += size.columns, to += size.bytes) function(x + i, to);
     return 0;
 }
 #else

@@ -8,8 +8,10 @@ import gguf
 import llama_cpp
 import numpy as np
 import pytest
+from gguf import GGMLQuantizationType as Type
 from make_checkpoint import Shape, make_checkpoint
 
+from bimedix_edge.converters import quantize
 from bimedix_edge.converters.convert import convert
 from bimedix_edge.converters.quantize import FILE_TYPES, file_type_named
 from bimedix_edge.errors import CheckpointError, UsageError
@@ -103,3 +105,53 @@ def _types(reader: gguf.GGUFReader) -> dict[str, str]:
 def _keys(reader: gguf.GGUFReader) -> dict[str, object]:
     # the tensor count and the like are header fields that gguf-py lists as keys
     return {name: field.contents() for name, field in reader.fields.items() if not name.startswith("GGUF.")}
+
+
+def _odd_rows() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    normal = rng.standard_normal((64, 1024), np.float32)
+    tiny = np.zeros((4, 1024), np.float32)
+    tiny[0, ::2], tiny[1, 5], tiny[2, 7] = -0.0, 1e-38, 1e-42
+    outliers = normal.copy()
+    outliers[:, ::64] *= np.float32(1e5)
+    return {
+        **{f"scaled {scale}": normal * np.float32(scale) for scale in (1, 0.02, 1e-8, 1e-20, 1e4)},
+        "heavy tails": rng.standard_t(2, (256, 1024)).astype(np.float32),
+        "sparse": np.where(rng.random(normal.shape) < 0.9, 0, normal).astype(np.float32),
+        "positive": np.abs(normal),
+        "negative": -np.abs(normal),
+        "constant blocks": np.repeat(normal[:, :32], 32, axis=1),
+        "blocks of any size": normal * np.repeat(10.0 ** rng.uniform(-9, 3, (64, 32)), 32, axis=1).astype(np.float32),
+        "outliers": outliers,
+        "zeros and next to nothing": tiny,
+        "whole numbers": rng.integers(-7, 8, (64, 1024)).astype(np.float32),
+        "halves between two": (rng.integers(-255, 256, (64, 1024)) / 2).astype(np.float32),
+    }
+
+
+@pytest.mark.parametrize("kind", [Type.Q4_K, Type.Q5_K, Type.Q6_K, Type.Q8_0, Type.Q4_0], ids=lambda kind: kind.name)
+def test_our_quantizer_writes_the_bytes_of_ggml(kind: Type) -> None:
+    if quantize._quantizer is None or not quantize._quantizer.knows(int(kind)):
+        pytest.skip("this processor has no AVX2, so ggml quantizes")
+    assert quantize._is_ours(kind)
+    for name, rows in _odd_rows().items():
+        values = np.ascontiguousarray(rows, np.float32)
+        expected, found = (np.zeros(len(values) * quantize.row_bytes(kind, 1024), np.uint8) for _ in range(2))
+        quantize._quantize_chunk(kind, values, expected, None)
+        assert quantize._quantizer.quantize(int(kind), values.ctypes.data, found.ctypes.data, values.size)
+        assert np.array_equal(found, expected), name
+
+
+def test_a_ggml_that_rounds_otherwise_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def other(kind: Type, values: np.ndarray, data: np.ndarray, weights: int | None) -> int:
+        data[:] = 1
+        return data.size
+
+    quantize._is_ours.cache_clear()
+    monkeypatch.setattr(quantize, "_quantize_chunk", other)
+    try:
+        assert not quantize._is_ours(Type.Q4_K)
+        rows = np.ones((1, 256), np.float32)
+        assert set(bytes(quantize.quantized_rows("x", Type.Q4_K, lambda _start, _stop: rows, 0, 1))) == {1}
+    finally:
+        quantize._is_ours.cache_clear()
