@@ -31,7 +31,7 @@ class _Weights:
         self.dtype = dtype
 
     def __getitem__(self, name: str) -> Array:
-        return self.checkpoint.rows(name, slice(None)).astype(self.dtype)
+        return self.checkpoint.rows(name, slice(None)).astype(self.dtype, copy=False)
 
     def linear(self, name: str, x: Array, *, bias: bool = True) -> Array:
         product: Array = x @ self[f"{name}.weight"].T
