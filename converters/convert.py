@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +25,7 @@ from bimedix_edge.converters.plan import Plan, make_plan
 from bimedix_edge.converters.quality import check_limits, measure_decoder, quality_of
 from bimedix_edge.converters.quantize import n_threads
 from bimedix_edge.converters.source_hashes import SourceHashes
-from bimedix_edge.converters.vision_choice import Trial, VisionJudge
+from bimedix_edge.converters.vision_choice import VisionJudge
 from bimedix_edge.converters.vision_onnx import OPSET, build_vision
 from bimedix_edge.converters.vision_weights import VisionWeights
 from bimedix_edge.errors import HardwareError
@@ -97,22 +96,15 @@ def convert(
     additions = Additions(lora, recipe, imatrix, zero_nonfinite)
     job = prepare(checkpoint, file_type, name, read_job_card(checkpoint, card), bos, aspect, vision_tower, additions)
     report = progress or _silent
-    pictures = pictures or calibration_pictures()
-    judge = VisionJudge(job.checkpoint, pictures)
+    judge = VisionJudge(job.checkpoint, pictures or calibration_pictures())
     with staged_directory(target, replace=replace, resume=True) as part:
-        decoder = job.decoder()
-        # what the vision graph will be follows from these
-        version = [
-            created_by(),
-            zero_nonfinite,
-            vision,
-            *(hashlib.sha256(np.ascontiguousarray(picture).data).hexdigest() for picture in pictures),
-        ]
-        identity = job_identity(job.source_files, decoder[0], str(version))
+        job = _with_vision(job, vision, judge, part / _TRIAL, report)
+        files = job.parts()
+        identity = job_identity(job.source_files, files, f"{created_by()}, zeroing {zero_nonfinite}")
         with open_journal(part, identity, fresh=fresh, progress=partial(report, "resume")) as journal:
             _check_space(part, target, job.size_bytes - journal.kept_bytes)
             with SourceHashes(job.source_files) as hashes:
-                job = _write(job, decoder, vision, judge, part, journal, hashes, report)
+                _write(files, journal, hashes, report)
                 source = job.describe_source(hashes.result(partial(report, "source")))
             quality = _measure(job, part, judge, strict, report)
             manifest = _manifest(job, part, source, quality, report)
@@ -155,6 +147,14 @@ def dry_run(
     )
 
 
+def _with_vision(
+    job: Job, wanted: VisionWeights | Literal["auto"], judge: VisionJudge, scratch: Path, report: Progress
+) -> Job:
+    """Return the job with the graph that is asked for, or the first that is good enough."""
+    kind, choice = judge.choose(scratch, partial(report, "trial")) if wanted == "auto" else (wanted, job.choice)
+    return dataclasses.replace(job, vision=kind, choice=choice, graph=build_vision(job.checkpoint, kind))
+
+
 def _measure(job: Job, part: Path, judge: VisionJudge, strict: bool, report: Progress) -> Quality:
     errors = measure_decoder(part / DECODER, job.checkpoint, job.planned, partial(report, "quality"))
     fidelity = judge.fidelity(part / VISION, job.vision, job.choice)
@@ -171,36 +171,19 @@ def _check_space(part: Path, target: Path, needed: int) -> None:
         )
 
 
-def _write(
-    job: Job,
-    decoder: Sequence[Part],
-    vision: VisionWeights | Literal["auto"],
-    judge: VisionJudge,
-    part: Path,
-    journal: Journal,
-    hashes: SourceHashes,
-    report: Progress,
-) -> Job:
-    """Write both files; returns the job with the vision graph that was chosen."""
+def _write(files: dict[str, list[Part]], journal: Journal, hashes: SourceHashes, report: Progress) -> None:
+    total, before = sum(map(n_bytes, files.values())), 0
+    with ThreadPoolExecutor(n_threads()) as pool:
+        for name, parts in files.items():
+            stage, size = name.partition(".")[0], n_bytes(parts)
 
-    def write(name: str, parts: Sequence[Part]) -> None:
-        size = n_bytes(parts)
+            def show(done: int, stage: str = stage, size: int = size, before: int = before) -> None:
+                hashes.allow((before + done) / total)
+                report(stage, done, size)
 
-        def show(done: int) -> None:
-            # the decoder is nearly all of what is read; the tower may be read when it is
-            hashes.allow(done / size if name == DECODER else 1.0)
-            report(name.partition(".")[0], done, size)
-
-        with ThreadPoolExecutor(n_threads()) as pool, journal.file(name, parts[0]) as file:
-            write_parts(file, parts, pool, 2 * n_threads(), show)
-
-    # choosing takes arithmetic, writing the decoder mostly the disk: side by side
-    with Trial(judge, vision, part / _TRIAL, partial(report, "trial")) as trial:
-        write(DECODER, decoder)
-        kind, choice = trial.result()
-    job = dataclasses.replace(job, vision=kind, choice=choice, graph=build_vision(job.checkpoint, kind))
-    write(VISION, job.vision_file())
-    return job
+            with journal.file(name) as file:
+                write_parts(file, parts, pool, 2 * n_threads(), show)
+            before += size
 
 
 def _manifest(job: Job, part: Path, source: dict[str, str], quality: Quality, report: Progress) -> Manifest:

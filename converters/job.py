@@ -59,20 +59,18 @@ class Job:
         tokenizer = {name: self.checkpoint.directory / name for name in _TOKENIZER_FILES}
         return tokenizer | self.checkpoint.files | self.additions.files
 
-    def decoder(self) -> list[Part]:
-        """Return what the decoder's file consists of."""
+    def parts(self) -> dict[str, list[Part]]:
+        """Return what each file of the bundle consists of, by the file's name."""
         card = self.card
         about = About(self.name, card.licence, card.languages, self.prompt.system, _url(card))
-        return decoder_parts(
+        decoder = decoder_parts(
             self.checkpoint, self.planned, file_type=self.file_type, vocabulary=self.vocabulary, about=about
         )
-
-    def vision_file(self) -> list[Part]:
-        """Return what the vision graph's file consists of."""
-        metadata = {"name": self.name, "licence": self.card.licence, "source": _url(self.card)}
-        return vision_parts(
+        metadata = {"name": self.name, "licence": card.licence, "source": _url(card)}
+        vision = vision_parts(
             self.checkpoint, self.graph, producer="bimedix-edge", metadata=metadata, weights=self.vision
         )
+        return {DECODER: decoder, VISION: vision}
 
     def describe_source(self, hashes: dict[str, str]) -> dict[str, str]:
         """Return what the checkpoint was: its published name and the hash of every file read, without local paths.

@@ -14,7 +14,7 @@ import importlib.metadata
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from typing import IO
 
 from bimedix_edge.converters.parts import Part
 from bimedix_edge.converters.source_hashes import file_states
-from bimedix_edge.errors import BimedixEdgeError, CheckpointError, HardwareError
+from bimedix_edge.errors import BimedixEdgeError, HardwareError
 
 __all__ = ["Journal", "JournalledFile", "job_identity", "open_journal"]
 
@@ -67,23 +67,16 @@ class Journal:
         return sum(record.size_bytes for record in self._records)
 
     @contextlib.contextmanager
-    def file(self, name: str, head: Part) -> Iterator[JournalledFile]:
+    def file(self, name: str) -> Iterator[JournalledFile]:
         """Open a file of the part directory behind its last whole part; after the block it is on the disk.
 
         Args:
             name: of the file.
-            head: its first part, by which a file that was begun is known.
 
         Raises:
-            CheckpointError: another file of this name was begun.
             OSError: the disk is full or fails.
         """
         kept = [record for record in self._records if record.file == name]
-        if kept and kept[0].sha256 != _sha256(head):
-            raise CheckpointError(
-                f"Expected to go on with {name} as it was begun, but it would become another file this time; nothing "
-                "was kept: run the conversion again."
-            )
         with (self._directory / name).open("ab", buffering=0) as file:
             self._files[name] = file
             try:
@@ -205,19 +198,20 @@ def open_journal(
             raise
 
 
-def job_identity(sources: Mapping[str, Path], head: Part, version: str) -> str:
+def job_identity(sources: Mapping[str, Path], files: Mapping[str, Sequence[Part]], version: str) -> str:
     """Return a hash that differs wherever the bytes of the result could.
 
     Args:
         sources: every file that is read, by name; told by size and time, since hashing them takes minutes.
-        head: the header of the first file, which holds the names and types of all its parts.
-        version: of this program, and what else the result depends on.
+        files: the parts of each file to write; the first, its header, holds the names and types of the others.
+        version: of this program.
 
     Raises:
         CheckpointError: a source is not there.
     """
+    heads = {name: _sha256(parts[0]) for name, parts in files.items()}
     engines = [importlib.metadata.version(name) for name in ("llama-cpp-python", "numpy")]
-    facts = [version, engines, file_states(sources), _sha256(head)]
+    facts = [version, engines, file_states(sources), heads]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 

@@ -8,10 +8,8 @@ graph, so a mistake in the graph, a transposed projector for instance, fails her
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
-from types import TracebackType
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +23,7 @@ from bimedix_edge.converters.vision_onnx import OPSET, build_vision, vision_part
 from bimedix_edge.converters.vision_weights import VISION_WEIGHTS, VisionWeights
 from bimedix_edge.imaging.preprocess import preprocess
 
-__all__ = ["GATE", "Trial", "VisionJudge"]
+__all__ = ["GATE", "VisionJudge"]
 
 # the lowest cosine of an image token at which rounded weights are accepted
 GATE = 0.999
@@ -42,7 +40,6 @@ class VisionJudge:
     def __init__(self, checkpoint: Checkpoint, pictures: Sequence[NDArray[np.uint8]]) -> None:
         self._checkpoint = checkpoint
         self._pictures = pictures
-        self._tokens: list[NDArray[np.float32]] = []
 
     def choose(self, scratch: Path, progress: Callable[[int, int], None]) -> tuple[VisionWeights, str]:
         """Try int8, then 8-bit weights only; take float32 if neither passes the gate.
@@ -87,16 +84,11 @@ class VisionJudge:
         lowest, mean = (round(float(value), 6) for value in (found.min(), found.mean()))
         return VisionFidelity(lowest, mean, len(self._pictures), choice)
 
-    def expect(self, should_stop: Callable[[], bool]) -> None:
-        """Compute the tokens that graphs are compared with, seconds a picture, where that was not done before.
-
-        Args:
-            should_stop: asked before each picture; what is missing is computed when it is needed.
-        """
+    @cached_property
+    def _expected(self) -> list[NDArray[np.float32]]:
         preprocessing = self._checkpoint.config.vision.preprocessing
-        while len(self._tokens) < len(self._pictures) and not should_stop():
-            values = preprocess(self._pictures[len(self._tokens)], preprocessing)
-            self._tokens.append(image_embeds(self._checkpoint, values, np.float32)[0])
+        values = (preprocess(picture, preprocessing) for picture in self._pictures)
+        return [image_embeds(self._checkpoint, value, np.float32)[0] for value in values]
 
     def _write(self, path: Path, kind: VisionWeights, progress: Callable[[int, int], None]) -> None:
         graph, done = build_vision(self._checkpoint, kind), 0
@@ -121,55 +113,5 @@ class VisionJudge:
             preprocessing=config.vision.preprocessing,
             n_threads=n_threads(),
         )
-        self.expect(lambda: False)
-        pairs = zip(self._pictures, self._tokens, strict=True)
+        pairs = zip(self._pictures, self._expected, strict=True)
         return np.concatenate([cosines(encoder.encode(picture), tokens) for picture, tokens in pairs])
-
-
-class Trial:
-    """The choice of the weights on a thread of its own, beside the writing of the decoder.
-
-    Args:
-        judge: which compares.
-        wanted: the weights, or `auto` to choose them.
-        scratch, progress: see `VisionJudge.choose`; called on the thread.
-    """
-
-    def __init__(
-        self,
-        judge: VisionJudge,
-        wanted: VisionWeights | Literal["auto"],
-        scratch: Path,
-        progress: Callable[[int, int], None],
-    ) -> None:
-        self._judge = judge
-        self._wanted = wanted
-        self._scratch = scratch
-        self._progress = progress
-        self._stopped = False
-
-    def __enter__(self) -> Trial:
-        self._pool = ThreadPoolExecutor(1)
-        self._future = self._pool.submit(self._choose)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stopped = True
-        self._pool.shutdown()
-
-    def result(self) -> tuple[VisionWeights, str]:
-        """Wait for the choice.
-
-        Raises:
-            CheckpointError, VisionError, OSError: see `VisionJudge.choose`.
-        """
-        return self._future.result()
-
-    def _choose(self) -> tuple[VisionWeights, str]:
-        # an interrupted conversion waits for one picture, not for all
-        self._judge.expect(lambda: self._stopped)
-        if self._stopped or self._wanted != "auto":
-            return VISION_WEIGHTS[-1] if self._wanted == "auto" else self._wanted, "asked for"
-        return self._judge.choose(self._scratch, self._progress)
