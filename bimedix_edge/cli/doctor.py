@@ -41,7 +41,8 @@ class _Finding:
 def doctor(as_json: bool, model: str | None) -> int:
     """Say what is here, and whether chat would run: the exit code is 0 if it would."""
     settings = load_settings({"model": model})
-    findings = [*_machine(), *_libraries(), _attempt("model", lambda: _model(settings)), *_terminal()]
+    computed = [_attempt("kernels", lambda: _kernels(settings)), _attempt("model", lambda: _model(settings))]
+    findings = [*_machine(), *_libraries(), *computed, *_terminal()]
     exit_code = max(finding.exit_code for finding in findings)
     if as_json:
         rows: list[dict[str, Any]] = [
@@ -92,6 +93,15 @@ def _llama_cpp() -> str:
 
     decoder.check_version()
     return f"{decoder.library_version()}; {decoder.system_info().strip()}"
+
+
+def _kernels(settings: Settings) -> str:
+    from bimedix_edge import decoder
+
+    found = decoder.open_kernels(settings.kernels)
+    if found.name is None:
+        return f"llama.cpp's own: {found.reason}"
+    return f"{found.name}, {found.reason}; built for this llama-cpp-python, self-test passed"
 
 
 def _onnxruntime() -> str:

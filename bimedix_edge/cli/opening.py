@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
+from bimedix_edge.kernels import AUTO
 from bimedix_edge.runtime import Runtime
 from bimedix_edge.settings import Settings
 from bimedix_edge.store import Store
@@ -43,9 +44,13 @@ def open_runtime(settings: Settings, console: Console, *, quiet: bool = False) -
             convert_demo(store, console)
     size = sum(file.stat().st_size for file in directory.iterdir()) if directory.is_dir() else 0
     if quiet or size < _SHOW_PROGRESS_ABOVE_BYTES or not console.is_terminal:
-        return Runtime.open(directory, settings=settings)
-    with work_progress(console, "checking the model", size) as advance:
-        return Runtime.open(directory, settings=settings, progress=advance)
+        runtime = Runtime.open(directory, settings=settings)
+    else:
+        with work_progress(console, "checking the model", size) as advance:
+            runtime = Runtime.open(directory, settings=settings, progress=advance)
+    if runtime.kernels.name is None and settings.kernels == AUTO and not quiet:
+        console.print(f"llama.cpp's own kernels compute: {runtime.kernels.reason}.", style="yellow")
+    return runtime
 
 
 @contextlib.contextmanager
