@@ -420,6 +420,7 @@ def open_kernels(choice: str) -> Kernels:
     Raises:
         HardwareError: certain kernels were asked for, and they cannot be used here.
     """
+    llama_cpp.llama_log_set(_LOG_CALLBACK, ctypes.c_void_p(0))
     return load_kernels(choice, library_version(), _register)
 
 
