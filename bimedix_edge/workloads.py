@@ -1,4 +1,4 @@
-"""What a benchmark measures: reading a prompt, writing, looking at a picture, each as a function that takes its time."""
+"""What a benchmark measures: reading a prompt, writing, looking at a picture, each a function that takes its time."""
 
 from __future__ import annotations
 

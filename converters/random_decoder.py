@@ -31,7 +31,9 @@ _SCALE = 0.02
 
 def random_decoder_bytes(shape: str, file_type: FileType) -> int:
     """Return how many bytes `write_random_decoder` will write, but for the few megabytes of the vocabulary."""
-    planned = plan_tensors(checkpoint_config(SHAPES[shape]).decoder, tensor_shapes(SHAPES[shape]).__getitem__, file_type)
+    planned = plan_tensors(
+        checkpoint_config(SHAPES[shape]).decoder, tensor_shapes(SHAPES[shape]).__getitem__, file_type
+    )
     return sum(padded(tensor.size_bytes) for tensor in planned)
 
 

@@ -54,7 +54,7 @@ class StageBars:
 
 
 class StepBar:
-    """One bar of steps, and what comes next, on standard error; gone when the work is done, nothing if it is no terminal.
+    """One bar of steps, and what comes next, on standard error; gone at the end, nothing if that is no terminal.
 
     Args:
         console: standard error.

@@ -46,7 +46,9 @@ _ROOM_BYTES = 100_000_000
 @click.command()
 @click.option("-m", "--model", metavar="NAME|DIR", help="An installed model's name, or a bundle's directory.")
 @click.option("--shape", metavar="SHAPE", help="Instead: random weights in the shape of the 8b or 1b; no images.")
-@click.option("-t", "--type", "file_type", metavar="TYPE", help=f"With --shape: of the decoder.  [default: {_DEFAULT_TYPE}]")
+@click.option(
+    "-t", "--type", "file_type", metavar="TYPE", help=f"With --shape: of the decoder.  [default: {_DEFAULT_TYPE}]"
+)
 @click.option("--rounds", type=click.IntRange(1, 1000), default=3, show_default=True, help="Medians are of so many.")
 @click.option("--threads", type=int, metavar="N", help="Threads of the matmuls.  [default: one a core]")
 @click.option("--kernels", metavar="NAME", help="What is compared with off: auto, avx2, ...  [default: auto]")
@@ -72,7 +74,7 @@ def bench(
     with contextlib.ExitStack() as stack:
         if shape is None:
             if file_type is not None:
-                raise UsageError("Expected --type with --shape, but there is a model, which has its type; leave it out.")
+                raise UsageError("Expected --type with --shape, but a model has its type; leave it out.")
             about, subject = _installed(settings, console, quiet=as_json)
         else:
             about, subject = stack.enter_context(_random(settings, console, shape, file_type or _DEFAULT_TYPE))
