@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 from collections.abc import Sequence
 
@@ -93,14 +94,15 @@ class _Page:
 
 def _draw_header(page: _Page, about: About, benchmark: Benchmark) -> None:
     machine = inspect_machine()
-    page.text(_MARGIN, 36, f"{about.name}, {about.file_type}", 32)
+    named = about.file_type.lower() in about.name
+    page.text(_MARGIN, 36, about.name if named else f"{about.name}, {about.file_type}", 32)
     rounds = f"medians of {benchmark.rounds} rounds" if benchmark.rounds > 1 else "one round"
     line = f"{machine.cpu}, {machine.system}, {benchmark.n_threads} threads, {about.file_bytes / 1e9:.2f} GB, {rounds}"
     page.text(_MARGIN, 84, line, 17, _GREY)
     x = float(_MARGIN)
     legend = [(_COLOURS[OFF], "off: llama.cpp's own kernels"), (_COLOURS[ON], f"on: {on_name(benchmark)}")]
     if any(benchmark.share(found, OFF) for found in benchmark.measurements):
-        legend.append((_CEILING, "what the machine does at most"))
+        legend.append((_CEILING, "what this machine does at most (reached: %)"))
     for colour, text in legend:
         page.square(x, 129, colour)
         page.text(x + 24, 126, text, 17)
@@ -150,5 +152,6 @@ def _ceilings(benchmark: Benchmark) -> str:
     return f"At most, here: {' and '.join(parts)}." if parts else "The machine's ceilings could not be measured."
 
 
+@functools.cache
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size * _SCALE)

@@ -76,7 +76,7 @@ def print_tables(console: Console, about: About, benchmark: Benchmark) -> None:
         reached = [_share_text(benchmark, found, side) for side in (OFF, ON)]
         table.add_row(found.workload.name, speed_text(found, OFF), speed_text(found, ON), ratio, *reached)
     console.print(table)
-    echo("\nt/s: tokens a second, of all sequences together. Reached: of the memory's or int8's ceiling.")
+    echo("\nt/s: tokens a second, of all sequences together. Reached: of the ceiling.")
     echo(f"\n{about.notice}")
 
 
