@@ -171,7 +171,7 @@ def _check_room(folder: Path, n_bytes: int) -> None:
 def _weights(path: Path) -> Weights:
     """Return what a verified decoder's file holds for each evaluation."""
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        tensors = read_header(data).tensors
+        tensors = read_header(memoryview(data)).tensors
     looked_up, last = "token_embd.weight", "output.weight"
     if last not in tensors:
         looked_up, last = "", looked_up
