@@ -15,7 +15,18 @@ from pathlib import Path
 import bimedix_edge
 from bimedix_edge.errors import HardwareError
 
-__all__ = ["AUTO", "CHOICES", "OFF", "Kernels", "Quantizer", "find_library", "load_kernels", "load_quantizer"]
+__all__ = [
+    "AUTO",
+    "CHOICES",
+    "OFF",
+    "Kernels",
+    "Quantizer",
+    "find_library",
+    "int8_ops",
+    "load_kernels",
+    "load_quantizer",
+    "read_bandwidth",
+]
 
 AUTO, OFF = "auto", "off"
 CHOICES = (AUTO, OFF, "avx2", "avxvnni", "avx512vnni")
@@ -125,6 +136,42 @@ class Quantizer:
             Whether it was done.
         """
         return bool(self._library.bimedix_edge_quantize(kind, source, target, n_values) == 0)
+
+
+def read_bandwidth(n_threads: int, seconds: float) -> float | None:
+    """Return how many bytes all threads together read from memory in a second, measured now.
+
+    Args:
+        n_threads: how many read.
+        seconds: about how long this takes.
+
+    Returns:
+        The best of many passes over 256 MB; None before any kernels were loaded, or where there is no memory for it.
+    """
+    if not _registered:
+        return None
+    function = _registered[0].bimedix_edge_kernels_read_bandwidth
+    function.argtypes, function.restype = [ctypes.c_int, ctypes.c_double], ctypes.c_double
+    return float(function(n_threads, seconds)) or None
+
+
+def int8_ops(name: str, n_threads: int, seconds: float) -> float | None:
+    """Return how many multiplications and additions of bytes an instruction set does in a second, measured now.
+
+    Args:
+        name: of kernels, such as `avx512vnni`.
+        n_threads: how many compute.
+        seconds: about how long this takes.
+
+    Returns:
+        What is reached on registers alone, the best of many passes; None before any kernels were loaded, or where these
+        cannot run.
+    """
+    if not _registered:
+        return None
+    function = _registered[0].bimedix_edge_kernels_int8_ops
+    function.argtypes, function.restype = [ctypes.c_char_p, ctypes.c_int, ctypes.c_double], ctypes.c_double
+    return float(function(name.encode(), n_threads, seconds)) or None
 
 
 def _path() -> Path:

@@ -23,10 +23,18 @@ from bimedix_edge.converters.generate_tokenizer import tokenizer_config, tokeniz
 from bimedix_edge.converters.quantize import FileType, quantized_rows
 from bimedix_edge.converters.tokenizer import Vocabulary, read_vocabulary
 
-__all__ = ["write_random_decoder"]
+__all__ = ["random_decoder_bytes", "write_random_decoder"]
 
 _ROWS = 64
 _SCALE = 0.02
+
+
+def random_decoder_bytes(shape: str, file_type: FileType) -> int:
+    """Return how many bytes `write_random_decoder` will write, but for the few megabytes of the vocabulary."""
+    planned = plan_tensors(
+        checkpoint_config(SHAPES[shape]).decoder, tensor_shapes(SHAPES[shape]).__getitem__, file_type
+    )
+    return sum(padded(tensor.size_bytes) for tensor in planned)
 
 
 def write_random_decoder(

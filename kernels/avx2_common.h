@@ -4,6 +4,7 @@
 #include <immintrin.h>
 
 #include "panel.h"
+#include "peak.h"
 
 namespace bmx {
 namespace {

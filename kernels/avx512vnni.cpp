@@ -5,6 +5,7 @@
 #include <immintrin.h>
 
 #include "panel.h"
+#include "peak.h"
 
 namespace bmx {
 namespace {
@@ -99,7 +100,7 @@ struct Avx512Vnni {
     }
 };
 
-const Table table = {"avx512vnni", panel_rows<Avx512Vnni>(), round_token<Avx512Vnni>, panel<Avx512Vnni>, scratch_bytes<Avx512Vnni>(), swiglu<Avx512Vnni>, sum_of_squares<Avx512Vnni>};
+const Table table = {"avx512vnni", panel_rows<Avx512Vnni>(), round_token<Avx512Vnni>, panel<Avx512Vnni>, scratch_bytes<Avx512Vnni>(), swiglu<Avx512Vnni>, sum_of_squares<Avx512Vnni>, multiply_bytes<Avx512Vnni>};
 
 }  // namespace
 

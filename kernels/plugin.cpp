@@ -9,6 +9,7 @@
 #include <cstring>
 #include <new>
 
+#include "ceilings.h"
 #include "features.h"
 #include "ggml-cpu.h"
 #include "graph.h"
@@ -224,6 +225,17 @@ int bimedix_edge_kernels_multiply(
     work.products.push_back({Product::Kind::store, matrix, {}, y, n_rows, nullptr});
     static thread_local Scratch scratch;  // kept, as a model's is
     return multiply(*table, work, n_threads, scratch) ? 0 : 2;
+}
+
+double bimedix_edge_kernels_read_bandwidth(int n_threads, double seconds) { return read_bandwidth(n_threads, seconds); }
+
+double bimedix_edge_kernels_int8_ops(const char * name, int n_threads, double seconds) {
+    const Features features = processor_features();
+    for (const Named & named : kTables) {
+        const Table * table = strcmp(name, named.name) ? nullptr : usable(named, features);
+        if (table && table->multiply_bytes) return int8_ops(*table, n_threads, seconds);
+    }
+    return 0;
 }
 
 }  // extern "C"

@@ -29,4 +29,12 @@ BMX_EXPORT int bimedix_edge_kernels_registered(void);
 BMX_EXPORT int bimedix_edge_kernels_multiply(
     const char * name, int weight, const void * w, long long stride, long long n_rows, const float * x, long long n_tokens,
     long long n_columns, float * y, int n_threads);
+
+// What this machine can do at most, for benchmarks: the best of passes of some milliseconds in about `seconds`.
+// Bytes that all threads together read from memory in a second; 0 if there is no memory for it.
+BMX_EXPORT double bimedix_edge_kernels_read_bandwidth(int n_threads, double seconds);
+
+// Multiplications and additions of bytes that the named kernels' instructions do on registers in a second; 0 if they cannot
+// run here.
+BMX_EXPORT double bimedix_edge_kernels_int8_ops(const char * name, int n_threads, double seconds);
 }

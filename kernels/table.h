@@ -82,6 +82,9 @@ struct Table {
     // out[i] = silu(gate[i]) * up[i]; n is a multiple of the vectors' length
     void (*swiglu)(const float * gate, const float * up, float * out, int n);
     float (*sum_of_squares)(const float * x, int64_t n);
+    // Multiplies and adds bytes on registers alone, for benchmarks; returns how many operations these were, and changes
+    // *sum, so that none can be left out. Null where that would say nothing.
+    int64_t (*multiply_bytes)(int64_t rounds, int32_t * sum);
 };
 
 const Table * scalar_table();

@@ -20,6 +20,8 @@ LAYERS: list[set[str]] = [
     {"engine"},
     {"chat"},
     {"runtime"},
+    {"workloads"},
+    {"benchmark"},
     {"cli"},
 ]
 SAME_ROW = {("cli", "cli"), ("imaging", "imaging")}
@@ -32,7 +34,7 @@ DOORS = {
 }
 # what can open a connection; huggingface_hub's door is the only one
 NETWORK = {"http", "httpx", "requests", "socket", "socketserver", "ssl", "urllib", "urllib3"}
-MAY_IMPORT_CONVERTERS = {"bimedix_edge/cli/convert.py", "bimedix_edge/cli/pull.py"}
+MAY_IMPORT_CONVERTERS = {"bimedix_edge/cli/bench.py", "bimedix_edge/cli/convert.py", "bimedix_edge/cli/pull.py"}
 CONVERTERS_MAY_IMPORT = {"errors", "settings", "prompt", "bundle", "store", "staging", "imaging", "converters"}
 CONVERTERS_MAY_IMPORT |= {"vision"}  # a graph is judged by what will run it
 CONVERTERS_MAY_IMPORT |= {"kernels"}  # which quantize, too

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
+from bimedix_edge.bundle import Bundle, open_bundle
 from bimedix_edge.kernels import AUTO
 from bimedix_edge.runtime import Runtime
 from bimedix_edge.settings import Settings
 from bimedix_edge.store import Store
 
-__all__ = ["open_runtime", "work_progress"]
+__all__ = ["open_model", "open_runtime", "work_progress"]
 
 _SHOW_PROGRESS_ABOVE_BYTES = 200_000_000
 
@@ -26,6 +28,27 @@ def open_runtime(settings: Settings, console: Console, *, quiet: bool = False) -
         console: standard error.
         quiet: whether to say nothing but errors.
     """
+    directory = _directory(settings, console, quiet=quiet)
+    with _checking(directory, console, quiet=quiet) as progress:
+        runtime = Runtime.open(directory, settings=settings, progress=progress)
+    if runtime.kernels.name is None and settings.kernels == AUTO and not quiet:
+        console.print(f"llama.cpp's own kernels compute: {runtime.kernels.reason}.", style="yellow")
+    return runtime
+
+
+def open_model(settings: Settings, console: Console, *, quiet: bool = False) -> Bundle:
+    """Verify the model that `open_runtime` would open, without loading it.
+
+    Args:
+        settings, console, quiet: as for `open_runtime`.
+    """
+    directory = _directory(settings, console, quiet=quiet)
+    with _checking(directory, console, quiet=quiet) as progress:
+        return open_bundle(directory, progress)
+
+
+def _directory(settings: Settings, console: Console, *, quiet: bool) -> Path:
+    """Return where the model is; the demo model is there afterwards."""
     store = Store(settings.store_dir, settings.cache_dir)
     directory = store.find(settings.model) if settings.model else store.default()
     if store.is_demo(directory):
@@ -42,15 +65,18 @@ def open_runtime(settings: Settings, console: Console, *, quiet: bool = False) -
             if not quiet:
                 console.print("Converting it, once …", style="yellow")
             convert_demo(store, console)
+    return directory
+
+
+@contextlib.contextmanager
+def _checking(directory: Path, console: Console, *, quiet: bool) -> Iterator[Callable[[int], None] | None]:
+    """Show how far the hashing of a large model is."""
     size = sum(file.stat().st_size for file in directory.iterdir()) if directory.is_dir() else 0
     if quiet or size < _SHOW_PROGRESS_ABOVE_BYTES or not console.is_terminal:
-        runtime = Runtime.open(directory, settings=settings)
-    else:
-        with work_progress(console, "checking the model", size) as advance:
-            runtime = Runtime.open(directory, settings=settings, progress=advance)
-    if runtime.kernels.name is None and settings.kernels == AUTO and not quiet:
-        console.print(f"llama.cpp's own kernels compute: {runtime.kernels.reason}.", style="yellow")
-    return runtime
+        yield None
+        return
+    with work_progress(console, "checking the model", size) as advance:
+        yield advance
 
 
 @contextlib.contextmanager

@@ -1,0 +1,108 @@
+#include "ceilings.h"
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cstdlib>
+#include <memory>
+
+#include "threads.h"
+
+namespace bmx {
+namespace {
+
+constexpr size_t kArrayBytes = size_t(256) << 20;  // more than the caches of most machines hold
+constexpr size_t kLine = 64;
+constexpr size_t kAheadBytes = 4096;  // the processor's own prefetcher stops at the end of every page
+constexpr int64_t kRounds = 200'000;  // some milliseconds of products
+
+double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+
+// Passes that a team does together until the time is over; `Pass` does one member's part of one and returns its work.
+template <class Pass>
+struct Passes {
+    const Pass & pass;
+    const double end;
+    std::atomic<int64_t> work{0};
+    double best = 0;  // work a second
+    bool over = false;
+
+    static void run(void * data, Team & team, int index) {
+        Passes & all = *static_cast<Passes *>(data);
+        while (true) {
+            team.barrier();
+            if (all.over) return;
+            const double start = now();
+            all.work += all.pass(index, team.size());
+            team.barrier();
+            if (index == 0) {
+                const double stop = now();
+                all.best = std::max(all.best, double(all.work) / (stop - start));
+                all.work = 0;
+                all.over = stop > all.end;
+            }
+        }
+    }
+};
+
+template <class Pass>
+double best_pass(int n_threads, double seconds, const Pass & pass) {
+    Passes<Pass> all{pass, now() + seconds};
+    run_team(n_threads, Passes<Pass>::run, &all);
+    return all.best;
+}
+
+struct Part {
+    uint64_t * first, * last;
+};
+
+// whole lines, about the same number for each thread
+Part part_of(uint64_t * array, int index, int n) {
+    const size_t n_lines = kArrayBytes / kLine, words = kLine / sizeof(uint64_t);
+    return {array + n_lines * index / n * words, array + n_lines * (index + 1) / n * words};
+}
+
+}  // namespace
+
+double read_bandwidth(int n_threads, double seconds) {
+    // aligned by hand: not every C library has aligned_alloc
+    const std::unique_ptr<void, void (*)(void *)> memory(malloc(kArrayBytes + kLine), free);
+    if (!memory) return 0;
+    uint64_t * array = reinterpret_cast<uint64_t *>((reinterpret_cast<uintptr_t>(memory.get()) + kLine - 1) / kLine * kLine);
+    // each page belongs to the thread that will read it, and none is the system's one page of zeros
+    best_pass(n_threads, 0, [&](int index, int n) {
+        const Part part = part_of(array, index, n);
+        for (uint64_t * p = part.first; p < part.last; p++) *p = reinterpret_cast<uintptr_t>(p);
+        return 1;
+    });
+    std::atomic<uint64_t> total{0};  // what is read must not be for nothing
+    const double bandwidth = best_pass(n_threads, seconds, [&](int index, int n) {
+        const Part part = part_of(array, index, n);
+        uint64_t sums[8] = {};
+        // a loop that every compiler turns into vectors; these are as wide as memory is fast
+        for (const uint64_t * p = part.first; p < part.last; p += 8) {
+            BMX_PREFETCH(reinterpret_cast<const char *>(p) + kAheadBytes);
+            for (int i = 0; i < 8; i++) sums[i] += p[i];
+        }
+        for (const uint64_t sum : sums) total += sum;
+        return int64_t((part.last - part.first) * sizeof(uint64_t));
+    });
+    static volatile uint64_t kept;
+    kept = total;
+    return bandwidth;
+}
+
+double int8_ops(const Table & table, int n_threads, double seconds) {
+    std::atomic<int32_t> total{0};
+    const double ops = best_pass(n_threads, seconds, [&](int, int) {
+        int32_t sum = 0;
+        const int64_t done = table.multiply_bytes(kRounds, &sum);
+        total += sum;
+        return done;
+    });
+    static volatile int32_t kept;
+    kept = total;
+    return ops;
+}
+
+}  // namespace bmx

@@ -1,0 +1,272 @@
+"""`bimedix-edge bench` as a user runs it; what is measured is never compared with a number."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+import bimedix_edge.cli.bench as bench_module
+from bimedix_edge.bundle import read_manifest
+from bimedix_edge.cli.bench import bench
+from bimedix_edge.devices import inspect_machine
+from bimedix_edge.errors import HardwareError
+
+COMMAND = [sys.executable, "-m", "bimedix_edge.cli.main", "bench"]
+NAMES = [
+    *(f"prefill {n} tokens" for n in (64, 512, 640)),
+    "decode 1 sequence",
+    *(f"decode {n} sequences" for n in (2, 4, 8)),
+]
+IMAGE_NAMES = ["image encode", "first token, new image", "first token, follow-up"]
+
+
+def run(*arguments: str | Path, before: Callable[[], None] | None = None) -> subprocess.CompletedProcess[str]:
+    command = [*COMMAND, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=before)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("BIMEDIX_EDGE_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "80")
+    return tmp_path / "cache"
+
+
+@pytest.fixture(scope="module")
+def random_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict[str, Any], Path, Path]]:
+    folder = tmp_path_factory.mktemp("bench")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BIMEDIX_EDGE_CACHE_DIR", str(folder / "cache"))
+        chart = folder / "chart.png"
+        result = run("--shape", "demo", "--type", "q8_0", "--rounds", "2", "--json", "--plot", chart)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    yield json.loads(result.stdout), folder / "cache", chart
+
+
+def _kernels_work(report: dict[str, Any]) -> bool:
+    return report["kernels"]["on"] is not None
+
+
+def _check_measurements(report: dict[str, Any], names: list[str]) -> None:
+    assert [found["name"] for found in report["measurements"]] == names
+    for found in report["measurements"]:
+        assert set(found) == {"name", "kind", "tokens", "ceiling", "off", "on", "ratio"}
+        for side in ("off", "on"):
+            taken = found[side]
+            assert set(taken) == {"rounds_ms", "median_ms", "tokens_per_s", "share_of_ceiling"}
+            if side == "on" and not _kernels_work(report):
+                assert taken["rounds_ms"] == []
+                assert taken["median_ms"] is None
+                continue
+            assert len(taken["rounds_ms"]) == report["rounds"]
+            assert min(taken["rounds_ms"]) <= taken["median_ms"] <= max(taken["rounds_ms"])
+            assert min(taken["rounds_ms"]) > 0
+            if found["tokens"] is not None:
+                assert taken["tokens_per_s"] == pytest.approx(found["tokens"] / taken["median_ms"] * 1e3, rel=1e-2)
+        if _kernels_work(report):
+            assert found["ratio"] == pytest.approx(found["off"]["median_ms"] / found["on"]["median_ms"], rel=1e-2)
+
+
+def test_random_weights_are_measured_with_kernels_and_without(random_run: tuple[dict[str, Any], Path, Path]) -> None:
+    report, _, _ = random_run
+    assert set(report) == {
+        "model", "machine", "threads", "kernels", "rounds", "both_loaded", "ceilings", "measurements", "notice"
+    }  # fmt: skip
+    assert report["rounds"] == 2
+    assert report["threads"] == inspect_machine().n_cores
+    _check_measurements(report, NAMES)
+    assert report["model"]["random"] is True
+    assert report["model"]["type"] == "Q8_0"
+    assert "weights are random" in report["notice"]
+
+
+def test_prefill_is_a_share_of_what_the_machine_multiplies(random_run: tuple[dict[str, Any], Path, Path]) -> None:
+    report, _, _ = random_run
+    if not _kernels_work(report):
+        pytest.skip("no kernels for this processor")
+    assert report["ceilings"]["read_gb_per_s"] > 0
+    assert report["ceilings"]["int8_gops"] > 0
+    for found in report["measurements"]:
+        assert found["ceiling"] == ("int8" if found["kind"] == "prefill" else None)
+        # weights as few as the demo's stay in the caches
+        assert (found["on"]["share_of_ceiling"] is not None) == (found["kind"] == "prefill")
+        if found["kind"] == "prefill":
+            assert 0 < found["on"]["share_of_ceiling"] < 1
+
+
+def test_nothing_of_the_random_weights_is_left(random_run: tuple[dict[str, Any], Path, Path]) -> None:
+    _, cache, _ = random_run
+    assert list(cache.iterdir()) == []
+
+
+def test_the_chart_is_a_png(random_run: tuple[dict[str, Any], Path, Path]) -> None:
+    _, _, chart = random_run
+    with Image.open(chart) as image:
+        assert image.format == "PNG"
+        assert image.width == 1200
+        colours = {colour for _, colour in image.convert("RGB").getcolors(1 << 20) or []}
+    assert (0x9A, 0xA7, 0xB5) in colours
+    if _kernels_work(random_run[0]):
+        assert (0x0B, 0x7A, 0x75) in colours
+
+
+def test_a_model_is_measured_with_images(bundles: dict[str, Path]) -> None:
+    result = run("--model", bundles["Q4_K_M"], "--rounds", "1", "--threads", "1", "--json")
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout)
+    _check_measurements(report, [*NAMES, *IMAGE_NAMES])
+    assert report["threads"] == 1
+    assert report["model"]["random"] is False
+    assert report["notice"] == read_manifest(bundles["Q4_K_M"]).notice
+
+
+def test_tables_fit_80_columns_and_end_with_the_notice(cache: Path) -> None:
+    result = run("--model", "demo", "--rounds", "1")
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert max(map(len, lines[:-1])) <= 80
+    for name in (*NAMES, *IMAGE_NAMES):
+        assert sum(line.startswith(name) for line in lines) == 1
+    assert "not for clinical use" in lines[-1]
+    assert "demo model" in result.stderr
+
+
+def test_floating_point_weights_have_no_int8_ceiling(bundles: dict[str, Path]) -> None:
+    result = run("--model", bundles["F16"], "--rounds", "1", "--json")
+    assert result.returncode == 0, result.stderr
+    assert {found["ceiling"] for found in json.loads(result.stdout)["measurements"]} == {None}
+
+
+def test_without_memory_for_both_one_is_loaded_after_the_other(
+    cache: Path, bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from dataclasses import replace
+
+    from bimedix_edge import benchmark
+
+    machine = replace(inspect_machine(), available_bytes=1_000_000)
+    monkeypatch.setattr(benchmark, "inspect_machine", lambda: machine)
+    bench.main(["--model", str(bundles["Q8_0"]), "--rounds", "2", "--json"], standalone_mode=False)
+    report = json.loads(capsys.readouterr().out)
+    assert report["both_loaded"] is False
+    _check_measurements(report, [*NAMES, *IMAGE_NAMES])
+
+
+def test_a_machine_without_memory_is_told_so(
+    bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from dataclasses import replace
+
+    from bimedix_edge import benchmark
+
+    machine = replace(inspect_machine(), memory_bytes=1_000_000)
+    monkeypatch.setattr(benchmark, "inspect_machine", lambda: machine)
+    with pytest.raises(HardwareError, match="Expected memory for"):
+        bench.main(["--model", str(bundles["Q8_0"])], standalone_mode=False)
+
+
+def _wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    for _ in range(1200):
+        if condition():
+            return
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    raise AssertionError("it did not happen within a minute")
+
+
+@pytest.mark.parametrize("when", ["writing", "measuring"])
+def test_ctrl_c_removes_the_weights(cache: Path, when: str) -> None:
+    shape = "1b" if when == "writing" else "demo"
+    arguments = ["--shape", shape, "--type", "Q8_0", "--rounds", "1000"]
+    path = cache / "bench" / "decoder.gguf"
+    with subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        if when == "writing":
+            _wait_for(path.exists, process)
+        else:
+            # the decoder is loaded from then on
+            maps = Path(f"/proc/{process.pid}/maps")
+            _wait_for(lambda: path.exists() and str(path) in maps.read_text(), process)
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert output == ""
+    assert errors.strip() == "bimedix-edge: interrupted"
+    assert list(cache.iterdir()) == []
+
+
+def test_what_a_killed_benchmark_left_is_removed_by_the_next(cache: Path) -> None:
+    left = cache / "bench"
+    left.mkdir(parents=True)
+    (left / "decoder.gguf").write_bytes(b"left")
+    assert run("--shape", "demo", "--type", "q4_k_m", "--rounds", "1").returncode == 0
+    assert list(cache.iterdir()) == []
+
+
+def test_too_little_space_is_found_before_anything_is_written(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=4_000_000_000)
+    monkeypatch.setattr(bench_module.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(HardwareError, match=r"Expected 5\.0 GB of room .* but 4\.0 GB are free"):
+        bench.main(["--shape", "8b"], standalone_mode=False)
+    assert list(cache.iterdir()) == []
+
+
+def test_a_disk_that_is_full_leaves_nothing(cache: Path) -> None:
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+
+    result = run("--shape", "demo", before=limit)
+    assert result.returncode == 5
+    assert "Expected room to write" in result.stderr
+    assert list(cache.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "neither is given"),
+        (["--shape", "8b", "--model", "demo"], "both are given"),
+        (["--shape", "9b"], "Expected a shape out of demo, 1b, 8b"),
+        (["--shape", "70b-slice"], "Expected a shape out of"),
+        (["--shape", "demo", "--type", "Q9"], "Expected a type out of F32, "),
+        (["--model", "demo", "--type", "Q8_0"], "Expected --type with --shape"),
+        (["--model", "nonsense"], "there is none of that name"),
+        (["--shape", "demo", "--kernels", "off"], "Expected kernels to compare with off"),
+        (["--shape", "demo", "--kernels", "fast"], "Expected kernels to be one of"),
+        (["--shape", "demo", "--threads", "-1"], "Expected threads from 0"),
+        (["--shape", "demo", "--plot", "chart.jpg"], "ends in .png"),
+        (["--shape", "demo", "--plot", "nowhere/chart.png"], "cannot be written"),
+    ],
+)
+def test_wrong_usage_is_one_sentence(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = run(*arguments)
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert result.stderr.startswith("bimedix-edge: Expected ")
+    assert len(result.stderr.splitlines()) == 1
+    assert message in result.stderr
+    assert not cache.exists() or os.listdir(cache) == []
+
+
+def test_rounds_are_at_least_one() -> None:
+    result = run("--shape", "demo", "--rounds", "0")
+    assert result.returncode == 2
+    assert "--rounds" in result.stderr
