@@ -218,7 +218,9 @@ int bimedix_edge_kernels_multiply(
     const Features features = processor_features();
     for (const Named & named : kTables)
         if (!strcmp(name, named.name)) table = usable(named, features);
-    if (!table) return 1;
+    const int unit = block_size(Weight(weight)).columns;
+    // as `is_ours` asks of a node
+    if (!table || unit == 0 || n_columns <= 0 || n_columns % unit != 0 || n_columns % 32 != 0) return 1;
     Work work = {x, n_tokens, n_columns, nullptr, {}};
     const Matrix matrix = {Weight(weight), static_cast<const char *>(w), size_t(stride), n_rows};
     work.products.push_back({Product::Kind::store, matrix, {}, y, n_rows, nullptr});
