@@ -53,7 +53,7 @@ void free_backend(ggml_backend_t backend) {
 }
 
 ggml_status compute(ggml_backend_t backend, ggml_cgraph * graph) {
-    // nothing may pass through C: an allocation that fails is a status
+    // nothing may pass through C: an allocation that fails is a status, and so is a thread that cannot be started
     try {
         Context & context = context_of(backend);
         // a backend that was made while the kernels were off is asked to compute only when they are on again
@@ -61,6 +61,8 @@ ggml_status compute(ggml_backend_t backend, ggml_cgraph * graph) {
         return compute_graph(context, graph);
     } catch (const std::bad_alloc &) {
         return GGML_STATUS_ALLOC_FAILED;
+    } catch (...) {
+        return GGML_STATUS_FAILED;
     }
 }
 
