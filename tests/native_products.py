@@ -145,7 +145,9 @@ def _call(name: str, weights: Weights, x: int, n_tokens: int, y: int, n_threads:
     return status
 
 
-class _InitParameters(ctypes.Structure):
+class InitParameters(ctypes.Structure):
+    """ggml_init_params."""
+
     _fields_ = (("mem_size", ctypes.c_size_t), ("mem_buffer", ctypes.c_void_p), ("no_alloc", ctypes.c_bool))
 
 
@@ -154,7 +156,7 @@ def _ggml_functions() -> ctypes.CDLL:
     ggml = _ggml.libggml
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     signatures = {
-        "ggml_init": (pointer, [_InitParameters]),
+        "ggml_init": (pointer, [InitParameters]),
         "ggml_free": (None, [pointer]),
         "ggml_new_tensor_2d": (pointer, [pointer, ctypes.c_int, number, number]),
         "ggml_mul_mat": (pointer, [pointer, pointer, pointer]),
@@ -173,7 +175,7 @@ def ggml_multiply(weights: Weights, x: NDArray[np.float32]) -> NDArray[np.float3
     """Return x W^T by ggml's CPU backend, a graph of one operation."""
     ggml, n_tokens, n_rows = _ggml_functions(), len(x), len(weights.rows)
     room = weights.rows.nbytes + 8 * x.nbytes + 8 * n_tokens * n_rows + (4 << 20)
-    context = ggml.ggml_init(_InitParameters(room, None, False))
+    context = ggml.ggml_init(InitParameters(room, None, False))
     w = ggml.ggml_new_tensor_2d(context, GGMLQuantizationType[weights.kind], weights.n_columns, n_rows)
     activations = ggml.ggml_new_tensor_2d(context, GGMLQuantizationType.F32, weights.n_columns, n_tokens)
     product, graph = ggml.ggml_mul_mat(context, w, activations), ggml.ggml_new_graph(context)
