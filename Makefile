@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 TYPES := build/types
 SAMPLE := models/demo/samples/nodule_right_upper.png
 
-.PHONY: demo test lint types check parity slow train clean
+.PHONY: demo test lint types check parity slow sanitize train clean
 
 demo: $(VENV)/installed
 	$(BIN)/bimedix-edge ask --model demo -v --image $(SAMPLE) "Where do you see the nodule?"
@@ -33,6 +33,10 @@ parity: $(VENV)/installed-parity
 # every case of the tests of which `make test` runs a sample
 slow: $(VENV)/installed-test
 	$(BIN)/pytest -m slow -s
+
+# the kernels under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer
+sanitize:
+	$(MAKE) -C tests/native -j 2
 
 clean:
 	rm -rf $(VENV) build

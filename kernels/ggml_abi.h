@@ -1,8 +1,11 @@
 // The part of ggml's private headers that a backend plug-in must fill in: names, order and types are an ABI.
 //
-// llama-cpp-python installs ggml's public headers only. tests/native/test_abi.py compares every size and offset below
+// llama-cpp-python installs ggml's public headers only. tests/kernels/test_abi.py compares every size and offset below
 // with the headers in the source distribution of the pinned version; the plug-in registers with that version alone.
 #pragma once
+
+#include <cstddef>
+#include <cstdint>
 
 #include "ggml-backend.h"
 #include "ggml.h"
@@ -99,3 +102,41 @@ struct ggml_cgraph {
     uint64_t uid;
 };
 }
+
+// What that test finds where pointers have 64 bits, so that an edit by mistake does not compile.
+#define BMX_LAYOUT(condition) static_assert(sizeof(void *) != 8 || (condition), "not the layout that ggml expects")
+BMX_LAYOUT(sizeof(ggml_backend_graph_optimize_params) == 16);
+BMX_LAYOUT(sizeof(ggml_backend_i) == 128);
+BMX_LAYOUT(offsetof(ggml_backend_i, get_name) == 0);
+BMX_LAYOUT(offsetof(ggml_backend_i, free) == 8);
+BMX_LAYOUT(offsetof(ggml_backend_i, synchronize) == 56);
+BMX_LAYOUT(offsetof(ggml_backend_i, graph_compute) == 96);
+BMX_LAYOUT(offsetof(ggml_backend_i, graph_optimize) == 120);
+BMX_LAYOUT(sizeof(ggml_backend) == 152);
+BMX_LAYOUT(offsetof(ggml_backend, iface) == 8);
+BMX_LAYOUT(offsetof(ggml_backend, device) == 136);
+BMX_LAYOUT(offsetof(ggml_backend, context) == 144);
+BMX_LAYOUT(sizeof(ggml_backend_device_i) == 120);
+BMX_LAYOUT(offsetof(ggml_backend_device_i, get_type) == 24);
+BMX_LAYOUT(offsetof(ggml_backend_device_i, get_props) == 32);
+BMX_LAYOUT(offsetof(ggml_backend_device_i, init_backend) == 40);
+BMX_LAYOUT(offsetof(ggml_backend_device_i, get_buffer_type) == 48);
+BMX_LAYOUT(offsetof(ggml_backend_device_i, buffer_from_host_ptr) == 64);
+BMX_LAYOUT(offsetof(ggml_backend_device_i, supports_op) == 72);
+BMX_LAYOUT(offsetof(ggml_backend_device_i, supports_buft) == 80);
+BMX_LAYOUT(sizeof(ggml_backend_device) == 136);
+BMX_LAYOUT(offsetof(ggml_backend_device, reg) == 120);
+BMX_LAYOUT(sizeof(ggml_backend_reg_i) == 32);
+BMX_LAYOUT(offsetof(ggml_backend_reg_i, get_proc_address) == 24);
+BMX_LAYOUT(sizeof(ggml_backend_reg) == 48);
+BMX_LAYOUT(offsetof(ggml_backend_reg, iface) == 8);
+BMX_LAYOUT(sizeof(ggml_hash_set) == 24);
+BMX_LAYOUT(offsetof(ggml_hash_set, keys) == 16);
+BMX_LAYOUT(sizeof(ggml_cgraph) == 96);
+BMX_LAYOUT(offsetof(ggml_cgraph, n_nodes) == 4);
+BMX_LAYOUT(offsetof(ggml_cgraph, nodes) == 16);
+BMX_LAYOUT(offsetof(ggml_cgraph, leafs) == 40);
+BMX_LAYOUT(offsetof(ggml_cgraph, use_counts) == 48);
+BMX_LAYOUT(offsetof(ggml_cgraph, visited_hash_set) == 56);
+BMX_LAYOUT(offsetof(ggml_cgraph, uid) == 88);
+#undef BMX_LAYOUT

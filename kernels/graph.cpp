@@ -58,6 +58,13 @@ bool read_once(const ggml_cgraph * graph, const ggml_tensor * tensor) {
     return use_count(graph, tensor) == 1 && !tensor->view_src && !(tensor->flags & GGML_TENSOR_FLAG_OUTPUT);
 }
 
+// Whether a weight stays where it is for the whole graph: it is a model's, or some rows of one.
+bool is_constant(const ggml_tensor * weight) {
+    if (weight->view_src && weight->op == GGML_OP_VIEW) weight = weight->view_src;
+    return weight->op == GGML_OP_NONE && weight->buffer &&
+           ggml_backend_buffer_get_usage(weight->buffer) == GGML_BACKEND_BUFFER_USAGE_WEIGHTS;
+}
+
 int next_node(const ggml_cgraph * graph, int i) {
     for (i++; i < graph->n_nodes && !to_compute(graph->nodes[i]);) i++;
     return i;
@@ -119,7 +126,8 @@ private:
         const bool keeps_plain = !read_once(graph_, norm);
         for (const ggml_tensor * to : {scaled, keeps_plain ? norm : scaled})
             if (overlap(to, input) && !same_range(to, input)) return nullptr;
-        if (overlap(scaled, weight) || (keeps_plain && overlap(scaled, norm) && !same_range(scaled, norm))) return nullptr;
+        if (overlap(scaled, weight) || (keeps_plain && overlap(norm, weight))) return nullptr;
+        if (keeps_plain && overlap(scaled, norm) && !same_range(scaled, norm)) return nullptr;
         memcpy(&norm_.epsilon, norm->op_params, sizeof(float));
         norm_.weight = floats(weight);
         norm_.plain = keeps_plain && !same_range(scaled, norm) ? floats(norm) : nullptr;
@@ -133,11 +141,11 @@ private:
         for (; next_ < graph_->n_nodes; next_ = next_node(graph_, next_)) {
             const ggml_tensor * product = node(next_);
             if (!is_ours(product) || product->src[1] != x) break;
-            // the memory of a weight that a node computes may be given to a later result: alone, then
-            if (product->src[0]->op != GGML_OP_NONE && !nodes_.empty()) break;
+            // other memory than a model's may be given to a later result: such a weight alone, then
+            if (!is_constant(product->src[0]) && !nodes_.empty()) break;
             nodes_.push_back(product);
             work_.products.push_back({Product::Kind::store, matrix_of(product->src[0]), {}, floats(product), product->ne[0], nullptr});
-            if (product->src[0]->op != GGML_OP_NONE) {
+            if (!is_constant(product->src[0])) {
                 constant_weights_ = false;
                 next_ = next_node(graph_, next_);
                 break;
@@ -181,6 +189,8 @@ private:
         if ((sum->src[0] != nodes_[last] && sum->src[1] != nodes_[last]) || other == nodes_[last]) return;
         if (!plain_f32(other) || !ggml_are_same_shape(other, nodes_[last]) || taken(other) >= 0) return;
         if ((overlap(sum, other) && !same_range(sum, other)) || overlaps_products(sum, last, last)) return;
+        // a view of another of the products is complete only when all are
+        if (overlaps_products(other, last, last)) return;
         // what is normalized on the way is written before the sum reads it
         if (norm_input_ && (overlap_floats(norm_.scaled, other) || overlap_floats(norm_.plain, other))) return;
         Product & product = work_.products[last];

@@ -10,7 +10,7 @@
 #include <new>
 
 #include "ceilings.h"
-#include "features.h"
+#include "processor.h"
 #include "ggml-cpu.h"
 #include "graph.h"
 #include "self_test.h"
@@ -54,7 +54,7 @@ void free_backend(ggml_backend_t backend) {
 }
 
 ggml_status compute(ggml_backend_t backend, ggml_cgraph * graph) {
-    // nothing may pass through C: an allocation that fails is a status
+    // nothing may pass through C: an allocation that fails is a status, and so is a thread that cannot be started
     try {
         Context & context = context_of(backend);
         // a backend that was made while the kernels were off is asked to compute only when they are on again
@@ -62,6 +62,8 @@ ggml_status compute(ggml_backend_t backend, ggml_cgraph * graph) {
         return compute_graph(context, graph);
     } catch (const std::bad_alloc &) {
         return GGML_STATUS_ALLOC_FAILED;
+    } catch (...) {
+        return GGML_STATUS_FAILED;
     }
 }
 
@@ -135,7 +137,7 @@ bool supports_op(ggml_backend_dev_t, const ggml_tensor * op) {
     return is_ours(op) || ggml_backend_dev_supports_op(cpu_device(), op);
 }
 
-// also while the kernels are off: the scheduler insists that a backend supports its own
+// also while the kernels are off: a scheduler asserts that each of its backends supports the type it named
 bool supports_buffer_type(ggml_backend_dev_t, ggml_backend_buffer_type_t type) { return ggml_backend_buft_is_host(type); }
 
 // ---- registration
@@ -220,7 +222,9 @@ int bimedix_edge_kernels_multiply(
     const Features features = processor_features();
     for (const Named & named : kTables)
         if (!strcmp(name, named.name)) table = usable(named, features);
-    if (!table) return 1;
+    const int unit = block_size(Weight(weight)).columns;
+    // as `is_ours` asks of a node
+    if (!table || unit == 0 || n_columns <= 0 || n_columns % unit != 0 || n_columns % 32 != 0) return 1;
     Work work = {x, n_tokens, n_columns, nullptr, {}};
     const Matrix matrix = {Weight(weight), static_cast<const char *>(w), size_t(stride), n_rows};
     work.products.push_back({Product::Kind::store, matrix, {}, y, n_rows, nullptr});

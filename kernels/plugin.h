@@ -25,7 +25,8 @@ BMX_EXPORT void bimedix_edge_kernels_off(void);
 BMX_EXPORT int bimedix_edge_kernels_registered(void);
 
 // y[m][n] = sum_k w[n][k] x[m][k] with the named kernels, for tests and benchmarks: `weight` is a ggml_type, `stride` the
-// bytes from row to row. Returns 0; or 1, the kernels cannot run here, or 2, there is no memory.
+// bytes from row to row. Returns 0; or 1, the kernels cannot run here or do not compute such a product, or 2, there is no
+// memory.
 BMX_EXPORT int bimedix_edge_kernels_multiply(
     const char * name, int weight, const void * w, long long stride, long long n_rows, const float * x, long long n_tokens,
     long long n_columns, float * y, int n_threads);

@@ -8,7 +8,7 @@
 // quantize_row_q8_0_ref, quantize_row_q4_0_ref.
 #include "quantize.h"
 
-#include "features.h"
+#include "processor.h"
 #include "ggml.h"
 #include "table.h"
 

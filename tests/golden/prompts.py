@@ -42,6 +42,11 @@ def prompts() -> list[Prompt]:
     return found
 
 
+def random_prompts(count: int, seed: int) -> list[Prompt]:
+    """Return others, of whatever kinds come; the same for a seed each time."""
+    return [_prompt(np.random.default_rng(seed + index)) for index in range(count)]
+
+
 def _prompt(rng: np.random.Generator) -> Prompt:
     conversation = next(conversations(rng, held_out=True))
     n_turns = int(rng.integers(1, len(conversation.turns) + 1))

@@ -1,4 +1,4 @@
-#include "features.h"
+#include "processor.h"
 
 #include <cstdint>
 
