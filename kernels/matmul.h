@@ -55,7 +55,7 @@ private:
 
 // Tokens of one pass; a panel's results stay in the second-level cache. Where there are more, results must not share
 // memory with x.
-constexpr int64_t kMostTokens = 512;
+constexpr int64_t kMostTokens = 1024;
 
 // Returns false if there is no memory for scratch; what was computed is incomplete then.
 bool multiply(const Table & table, const Work & work, int n_threads, Scratch & scratch);
