@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
 import pytest
+from conftest import USER_HOME
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -16,7 +18,8 @@ ROOT = Path(__file__).resolve().parents[1]
 def names(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     folder = tmp_path_factory.mktemp("wheel")
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(ROOT)]
-    subprocess.run(command, check=True)
+    # the kernels are compiled against llama-cpp-python, whose wheel is in the user's cache
+    subprocess.run(command, check=True, env={**os.environ, "HOME": USER_HOME})
     (wheel,) = folder.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         return set(archive.namelist())

@@ -27,7 +27,8 @@ _ELSEWHERE = """
 import sys
 from pathlib import Path
 from bimedix_edge import kernels
-kernels.find_library = lambda: Path(sys.argv[1]) if sys.argv[1] else None
+library = Path(sys.argv[1]) if sys.argv[1] else None
+kernels.find_library = lambda: library
 """
 _ASK = (
     _ELSEWHERE
