@@ -78,9 +78,10 @@ void place(Pass & pass, Places & places, int n_threads) {
 
 void normalize(const Table & table, const Norm & norm, const float * x, int64_t n, int64_t at, float * out) {
     const float scale = 1.0f / std::sqrt(table.sum_of_squares(x, n) / float(n) + norm.epsilon);
+    for (int64_t i = 0; i < n; i++) out[i] = x[i] * scale * norm.weight[i];
+    // last, since it may lie where x is
     if (norm.plain)
         for (int64_t i = 0; i < n; i++) norm.plain[at + i] = x[i] * scale;
-    for (int64_t i = 0; i < n; i++) out[i] = x[i] * scale * norm.weight[i];
 }
 
 // The result of normalization may lie where x is: a token is read whole before it is written.

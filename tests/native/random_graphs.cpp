@@ -28,7 +28,7 @@ namespace {
 constexpr int kWidth = 256, kHeads = 4, kHead = kWidth / kHeads, kMaxNodes = 1024;
 // Both round activations to int8, after sums in different orders: now and then a value goes to the other side, and in a
 // chain of products such steps add up. This much is allowed for each; what is really wrong is of the order of 1.
-constexpr double kTolerance = 0.01;
+constexpr double kTolerance = 0.02;
 
 struct Random {
     std::mt19937 engine;
@@ -367,7 +367,7 @@ double difference(const std::vector<float> & a, const std::vector<float> & b, si
     double worst = 0, all = 0;
     for (float value : b) all += double(value) * value;
     // a token may cancel to next to nothing
-    const double least = 1e-2 * std::sqrt(all * width / b.size()) + 1e-6;
+    const double least = 1e-1 * std::sqrt(all * width / b.size()) + 1e-6;
     for (size_t at = 0; at < a.size(); at += width) {
         double error = 0, size = 0;
         for (size_t j = at; j < at + width; j++) {
