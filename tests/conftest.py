@@ -16,10 +16,6 @@ from bimedix_edge.store import demo_checkpoint
 ROOT = Path(__file__).resolve().parents[1]
 
 
-# of the user who runs the tests: building a wheel needs pip's cache, which holds llama-cpp-python's
-USER_HOME = os.environ.get("HOME", "")
-
-
 @pytest.fixture(scope="session", autouse=True)
 def own_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keep the tests away from the user's settings, store and cache, and the user's settings away from the tests."""

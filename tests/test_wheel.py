@@ -9,9 +9,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import USER_HOME
 
 ROOT = Path(__file__).resolve().parents[1]
+# of the user who runs the tests, before they get one of their own
+USER_HOME = os.environ.get("HOME", "")
 
 
 @pytest.fixture(scope="module")
