@@ -32,7 +32,8 @@ def terminal(bundles: dict[str, Path]) -> Iterator[pexpect.spawn]:
 def _say(child: pexpect.spawn, line: str) -> str:
     child.sendline(line)
     child.expect_exact(PROMPT)
-    return ANSI.sub("", child.before or "")
+    # wherever the lines break
+    return " ".join(ANSI.sub("", child.before or "").split())
 
 
 def test_the_notice_stands_at_the_top(bundles: dict[str, Path]) -> None:
