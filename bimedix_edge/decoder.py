@@ -40,6 +40,7 @@ __all__ = [
     "Aborted",
     "Decoder",
     "Sampler",
+    "built_for_amx",
     "check_version",
     "library_version",
     "open_kernels",
@@ -150,7 +151,8 @@ class Decoder:
         params = llama_cpp.llama_model_default_params()
         params.n_gpu_layers = 0
         # ggml's repacked weights are of no use to our kernels, which read them as they are in the file
-        params.use_extra_bufts = self.kernels.name is None
+        # (and where ggml was built for AMX, "extra" means AMX first)
+        params.use_extra_bufts = self.kernels.name is None and not built_for_amx()
         _recent_errors.clear()
         self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
         if not self._model:
@@ -436,6 +438,15 @@ def _register(path: Path) -> bool:
 def system_info() -> str:
     """Return llama.cpp's own line about the instruction sets it uses."""
     return str(llama_cpp.llama_print_system_info().decode())
+
+
+def built_for_amx() -> bool:
+    """Tell whether llama.cpp was built for processors with AMX; its products by AMX are never used.
+
+    GCC up to 12 takes `_tile_loadconfig` to read eight of its 64 bytes and drops what was written to the others: compiled
+    so, ggml's AMX ends the process. Which compiler built a library cannot be asked.
+    """
+    return "AMX_INT8 = 1" in system_info()
 
 
 def check_version() -> None:

@@ -92,7 +92,8 @@ def _llama_cpp() -> str:
     from bimedix_edge import decoder
 
     decoder.check_version()
-    return f"{decoder.library_version()}; {decoder.system_info().strip()}"
+    amx = "; its own use of AMX is switched off" if decoder.built_for_amx() else ""
+    return f"{decoder.library_version()}; {decoder.system_info().strip()}{amx}"
 
 
 def _kernels(settings: Settings) -> str:
