@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 AUTO, OFF = "auto", "off"
-CHOICES = (AUTO, OFF, "avx2", "avxvnni", "avx512vnni")
+CHOICES = (AUTO, OFF, "avx2", "avxvnni", "avx512vnni", "amx")
 _STEM = "bimedix_edge_kernels"
 _SUFFIXES = (".so", ".dylib", ".dll")
 _MESSAGE_BYTES = 300

@@ -38,7 +38,7 @@ _RANGES: dict[str, tuple[float, float]] = {
 }
 _CHOICES = {
     "bidi": ("auto", "on", "off"),
-    "kernels": ("auto", "off", "avx2", "avxvnni", "avx512vnni"),  # those of `kernels.CHOICES`
+    "kernels": ("auto", "off", "avx2", "avxvnni", "avx512vnni", "amx"),  # those of `kernels.CHOICES`
 }
 
 

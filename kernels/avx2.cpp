@@ -31,7 +31,9 @@ struct Avx2 : Avx2Base {
     static I dot16(I sum, I a, I b) { return _mm256_add_epi32(sum, _mm256_madd_epi16(a, b)); }
 };
 
-const Table table = {"avx2", panel_rows<Avx2>(), round_token<Avx2>, panel<Avx2>, scratch_bytes<Avx2>(), swiglu<Avx2>, sum_of_squares<Avx2>, multiply_bytes<Avx2>};
+const Table table = {
+    "avx2", rows_of_a_panel<Avx2>, 0, round_token<Avx2>, panel<Avx2>, scratch_bytes<Avx2>(), swiglu<Avx2>, sum_of_squares<Avx2>,
+    multiply_bytes<Avx2>};
 
 }  // namespace
 

@@ -2,105 +2,14 @@
 #include "table.h"
 
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__) && defined(__AVX512VL__)
-#include <immintrin.h>
-
-#include "panel.h"
-#include "peak.h"
+#include "avx512_common.h"
 
 namespace bmx {
 namespace {
 
-struct Dots512Vnni {
-    static __m256i add_pairs(__m256i sum, __m256i a, __m256i b) { return _mm256_dpwssd_epi32(sum, a, b); }
-    static __m256i add_bytes(__m256i sum, __m256i u, __m256i s) { return _mm256_dpbusd_epi32(sum, u, s); }
-};
-
-struct Avx512Vnni {
-    using Dots = Dots512Vnni;
-    using I = __m512i;
-    using F = __m512;
-    static constexpr int kLanes = 16, kHigh = 2;
-    static constexpr int kWide = 6;  // 12 sums of bytes, 12 of blocks; two weights and a broadcast: 27 of 32 registers
-    static constexpr bool kSignedBytes = false;
-    template <Sum>
-    static constexpr int fold() { return 0; }
-
-    static I load(const void * p) { return _mm512_load_si512(p); }
-    static void store(void * p, I v) { _mm512_store_si512(p, v); }
-    static F loadf(const float * p) { return _mm512_loadu_ps(p); }
-    static void storef(float * p, F v) { _mm512_storeu_ps(p, v); }
-    static I zero() { return _mm512_setzero_si512(); }
-    static F zerof() { return _mm512_setzero_ps(); }
-    static I set1(int v) { return _mm512_set1_epi32(v); }
-    static F set1f(float v) { return _mm512_set1_ps(v); }
-    static I broadcast(const void * p) {
-        int v;
-        memcpy(&v, p, 4);
-        return _mm512_set1_epi32(v);
-    }
-    static F broadcastf(const float * p) { return _mm512_set1_ps(*p); }
-    static I and_(I a, I b) { return _mm512_and_si512(a, b); }
-    static I or_(I a, I b) { return _mm512_or_si512(a, b); }
-    static I xor_(I a, I b) { return _mm512_xor_si512(a, b); }
-    template <int n>
-    static I srl(I v) { return _mm512_srli_epi32(v, n); }
-    template <int n>
-    static I sll(I v) { return _mm512_slli_epi32(v, n); }
-    template <int n>
-    static I sra(I v) { return _mm512_srai_epi32(v, n); }
-    static I srl_by(I v, int n) { return _mm512_srl_epi32(v, _mm_cvtsi32_si128(n)); }
-    static I sll_by(I v, int n) { return _mm512_sll_epi32(v, _mm_cvtsi32_si128(n)); }
-    static F to_float(I v) { return _mm512_cvtepi32_ps(v); }
-    static I to_int(F v) { return _mm512_cvtps_epi32(v); }
-    static F as_float(I v) { return _mm512_castsi512_ps(v); }
-    static I add_int(I a, I b) { return _mm512_add_epi32(a, b); }
-    static F add(F a, F b) { return _mm512_add_ps(a, b); }
-    static F sub(F a, F b) { return _mm512_sub_ps(a, b); }
-    static F div(F a, F b) { return _mm512_div_ps(a, b); }
-    static float reduce_add(F v) { return _mm512_reduce_add_ps(v); }
-    static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
-    static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
-    static F fnma(F a, F b, F c) { return _mm512_fnmadd_ps(a, b, c); }
-    static F minf(F a, F b) { return _mm512_min_ps(a, b); }
-    static F maxf(F a, F b) { return _mm512_max_ps(a, b); }
-    static float reduce_min(F v) { return _mm512_reduce_min_ps(v); }
-    static float reduce_max(F v) { return _mm512_reduce_max_ps(v); }
-    static F low_halves(I v) { return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(v)); }
-    static F high_halves(I v) { return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(srl<16>(v))); }
-    static F load_halves(const uint16_t * p) { return _mm512_cvtph_ps(_mm256_load_si256(reinterpret_cast<const __m256i *>(p))); }
-    static I dot(I sum, I bytes, I signed_bytes) { return _mm512_dpbusd_epi32(sum, bytes, signed_bytes); }
-    static I dot16(I sum, I a, I b) { return _mm512_dpwssd_epi32(sum, a, b); }
-
-    // 16 bytes of each row become four vectors: the first four bytes of all rows, the next four, ...
-    static void load4(const char * row, size_t stride, size_t offset, I * out) {
-        row += offset;
-        I v[4];
-        BMX_UNROLL
-        for (int i = 0; i < 4; i++) {
-            const auto at = [&](int r) { return _mm_loadu_si128(reinterpret_cast<const __m128i *>(row + (r + i) * stride)); };
-            // merging a load costs no shuffle, unlike inserting one
-            I one = _mm512_maskz_broadcast_i32x4(0x000f, at(0));
-            one = _mm512_mask_broadcast_i32x4(one, 0x00f0, at(4));
-            one = _mm512_mask_broadcast_i32x4(one, 0x0f00, at(8));
-            v[i] = _mm512_mask_broadcast_i32x4(one, 0xf000, at(12));
-        }
-        const I a = _mm512_unpacklo_epi32(v[0], v[1]), b = _mm512_unpackhi_epi32(v[0], v[1]);
-        const I c = _mm512_unpacklo_epi32(v[2], v[3]), d = _mm512_unpackhi_epi32(v[2], v[3]);
-        out[0] = _mm512_unpacklo_epi64(a, c);
-        out[1] = _mm512_unpackhi_epi64(a, c);
-        out[2] = _mm512_unpacklo_epi64(b, d);
-        out[3] = _mm512_unpackhi_epi64(b, d);
-    }
-
-    // 16 values to int8; returns their sum
-    static int round16(const float * x, float inverse, int8_t * to) {
-        const I v = _mm512_min_epi32(_mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x), _mm512_set1_ps(inverse))), set1(127));
-        _mm_storeu_si128(reinterpret_cast<__m128i *>(to), _mm512_cvtsepi32_epi8(v));
-        return _mm512_reduce_add_epi32(v);
-    }
-};
-
-const Table table = {"avx512vnni", panel_rows<Avx512Vnni>(), round_token<Avx512Vnni>, panel<Avx512Vnni>, scratch_bytes<Avx512Vnni>(), swiglu<Avx512Vnni>, sum_of_squares<Avx512Vnni>, multiply_bytes<Avx512Vnni>};
+const Table table = {
+    "avx512vnni", rows_of_a_panel<Avx512Vnni>, 0, round_token<Avx512Vnni>, panel<Avx512Vnni>, scratch_bytes<Avx512Vnni>(), swiglu<Avx512Vnni>, sum_of_squares<Avx512Vnni>,
+    multiply_bytes<Avx512Vnni>};
 
 }  // namespace
 

@@ -26,7 +26,9 @@ struct AvxVnni : Avx2Base {
 #endif
 };
 
-const Table table = {"avxvnni", panel_rows<AvxVnni>(), round_token<AvxVnni>, panel<AvxVnni>, scratch_bytes<AvxVnni>(), swiglu<AvxVnni>, sum_of_squares<AvxVnni>, multiply_bytes<AvxVnni>};
+const Table table = {
+    "avxvnni", rows_of_a_panel<AvxVnni>, 0, round_token<AvxVnni>, panel<AvxVnni>, scratch_bytes<AvxVnni>(), swiglu<AvxVnni>, sum_of_squares<AvxVnni>,
+    multiply_bytes<AvxVnni>};
 
 }  // namespace
 

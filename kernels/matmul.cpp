@@ -44,6 +44,7 @@ struct Pass {
     const Table & table;
     const Work & work;
     int64_t first, n_tokens;
+    int rows;  // of a panel
     Activations x[kRoundings];
     bool wanted[kRoundings];
     float * normalized;  // [threads][n_columns]
@@ -55,7 +56,7 @@ struct Pass {
 
 void place(Pass & pass, Places & places, int n_threads) {
     const int64_t n_columns = pass.work.n_columns, n_tokens = pass.n_tokens;
-    const size_t n = size_t((n_columns + kBlock - 1) / kBlock * n_tokens);
+    const size_t n = size_t((n_columns + kBlock - 1) / kBlock * n_tokens + pass.table.spare_tokens);
     for (int i = 0; i < kRoundings; i++) {
         if (!pass.wanted[i]) continue;
         Activations & x = pass.x[i];
@@ -70,9 +71,10 @@ void place(Pass & pass, Places & places, int n_threads) {
         x.scales = places.take<float>(n * (x.rounding == Rounding::per_32 ? 8 : 1));
         x.sums16 = places.take<int32_t>(n * 16);
         x.sums32 = places.take<int16_t>(n * 8);
+        if (pass.table.spare_tokens && x.rounding == Rounding::per_256) x.split_sums = places.take<uint16_t>(n * 16);
     }
     pass.normalized = places.take<float>(n_threads * aligned(n_columns));
-    pass.y = places.take<float>(size_t(n_threads) * 2 * n_tokens * pass.table.rows);
+    pass.y = places.take<float>(size_t(n_threads) * 2 * n_tokens * pass.rows);
     pass.scratch = places.take<char>(n_threads * aligned(pass.table.scratch_bytes));
 }
 
@@ -100,6 +102,13 @@ void prepare_token(const Pass & pass, int64_t token, float * normalized) {
     }
 }
 
+// What is multiplied with zeros must not be infinite or NaN.
+void clear_spare(const Pass & pass) {
+    const Activations & x = pass.x[int(Rounding::per_256)];
+    if (!pass.wanted[int(Rounding::per_256)] || !x.split_sums) return;
+    memset(x.split_sums + x.n_blocks() * x.n_tokens * 16, 0, size_t(pass.table.spare_tokens) * 16 * sizeof(uint16_t));
+}
+
 Rows rows_of(const Matrix & matrix, int64_t panel, int rows, bool more, int64_t n_columns) {
     const int64_t first = panel * rows;
     Rows result = {matrix.weight, matrix.data + first * matrix.stride, matrix.stride, 0, nullptr, 0};
@@ -114,7 +123,7 @@ Rows rows_of(const Matrix & matrix, int64_t panel, int rows, bool more, int64_t 
 }
 
 void write(const Pass & pass, const Product & product, int64_t first_row, int n_rows, float * y, const float * second) {
-    const int rows = pass.table.rows;
+    const int rows = pass.rows;
     for (int64_t m = 0; m < pass.n_tokens; m++) {
         const int64_t at = (pass.first + m) * product.y_stride + first_row;
         float * from = y + m * rows;
@@ -134,7 +143,7 @@ void write(const Pass & pass, const Product & product, int64_t first_row, int n_
 }
 
 void compute_panel(Pass & pass, const Product & product, int64_t panel, bool more, float * y, char * scratch) {
-    const int rows = pass.table.rows;
+    const int rows = pass.rows;
     const auto multiply_one = [&](const Matrix & matrix, float * to) {
         const Rows part = rows_of(matrix, panel, rows, more, pass.work.n_columns);
         pass.table.panel(part, pass.x[int(rounding_of(matrix.weight))], to, scratch);
@@ -150,7 +159,7 @@ int64_t n_panels_of(const Product & product, int rows) { return (product.w.n_row
 
 void compute_panels(Pass & pass, int64_t begin, int64_t end, float * y, char * scratch) {
     for (const Product & product : pass.work.products) {
-        const int64_t n = n_panels_of(product, pass.table.rows);
+        const int64_t n = n_panels_of(product, pass.rows);
         for (int64_t panel = std::max<int64_t>(begin, 0); panel < std::min(end, n); panel++)
             compute_panel(pass, product, panel, panel + 1 < std::min(end, n), y, scratch);
         begin -= n;
@@ -164,8 +173,9 @@ void run(void * data, Team & team, int index) {
     const int n_threads = team.size();
     float * normalized = pass.normalized + index * aligned(pass.work.n_columns);
     for (int64_t token = index; token < pass.n_tokens; token += n_threads) prepare_token(pass, token, normalized);
+    if (index == 0) clear_spare(pass);
     team.barrier();
-    float * y = pass.y + size_t(index) * 2 * pass.n_tokens * pass.table.rows;
+    float * y = pass.y + size_t(index) * 2 * pass.n_tokens * pass.rows;
     char * scratch = pass.scratch + index * aligned(pass.table.scratch_bytes);
     // runs of panels, so that memory is read in order; several a thread, so that none waits long for the last one
     const int64_t step = std::max<int64_t>(1, pass.n_panels / (n_threads * 8));
@@ -199,9 +209,10 @@ char * Scratch::at_least(size_t n_bytes) {
 
 bool multiply(const Table & table, const Work & work, int n_threads, Scratch & scratch) {
     for (int64_t first = 0; first < work.n_tokens; first += kMostTokens) {
-        Pass pass = {table, work, first, std::min(kMostTokens, work.n_tokens - first), {}, {}, nullptr, nullptr, nullptr, 0, {0}};
+        Pass pass = {table, work, first, std::min(kMostTokens, work.n_tokens - first), 0, {}, {}, nullptr, nullptr, nullptr, 0, {0}};
+        pass.rows = table.rows(pass.n_tokens);
         for (const Product & product : work.products) {
-            pass.n_panels += n_panels_of(product, table.rows);
+            pass.n_panels += n_panels_of(product, pass.rows);
             pass.wanted[int(rounding_of(product.w.weight))] = true;
             if (product.kind == Product::Kind::swiglu) pass.wanted[int(rounding_of(product.v.weight))] = true;
         }

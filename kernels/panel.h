@@ -37,6 +37,11 @@ constexpr int panel_rows() {
     return S::kHigh * S::kLanes;
 }
 
+template <class S>
+int rows_of_a_panel(int64_t) {
+    return panel_rows<S>();
+}
+
 // ---- unpacking; `row` points at the block of the first of S::kLanes rows, h is their place in the panel
 
 template <class S>
@@ -408,13 +413,13 @@ void unpack(Weight weight, Panel<S> & p, const char * row, size_t stride, int n_
 // ---- F16 weights: float32 products with the activations as they are
 
 template <class S, int kTokens>
-void block_f16(const FloatPanel<S> & p, const float * x, size_t stride, int n, float * y) {
+void block_f16(const FloatPanel<S> & p, const float * x, size_t stride, int n, float * y, int y_stride) {
     using F = typename S::F;
     F g[kTokens][S::kHigh];
     BMX_UNROLL
     for (int t = 0; t < kTokens; t++)
         BMX_UNROLL
-        for (int h = 0; h < S::kHigh; h++) g[t][h] = S::loadf(y + t * panel_rows<S>() + h * S::kLanes);
+        for (int h = 0; h < S::kHigh; h++) g[t][h] = S::loadf(y + t * y_stride + h * S::kLanes);
     for (int k = 0; k < n; k++) {
         F v[S::kHigh];
         BMX_UNROLL
@@ -429,11 +434,11 @@ void block_f16(const FloatPanel<S> & p, const float * x, size_t stride, int n, f
     BMX_UNROLL
     for (int t = 0; t < kTokens; t++)
         BMX_UNROLL
-        for (int h = 0; h < S::kHigh; h++) S::storef(y + t * panel_rows<S>() + h * S::kLanes, g[t][h]);
+        for (int h = 0; h < S::kHigh; h++) S::storef(y + t * y_stride + h * S::kLanes, g[t][h]);
 }
 
 template <class S>
-using FloatFunction = void (*)(const FloatPanel<S> &, const float *, size_t, int, float *);
+using FloatFunction = void (*)(const FloatPanel<S> &, const float *, size_t, int, float *, int);
 
 template <class S, int... kTokens>
 const FloatFunction<S> * f16_functions(std::integer_sequence<int, kTokens...>) {
@@ -466,14 +471,14 @@ inline void fetch_ahead(const Rows & rows, int64_t index, int64_t count) {
 }
 
 // Some columns of a panel's rows. Rows that are not there are the last one again: computed, and never looked at.
-template <class S>
+template <int kRows>
 struct Tile {
     const char * data;
     size_t stride;
 
     Tile(const Rows & rows, size_t offset, size_t n_bytes, char * copy) : data(rows.data + offset), stride(rows.stride) {
-        if (rows.n_rows == panel_rows<S>()) return;
-        for (int r = 0; r < panel_rows<S>(); r++) memcpy(copy + r * n_bytes, data + std::min(r, rows.n_rows - 1) * stride, n_bytes);
+        if (rows.n_rows == kRows) return;
+        for (int r = 0; r < kRows; r++) memcpy(copy + r * n_bytes, data + std::min(r, rows.n_rows - 1) * stride, n_bytes);
         data = copy;
         stride = n_bytes;
     }
@@ -489,19 +494,19 @@ struct Workspace {
 };
 
 template <class S>
-void float_panel(const Rows & rows, const Activations & x, float * y, Workspace<S> & work) {
+void float_panel(const Rows & rows, const Activations & x, float * y, int y_stride, Workspace<S> & work) {
     FloatPanel<S> & p = work.floats;
     const auto * functions = f16_functions<S>(std::make_integer_sequence<int, S::kWide>());
     const int64_t n_steps = (x.n_columns + p.kColumns - 1) / p.kColumns;
     for (int64_t step = 0; step < n_steps; step++) {
         const int64_t k = step * p.kColumns;
         const int n = int(std::min<int64_t>(p.kColumns, x.n_columns - k));
-        const Tile<S> tile(rows, 2 * k, 2 * n, work.copy);
+        const Tile<panel_rows<S>()> tile(rows, 2 * k, 2 * n, work.copy);
         unpack_f16(p, tile.data, tile.stride, n);
         fetch_ahead(rows, step, n_steps);
         for (int64_t m = 0; m < x.n_tokens; m += S::kWide) {
             const int tokens = int(std::min<int64_t>(S::kWide, x.n_tokens - m));
-            functions[tokens - 1](p, x.floats + m * x.n_columns + k, x.n_columns, n, y + m * panel_rows<S>());
+            functions[tokens - 1](p, x.floats + m * x.n_columns + k, x.n_columns, n, y + m * y_stride, y_stride);
         }
     }
 }
@@ -511,14 +516,14 @@ void panel(const Rows & rows, const Activations & x, float * y, char * scratch) 
     if (x.n_tokens <= kMostDots) return dots<typename S::Dots>(rows, x, y, panel_rows<S>());
     Workspace<S> & work = *reinterpret_cast<Workspace<S> *>(scratch);
     memset(y, 0, x.n_tokens * panel_rows<S>() * sizeof(float));
-    if (rows.weight == Weight::f16) return float_panel<S>(rows, x, y, work);
+    if (rows.weight == Weight::f16) return float_panel<S>(rows, x, y, panel_rows<S>(), work);
     const auto * functions = functions_of<S>(rows.weight);
     const BlockSize size = block_size(rows.weight);
     const int64_t n_blocks = x.n_blocks();
     for (int64_t b = 0; b < n_blocks; b++) {
         const int n_columns = int(std::min<int64_t>(kBlock, x.n_columns - b * kBlock));
         const size_t n_bytes = size_t(n_columns / size.columns) * size.bytes;
-        const Tile<S> tile(rows, b * (kBlock / size.columns) * size.bytes, n_bytes, work.copy);
+        const Tile<panel_rows<S>()> tile(rows, b * (kBlock / size.columns) * size.bytes, n_bytes, work.copy);
         unpack<S>(rows.weight, work.panel, tile.data, tile.stride, n_columns / 32);
         fetch_ahead(rows, b, n_blocks);
         all_tokens<S>(functions, work.panel, x, b, n_columns / 32, y);

@@ -33,6 +33,7 @@ struct Named {
 
 // the best first
 const Named kTables[] = {
+    {"amx", amx_table, &Features::amx},
     {"avx512vnni", avx512vnni_table, &Features::avx512vnni},
     {"avxvnni", avxvnni_table, &Features::avxvnni},
     {"avx2", avx2_table, &Features::avx2},
@@ -198,7 +199,7 @@ int bimedix_edge_kernels_choose(const char * name, char * message, int size) {
         say(message, size, "%s%s", table->name, "");
         return 0;
     }
-    say(message, size, any ? "this processor has none of avx512vnni, avxvnni, avx2%s%s" : "there are no kernels named %s%s", any ? "" : name, "");
+    say(message, size, any ? "this processor has none of amx, avx512vnni, avxvnni, avx2%s%s" : "there are no kernels named %s%s", any ? "" : name, "");
     return 1;
 }
 

@@ -8,6 +8,10 @@
 #else
 #include <cpuid.h>
 #endif
+#ifdef __linux__
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace bmx {
 namespace {
@@ -30,7 +34,7 @@ Registers cpuid(uint32_t leaf, uint32_t sub) {
 #endif
 }
 
-// which registers the operating system saves: bits 1, 2 for AVX, 5 to 7 for AVX-512
+// which registers the operating system saves: bits 1, 2 for AVX, 5 to 7 for AVX-512, 17 and 18 for tiles
 uint64_t saved_registers() {
 #ifdef _MSC_VER
     return _xgetbv(0);
@@ -43,6 +47,17 @@ uint64_t saved_registers() {
 
 bool bit(uint32_t value, int n) { return value >> n & 1; }
 
+// Linux saves the tiles' registers only for processes that ask for it, once.
+bool tiles_permitted() {
+#ifdef __linux__
+    constexpr int kRequestPermission = 0x1023, kTileData = 18;  // asm/prctl.h, and the bit of XCR0
+    static const bool permitted = syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+    return permitted;
+#else
+    return false;
+#endif
+}
+
 }  // namespace
 
 Features processor_features() {
@@ -53,6 +68,9 @@ Features processor_features() {
     f.avx2 = avx && bit(seven.b, 5) && bit(one.c, 12) && bit(one.c, 29);  // with FMA and F16C
     f.avxvnni = f.avx2 && bit(seven_one.a, 4);
     f.avx512vnni = f.avx2 && avx512 && bit(seven.b, 16) && bit(seven.b, 30) && bit(seven.b, 31) && bit(seven.c, 11);
+    // bfloat16, tiles, int8
+    const bool amx = (saved & 0x60000) == 0x60000 && bit(seven.d, 22) && bit(seven.d, 24) && bit(seven.d, 25);
+    f.amx = f.avx512vnni && amx && tiles_permitted();
     return f;
 }
 
@@ -60,6 +78,6 @@ Features processor_features() {
 
 #else
 namespace bmx {
-Features processor_features() { return {false, false, false}; }
+Features processor_features() { return {false, false, false, false}; }
 }  // namespace bmx
 #endif

@@ -4,7 +4,7 @@
 namespace bmx {
 
 struct Features {
-    bool avx2, avxvnni, avx512vnni;
+    bool avx2, avxvnni, avx512vnni, amx;
 };
 
 Features processor_features();

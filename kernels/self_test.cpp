@@ -10,7 +10,7 @@ namespace bmx {
 
 namespace {
 
-constexpr int kColumns = 512, kRows = 37, kTokens = 7;
+constexpr int kColumns = 512, kRows = 37, kTokens = 39;
 
 struct Random {
     uint32_t state = 1;

@@ -56,6 +56,7 @@ struct Activations {
     float * scales;    // [1], or [8] with per_32
     int32_t * sums16;  // [16]: sums of 16 values each; with per_32 the first 8 are sums of 32
     int16_t * sums32;  // [8]: sums of 32 values each, for the minimums of Q4_K and Q5_K
+    uint16_t * split_sums;  // [16]: the same as bfloat16, multiples of 32, then what is left; where the table splits them
     const float * floats;  // [n_tokens][n_columns], with Rounding::none
     int64_t n_blocks() const { return (n_columns + kBlock - 1) / kBlock; }
 };
@@ -72,10 +73,12 @@ struct Rows {
 
 struct Table {
     const char * name;
-    int rows;  // of a panel
+    int (*rows)(int64_t n_tokens);  // of a panel
+    // Activations of so many tokens behind the last one may be read, and count for nothing; sums are split for them.
+    int spare_tokens;
     // Rounds one token, x[n_columns], into its place in the blocks.
     void (*round)(const Activations & to, int64_t token, const float * x);
-    // y[m][r] = products of all tokens with the rows; y holds n_tokens * rows floats, 64-byte aligned; scratch
+    // y[m][r] = products of all tokens with the rows; y holds n_tokens * rows(n_tokens) floats, 64-byte aligned; scratch
     // holds scratch_bytes, likewise.
     void (*panel)(const Rows & rows, const Activations & x, float * y, char * scratch);
     size_t scratch_bytes;
@@ -92,6 +95,7 @@ const Table * scalar_table();
 const Table * avx2_table();
 const Table * avxvnni_table();
 const Table * avx512vnni_table();
+const Table * amx_table();
 
 float half_to_float(uint16_t half);
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from bimedix_edge.kernels import find_library
 
 KINDS = ("Q4_K", "Q5_K", "Q6_K", "Q8_0", "Q4_0", "F16")
-INSTRUCTION_SETS = ("avx2", "avxvnni", "avx512vnni")
+INSTRUCTION_SETS = ("avx2", "avxvnni", "avx512vnni", "amx")
 _MARK = 0x7FC0BEEF  # a NaN that no kernel computes
 _MARGIN = 64
 _MODERATE_SCALE = {"Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,), "Q8_0": (0,), "Q4_0": (0,)}

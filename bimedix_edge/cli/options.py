@@ -27,7 +27,7 @@ def model_options(command: Command) -> Command:
         click.option("-m", "--model", metavar="NAME|DIR", help="An installed model's name, or a bundle's directory."),
         click.option("--ctx-size", type=int, metavar="N", help="Tokens of context, images included.  [default: 4096]"),
         click.option("--threads", type=int, metavar="N", help="Threads of the matmuls.  [default: one a core]"),
-        click.option("--kernels", metavar="NAME", help="auto, off, avx2, avxvnni or avx512vnni.  [default: auto]"),
+        click.option("--kernels", metavar="NAME", help="auto, off, avx2, avxvnni, avx512vnni or amx.  [default: auto]"),
     )(command)
 
 

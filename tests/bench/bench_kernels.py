@@ -34,6 +34,7 @@ SHAPES = {
     "down": (4096, 14336),
     "output": (128256, 4096),
 }
+NAMES = ("amx", "avx512vnni", "avxvnni", "avx2")
 TOKENS = (1, 4, 8, 512)
 CACHE_BYTES = 128 << 20
 Run = Callable[[], object]
@@ -191,7 +192,7 @@ def lines(name: str, options: argparse.Namespace) -> Iterator[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--kernels", choices=["avx512vnni", "avxvnni", "avx2"], help="by default the best that run here"
+        "--kernels", choices=NAMES, help="by default the best that run here"
     )
     parser.add_argument("--types", default=",".join(KINDS))
     parser.add_argument("--shapes", default=",".join(SHAPES))
@@ -199,7 +200,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
-    name = options.kernels or next(filter(usable, ("avx512vnni", "avxvnni", "avx2")))
+    name = options.kernels or next(filter(usable, NAMES))
     print(f"kernels {name}, {options.threads} threads, medians of {options.rounds} rounds")
     for line in lines(name, options):
         print(line, flush=True)
