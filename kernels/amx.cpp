@@ -43,7 +43,7 @@ struct TileWorkspace {
         Workspace<S> few;
     };
     alignas(64) char copy[kRows * 8 * 34];
-    alignas(64) int32_t sums[2][8][kTile][16];  // of the tokens being multiplied and of those before, which are scaled
+    alignas(64) int32_t sums[8][kTile][16];
 };
 
 // ---- unpacking
@@ -222,10 +222,9 @@ constexpr KQuant kFourAndFive = {3, true, false}, kSix = {8, false, true};
 
 // sums: [0] and [1] the lower plane's of 16 tokens each, [2] and [3] the upper's, [4] and [5] the minimums', floats
 template <const KQuant & kQuant>
-void scale_k(const Planes & p, const Activations & x, const Step & step, const int32_t (*sums)[kTile][16], int first, int last) {
-    if (!step.y) return;
+void scale_k(const Planes & p, const Activations & x, const Step & step, const int32_t (*sums)[kTile][16]) {
     const F scale = S::loadf(p.scale[step.h]), minimum = S::loadf(p.minimum[step.h]);
-    for (int t = first; t < std::min(last, step.n_tokens); t++) {
+    for (int t = 0; t < step.n_tokens; t++) {
         const int tile = t / kTile, row = t % kTile;
         const I sum = S::add_int(S::load(sums[tile][row]), S::sll<kQuant.shift>(S::load(sums[2 + tile][row])));
         F value = S::mul(S::to_float(sum), scale);
@@ -236,22 +235,27 @@ void scale_k(const Planes & p, const Activations & x, const Step & step, const i
 }
 
 template <const KQuant & kQuant>
-void multiply_tiles(const Planes & p, const Activations & x, const Step & step, int32_t (*sums)[kTile][16], int k) {
-    const int8_t * values = x.values + step.at * kBlock + k * 64;
-    BMX_TILE_LOAD(6, p.low[step.h][k * 16], 64);
-    BMX_TILE_LOAD(4, values, kBlock);
-    BMX_TILE_DOT_UNSIGNED(0, 4, 6);
-    BMX_TILE_LOAD(5, values + kTile * kBlock, kBlock);
-    BMX_TILE_DOT_UNSIGNED(1, 5, 6);
-    BMX_TILE_LOAD(7, p.high[step.h][k * 16], 64);
-    if (kQuant.signed_high) {
-        BMX_TILE_DOT_SIGNED(2, 4, 7);
-        BMX_TILE_DOT_SIGNED(3, 5, 7);
-    } else {
-        BMX_TILE_DOT_UNSIGNED(2, 4, 7);
-        BMX_TILE_DOT_UNSIGNED(3, 5, 7);
+void multiply_tiles(const Planes & p, const Activations & x, const Step & step, int32_t (*sums)[kTile][16]) {
+    BMX_TILE_ZERO(0);
+    BMX_TILE_ZERO(1);
+    BMX_TILE_ZERO(2);
+    BMX_TILE_ZERO(3);
+    for (int k = 0; k < 4; k++) {
+        const int8_t * values = x.values + step.at * kBlock + k * 64;
+        BMX_TILE_LOAD(6, p.low[step.h][k * 16], 64);
+        BMX_TILE_LOAD(4, values, kBlock);
+        BMX_TILE_DOT_UNSIGNED(0, 4, 6);
+        BMX_TILE_LOAD(5, values + kTile * kBlock, kBlock);
+        BMX_TILE_DOT_UNSIGNED(1, 5, 6);
+        BMX_TILE_LOAD(7, p.high[step.h][k * 16], 64);
+        if (kQuant.signed_high) {
+            BMX_TILE_DOT_SIGNED(2, 4, 7);
+            BMX_TILE_DOT_SIGNED(3, 5, 7);
+        } else {
+            BMX_TILE_DOT_UNSIGNED(2, 4, 7);
+            BMX_TILE_DOT_UNSIGNED(3, 5, 7);
+        }
     }
-    if (k < 3) return;
     BMX_TILE_STORE(0, sums[0], 64);
     BMX_TILE_STORE(1, sums[1], 64);
     BMX_TILE_STORE(2, sums[2], 64);
@@ -271,73 +275,66 @@ void multiply_tiles(const Planes & p, const Activations & x, const Step & step, 
 }
 
 template <const KQuant & kQuant>
-void block_k(const Planes & p, const Activations & x, int64_t block, float * y, int32_t (*sums)[8][kTile][16]) {
-    Step before = {nullptr, 0, 0, 0};
-    int turn = 0;
+void block_k(const Planes & p, const Activations & x, int64_t block, float * y, int32_t (*sums)[kTile][16]) {
     for (int64_t m = 0; m < x.n_tokens; m += 2 * kTile) {
-        for (int h = 0; h < kHigh; h++, turn ^= 1) {
+        for (int h = 0; h < kHigh; h++) {
             const Step step = {y + m * kRows + h * 16, block * x.n_tokens + m, h, int(std::min<int64_t>(2 * kTile, x.n_tokens - m))};
-            BMX_TILE_ZERO(0);
-            BMX_TILE_ZERO(1);
-            BMX_TILE_ZERO(2);
-            BMX_TILE_ZERO(3);
-            for (int k = 0; k < 4; k++) {
-                multiply_tiles<kQuant>(p, x, step, sums[turn], k);
-                scale_k<kQuant>(p, x, before, sums[turn ^ 1], k * 8, k * 8 + 8);
-            }
-            before = step;
+            multiply_tiles<kQuant>(p, x, step, sums);
+            // while the tiles multiply for the next step: what is read here left them long before
+            scale_k<kQuant>(p, x, step, sums);
         }
     }
-    scale_k<kQuant>(p, x, before, sums[turn ^ 1], 0, 2 * kTile);
 }
 
-void scale_blocks(const Blocks & p, const Activations & x, const Step & step, const int32_t (*sums)[kTile][16], int first, int last, int n_sub) {
-    if (!step.y) return;
-    for (int t = first; t < std::min(last, step.n_tokens); t++) {
+// sums[s] are those of sub-block s
+void scale_blocks(const Blocks & p, const Activations & x, const Step & step, const int32_t (*sums)[kTile][16], int n_sub) {
+    F of_rows[8];
+    BMX_UNROLL
+    for (int s = 0; s < 8; s++) of_rows[s] = s < n_sub ? S::loadf(p.scales[step.h][s]) : S::zerof();
+    for (int t = 0; t < step.n_tokens; t++) {
         float * const y = step.y + t * kRows;
-        F sum = S::loadf(y);
-        const float * scales = x.scales + (step.at + t) * 8;
-        for (int s = 0; s < n_sub; s++) {
-            const F product = S::mul(S::to_float(S::load(sums[s][t])), S::loadf(p.scales[step.h][s]));
-            sum = S::fma(product, S::broadcastf(scales + s), sum);
+        const float * of_token = x.scales + (step.at + t) * 8;
+        F sum[2] = {S::loadf(y), S::zerof()};
+        BMX_UNROLL
+        for (int s = 0; s < 8; s++) {
+            if (s >= n_sub) break;
+            const F product = S::mul(S::to_float(S::load(sums[s][t])), of_rows[s]);
+            sum[s % 2] = S::fma(product, S::broadcastf(of_token + s), sum[s % 2]);
         }
-        S::storef(y, sum);
+        S::storef(y, S::add(sum[0], sum[1]));
     }
 }
 
-// eight sums of 32 columns each, four tiles of sums in turn
-void multiply_block(const Blocks & p, const Activations & x, const Step & step, int32_t (*sums)[kTile][16], int s) {
-    const int8_t * values = x.values + step.at * kBlock + s * 32;
-#define BMX_ONE(sum, a, b)                           \
+// Eight sums of 32 columns each, in four tiles in turn. Columns that are not there are multiplied, too, and never scaled.
+void multiply_block(const Blocks & p, const Activations & x, const Step & step, int32_t (*sums)[kTile][16]) {
+    const int8_t * values = x.values + step.at * kBlock;
+    const auto weights = p.values[step.h];
+#define BMX_SUB_BLOCK(s, sum, a, b)                  \
     BMX_TILE_ZERO(sum);                              \
-    BMX_TILE_LOAD(a, values, kBlock);                \
-    BMX_TILE_LOAD(b, p.values[step.h][s * 8], 64);   \
-    BMX_TILE_DOT_SIGNED(sum, a, b);                  \
-    BMX_TILE_STORE(sum, sums[s], 64);                \
-    break
-    switch (s % 4) {
-        case 0: BMX_ONE(0, 4, 6);
-        case 1: BMX_ONE(1, 5, 7);
-        case 2: BMX_ONE(2, 4, 6);
-        default: BMX_ONE(3, 5, 7);
+    BMX_TILE_LOAD(a, values + (s) * 32, kBlock);     \
+    BMX_TILE_LOAD(b, weights[(s) * 8], 64);          \
+    BMX_TILE_DOT_SIGNED(sum, a, b)
+    for (int s = 0; s < 8; s += 4) {
+        BMX_SUB_BLOCK(s, 0, 4, 6);
+        BMX_SUB_BLOCK(s + 1, 1, 5, 7);
+        BMX_SUB_BLOCK(s + 2, 2, 4, 6);
+        BMX_SUB_BLOCK(s + 3, 3, 5, 7);
+        BMX_TILE_STORE(0, sums[s], 64);
+        BMX_TILE_STORE(1, sums[s + 1], 64);
+        BMX_TILE_STORE(2, sums[s + 2], 64);
+        BMX_TILE_STORE(3, sums[s + 3], 64);
     }
-#undef BMX_ONE
+#undef BMX_SUB_BLOCK
 }
 
-void block_of_32(const Blocks & p, const Activations & x, int64_t block, int n_sub, float * y, int32_t (*sums)[8][kTile][16]) {
-    Step before = {nullptr, 0, 0, 0};
-    int turn = 0;
+void block_of_32(const Blocks & p, const Activations & x, int64_t block, int n_sub, float * y, int32_t (*sums)[kTile][16]) {
     for (int64_t m = 0; m < x.n_tokens; m += kTile) {
-        for (int h = 0; h < kHigh; h++, turn ^= 1) {
+        for (int h = 0; h < kHigh; h++) {
             const Step step = {y + m * kRows + h * 16, block * x.n_tokens + m, h, int(std::min<int64_t>(kTile, x.n_tokens - m))};
-            for (int s = 0; s < 8; s++) {
-                if (s < n_sub) multiply_block(p, x, step, sums[turn], s);
-                scale_blocks(p, x, before, sums[turn ^ 1], s * 2, s * 2 + 2, n_sub);
-            }
-            before = step;
+            multiply_block(p, x, step, sums);
+            scale_blocks(p, x, step, sums, n_sub);
         }
     }
-    scale_blocks(p, x, before, sums[turn ^ 1], 0, kTile, n_sub);
 }
 
 // ---- a whole panel
