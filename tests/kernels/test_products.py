@@ -25,10 +25,10 @@ from numpy.typing import NDArray
 
 # sums of float32 in another order; what rounding activations costs is a thousand times more
 TOLERANCE = 3e-6
-# a panel has 8, 16 or 32 rows
-ROWS = (1, 7, 8, 9, 15, 16, 17, 31, 32, 33, 100)
-# four go row by row, then 4 or 6 at a time pass over a panel, and 512 at a time over all panels
-TOKENS = (*range(1, 14), 64)
+# a panel has 8, 16, 32 or 64 rows
+ROWS = (1, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 100)
+# four go row by row, then 4 or 6 at a time pass over a panel; tiles take 16 and two at a time
+TOKENS = (*range(1, 19), 31, 32, 33, 47, 48, 49, 64)
 COLUMNS = {"Q4_K": (256, 768, 2048), "Q5_K": (256, 512), "Q6_K": (256, 1280)}
 COLUMNS |= {"Q8_0": (32, 96, 288, 1024), "Q4_0": (32, 96, 288, 512), "F16": (32, 160, 544)}
 SPECIAL = {"infinity": 0x7C00, "minus infinity": 0xFC00, "NaN": 0x7E00, "negative NaN": 0xFFFF}
@@ -101,7 +101,7 @@ def _case(
 @each_kind
 def test_every_number_of_rows(name: str, kind: str) -> None:
     for n_rows in ROWS:
-        for n_tokens in (1, 4, 5, 7):
+        for n_tokens in (1, 4, 5, 7, 17):
             weights, x, expected = _case(kind, n_rows, n_tokens, COLUMNS[kind][1])
             assert error(multiply(name, weights, x), expected) < TOLERANCE, (n_rows, n_tokens)
 
@@ -126,7 +126,7 @@ def test_more_tokens_than_one_pass_takes(name: str, kind: str, n_tokens: int) ->
 @each_kind
 def test_every_number_of_columns(name: str, kind: str) -> None:
     for n_columns in COLUMNS[kind]:
-        for n_tokens in (2, 11):
+        for n_tokens in (2, 11, 20):
             weights, x, expected = _case(kind, 33, n_tokens, n_columns)
             assert error(multiply(name, weights, x), expected) < TOLERANCE, (n_columns, n_tokens)
 
@@ -138,7 +138,7 @@ def test_any_shape_at_any_address(name: str, data: st.DataObject) -> None:
     kind = data.draw(st.sampled_from(KINDS))
     unit = max(32, GGML_QUANT_SIZES[GGMLQuantizationType[kind]][0])
     n_columns = unit * data.draw(st.integers(1, 1024 // unit))
-    n_rows, n_tokens = data.draw(st.integers(1, 70)), data.draw(st.integers(1, 20))
+    n_rows, n_tokens = data.draw(st.integers(1, 70)), data.draw(st.integers(1, 40))
     rng = np.random.default_rng(data.draw(st.integers(0, 1 << 32)))
     # halves are what any of the formats is aligned to
     gap, offset = 2 * data.draw(st.integers(0, 40)), 2 * data.draw(st.integers(0, 31))

@@ -157,7 +157,7 @@ void check_all(const Table & table) {
     for (const Weight weight : kWeights) {
         const int64_t unit = rounding_of(weight) == Rounding::per_256 ? 256 : 32;
         for (const int64_t n_rows : {1, 15, 16, 17, 31, 32, 33, 70})
-            for (const int64_t n_tokens : {1, 2, 3, 4, 5, 6, 7, 13}) check_product(table, weight, n_rows, n_tokens, unit * 2, 1);
+            for (const int64_t n_tokens : {1, 2, 3, 4, 5, 6, 7, 13, 16, 31, 49}) check_product(table, weight, n_rows, n_tokens, unit * 2, 1);
         for (const int64_t n_columns : {unit, 3 * unit, 9 * unit})
             for (const int64_t n_tokens : {1, 5}) check_product(table, weight, 33, n_tokens, n_columns, 2);
         for (const int64_t n_tokens : {512, 513, 530}) check_product(table, weight, 17, n_tokens, unit, 2);
@@ -185,6 +185,7 @@ int main(int argc, char **) {
     if (features.avxvnni) tables.push_back(avxvnni_table());
 #endif
     if (features.avx512vnni) tables.push_back(avx512vnni_table());
+    if (features.amx) tables.push_back(amx_table());
     for (const Table * table : tables) {
         if (!table) continue;
         if (argc == 1) check_all(*table);
