@@ -443,8 +443,8 @@ def system_info() -> str:
 def built_for_amx() -> bool:
     """Tell whether llama.cpp was built for processors with AMX; its products by AMX are never used.
 
-    GCC up to 12 takes `_tile_loadconfig` to read eight of its 64 bytes and drops what was written to the others: compiled
-    so, ggml's AMX ends the process. Which compiler built a library cannot be asked.
+    GCC up to 12 takes `_tile_loadconfig` to read eight of its 64 bytes and drops what was written to the others:
+    compiled so, ggml's AMX ends the process. Which compiler built a library cannot be asked.
     """
     return "AMX_INT8 = 1" in system_info()
 

@@ -38,7 +38,7 @@ def random_decoder_bytes(shape: str, file_type: FileType) -> int:
 
 
 def write_random_decoder(
-    path: Path, shape: str, file_type: FileType, progress: Callable[[int, int], None]
+    path: Path, shape: str, file_type: FileType, progress: Callable[[int, int], None], n_rows: int = _ROWS
 ) -> DecoderSpec:
     """Write a GGUF of random weights.
 
@@ -47,6 +47,7 @@ def write_random_decoder(
         shape: a key of `generate_config.SHAPES`.
         file_type: of the decoder.
         progress: called with the bytes written and to write.
+        n_rows: different rows of each type and length.
 
     Returns:
         What a manifest would state about it.
@@ -60,7 +61,7 @@ def write_random_decoder(
     vocabulary = _vocabulary(config.n_vocab)
     header = decoder_header(config, planned, file_type, vocabulary, About("random", "CC0-1.0", (), ""))
     total = len(header) + sum(padded(tensor.size_bytes) for tensor in planned)
-    rows = partial(_some_rows, np.random.default_rng(0), {})
+    rows = partial(_some_rows, np.random.default_rng(0), {}, n_rows)
     with path.open("xb") as file:
         done = file.write(header)
         for tensor in planned:
@@ -81,15 +82,18 @@ def write_random_decoder(
 
 
 def _some_rows(
-    rng: np.random.Generator, known: dict[tuple[GGMLQuantizationType, int], bytes], tensor: PlannedTensor
+    rng: np.random.Generator,
+    known: dict[tuple[GGMLQuantizationType, int], bytes],
+    n_rows: int,
+    tensor: PlannedTensor,
 ) -> bytes:
     """Return a few rows of a tensor's type and length; a norm is ones."""
     if len(tensor.shape) == 1:
         return np.ones(tensor.shape, np.float32).tobytes()
     key = tensor.kind, tensor.shape[-1]
     if key not in known:
-        values: NDArray[np.float32] = rng.standard_normal((_ROWS, tensor.shape[-1]), np.float32) * np.float32(_SCALE)
-        known[key] = bytes(quantized_rows(tensor.name, tensor.kind, lambda _start, _stop: values, 0, _ROWS))
+        values: NDArray[np.float32] = rng.standard_normal((n_rows, tensor.shape[-1]), np.float32) * np.float32(_SCALE)
+        known[key] = bytes(quantized_rows(tensor.name, tensor.kind, lambda start, stop: values[start:stop], 0, n_rows))
     return known[key]
 
 

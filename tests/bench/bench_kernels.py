@@ -191,9 +191,7 @@ def lines(name: str, options: argparse.Namespace) -> Iterator[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--kernels", choices=NAMES, help="by default the best that run here"
-    )
+    parser.add_argument("--kernels", choices=NAMES, help="by default the best that run here")
     parser.add_argument("--types", default=",".join(KINDS))
     parser.add_argument("--shapes", default=",".join(SHAPES))
     parser.add_argument("--tokens", default=",".join(map(str, TOKENS)))

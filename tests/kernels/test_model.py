@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import pytest
 from native_products import INSTRUCTION_SETS, usable
 from numpy.typing import NDArray
 
+from bimedix_edge.converters.quantize import FILE_TYPES
+from bimedix_edge.converters.random_decoder import write_random_decoder
 from bimedix_edge.decoder import Aborted, Decoder
 from bimedix_edge.embeddings import EmbeddingCache
 from bimedix_edge.events import Done
@@ -107,6 +110,32 @@ def test_answers_are_those_without_kernels(bundles: dict[str, Path], kind: str, 
 @each_kind
 def test_answers_to_many_prompts_are_those_without_kernels(bundles: dict[str, Path], kind: str, name: str) -> None:
     compare(bundles[kind], kind, name, random_prompts(N_ALL, _SEED))
+
+
+@pytest.mark.slow
+@each_set
+@pytest.mark.parametrize("kind", ["Q4_K_M", "Q8_0", "Q4_0"])
+def test_logits_of_the_1b_shape_are_those_without_kernels(tmp_path: Path, kind: str, name: str) -> None:
+    if not usable(name):
+        pytest.skip(f"this processor cannot run {name}")
+    path = tmp_path / "decoder.gguf"
+    spec = write_random_decoder(path, "1b", FILE_TYPES[kind], lambda done, total: None, n_rows=2048)
+    rng = np.random.default_rng(_SEED)
+    all_tokens = [rng.integers(0, spec.n_vocab, n).tolist() for n in rng.integers(1, 100, N_ALL)]
+
+    def logits(kernels: str) -> Logits:
+        shape = {"n_ctx": 512, "n_seq_max": 1, "n_batch": 128, "n_threads": os.cpu_count() or 1}
+        with Decoder(path, spec, kernels=kernels, **shape) as decoder:
+            found = []
+            for tokens in all_tokens:
+                decoder.evaluate_tokens(0, 0, tokens)
+                found.append(decoder.logits().astype(np.float64))
+                decoder.truncate(0, 0)
+            return found
+
+    mean = np.mean([divergence(p, q) for p, q in zip(logits("off"), logits(name), strict=True)])
+    print(f"1B {kind} {name}: mean KL {mean:.2e} of {N_ALL} prompts")
+    assert mean <= KL_LIMIT
 
 
 @each_kind
