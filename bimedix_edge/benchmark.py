@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import statistics
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from bimedix_edge.decoder import Decoder, open_kernels
 from bimedix_edge.devices import inspect_machine
 from bimedix_edge.engine import Engine
-from bimedix_edge.errors import HardwareError
+from bimedix_edge.errors import HardwareError, UsageError
 from bimedix_edge.events import Cancel
 from bimedix_edge.kernels import OFF, Kernels, int8_ops, read_bandwidth
 from bimedix_edge.vision import VisionEncoder
@@ -71,6 +72,7 @@ class Benchmark:
         both_loaded: whether on and off took turns at each measurement; otherwise one was loaded after the other.
         read_bytes_per_s: read from memory by all threads, at most; None where that cannot be measured.
         int8_ops_per_s: multiplications and additions of bytes on registers by all threads, at most; likewise.
+        load_s: how long opening the decoder took, by `on` and `off`; the first time, where it was opened again.
     """
 
     measurements: Sequence[Measurement]
@@ -80,6 +82,7 @@ class Benchmark:
     both_loaded: bool
     read_bytes_per_s: float | None
     int8_ops_per_s: float | None
+    load_s: Mapping[str, float]
 
     def share(self, measurement: Measurement, side: str) -> float | None:
         """Return what part of its ceiling a measurement reaches, 1 being all; None where that is not known."""
@@ -90,7 +93,14 @@ class Benchmark:
 
 
 def measure(
-    subject: Subject, *, rounds: int, n_threads: int, kernels: str, cancel: Cancel, progress: Progress
+    subject: Subject,
+    *,
+    rounds: int,
+    n_threads: int,
+    kernels: str,
+    cancel: Cancel,
+    progress: Progress,
+    only: Sequence[str] = (),
 ) -> Benchmark:
     """Measure a decoder with and without our kernels.
 
@@ -101,28 +111,39 @@ def measure(
         kernels: what `on` means, one of `kernels.CHOICES` but `off`.
         cancel: stops at the next operation.
         progress: called with the measurements done, those to do, and what comes next.
+        only: what is measured, by parts of the names of workloads; everything where it is empty.
 
     Raises:
+        UsageError: one of `only` is part of no name.
         Aborted: it was cancelled.
         HardwareError: it does not fit into this machine's memory, or the kernels cannot be used.
         DecoderError, VisionError: an engine refuses it.
     """
-    return _Run(subject, n_threads, kernels, cancel, progress).measure(rounds)
+    return _Run(subject, n_threads, kernels, cancel, progress, only).measure(rounds)
 
 
 class _Run:
     """One benchmark."""
 
-    def __init__(self, subject: Subject, n_threads: int, kernels: str, cancel: Cancel, progress: Progress) -> None:
+    def __init__(
+        self,
+        subject: Subject,
+        n_threads: int,
+        kernels: str,
+        cancel: Cancel,
+        progress: Progress,
+        only: Sequence[str],
+    ) -> None:
         self._subject = subject
         self._n_threads = n_threads
         self._choices = {OFF: OFF, ON: kernels}
         self._cancel = cancel
         self._progress = progress
         self._workloads = Workloads(subject, cancel)
-        self._all = self._workloads.all()
+        self._all = _chosen(self._workloads.all(), only)
         self._seconds: list[dict[str, list[float]]] = [{OFF: [], ON: []} for _ in self._all]
         self._kernels: Kernels | None = None
+        self._load_s: dict[str, float] = {}
         self._read: list[float] = []
         self._int8: list[float] = []
         self._n_done = self._n_to_do = 0
@@ -151,6 +172,7 @@ class _Run:
             both_loaded=both,
             read_bytes_per_s=statistics.median(self._read) if self._read else None,
             int8_ops_per_s=statistics.median(self._int8) if self._int8 else None,
+            load_s=self._load_s,
         )
 
     def _fits_twice(self) -> bool:
@@ -185,6 +207,7 @@ class _Run:
             yield None
             return
         self._progress(self._n_done, self._n_to_do, f"loading, kernels {name}")
+        start_s = time.perf_counter()
         decoder = Decoder(
             self._subject.path,
             self._subject.spec,
@@ -194,6 +217,7 @@ class _Run:
             n_threads=self._n_threads,
             kernels=self._choices[name],
         )
+        self._load_s.setdefault(name, time.perf_counter() - start_s)
         with decoder:
             self._workloads.stop_if_asked()
             if name == ON:
@@ -221,3 +245,11 @@ class _Run:
             self._progress(self._n_done, self._n_to_do, "what the machine does at most")
             self._read += filter(None, [read_bandwidth(self._n_threads, _CEILING_S)])
             self._int8 += filter(None, [int8_ops(self._kernels.name, self._n_threads, _CEILING_S)])
+
+
+def _chosen(workloads: Sequence[Workload], only: Sequence[str]) -> list[Workload]:
+    for part in only:
+        if not any(part in workload.name for workload in workloads):
+            names = ", ".join(workload.name for workload in workloads)
+            raise UsageError(f"Expected part of one of the names {names}, but {part[:40]!r} is none; choose another.")
+    return [workload for workload in workloads if not only or any(part in workload.name for part in only)]

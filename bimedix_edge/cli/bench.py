@@ -52,10 +52,17 @@ _ROOM_BYTES = 100_000_000
 @click.option("--rounds", type=click.IntRange(1, 1000), default=3, show_default=True, help="Medians are of so many.")
 @click.option("--threads", type=int, metavar="N", help="Threads of the matmuls.  [default: one a core]")
 @click.option("--kernels", metavar="NAME", help="What is compared with off: auto, avx2, ...  [default: auto]")
+@click.option("--only", multiple=True, metavar="TEXT", help="Measure what has this in its name; can be repeated.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 @click.option("--plot", type=click.Path(path_type=Path), metavar="FILE.png", help="Draw a chart, too.")
 def bench(
-    shape: str | None, file_type: str | None, rounds: int, as_json: bool, plot: Path | None, **flags: Any
+    shape: str | None,
+    file_type: str | None,
+    rounds: int,
+    only: tuple[str, ...],
+    as_json: bool,
+    plot: Path | None,
+    **flags: Any,
 ) -> None:
     """Measure what speed this machine reaches, with and without the fused kernels.
 
@@ -78,7 +85,7 @@ def bench(
             about, subject = _installed(settings, console, quiet=as_json)
         else:
             about, subject = stack.enter_context(_random(settings, console, shape, file_type or _DEFAULT_TYPE))
-        benchmark = _measure(settings, console, subject, rounds)
+        benchmark = _measure(settings, console, subject, rounds, only)
     if plot is not None:
         write_file(plot, draw_chart(about, benchmark), mode=0o644)
     if as_json:
@@ -87,7 +94,7 @@ def bench(
         print_tables(plain_console(), about, benchmark)
 
 
-def _measure(settings: Settings, console: Console, subject: Subject, rounds: int) -> Benchmark:
+def _measure(settings: Settings, console: Console, subject: Subject, rounds: int, only: tuple[str, ...]) -> Benchmark:
     n_threads = settings.threads or inspect_machine().n_cores
     try:
         with StepBar(console) as bar, cancel_on_interrupt() as cancel:
@@ -98,6 +105,7 @@ def _measure(settings: Settings, console: Console, subject: Subject, rounds: int
                 kernels=settings.kernels,
                 cancel=cancel,
                 progress=bar.show,
+                only=only,
             )
     except Aborted as error:
         raise KeyboardInterrupt from error

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from bimedix_edge.benchmark import ON, Benchmark, Measurement
 from bimedix_edge.cli.terminal import echo
+from bimedix_edge.decoder import built_for_amx
 from bimedix_edge.devices import inspect_machine
 from bimedix_edge.kernels import OFF
 
@@ -59,8 +60,11 @@ def print_tables(console: Console, about: About, benchmark: Benchmark) -> None:
     head = Table(box=None, show_header=False, pad_edge=False)
     head.add_row("model", f"{about.name}, {about.file_type}, {about.file_bytes / 1e9:.2f} GB")
     head.add_row("machine", f"{machine.cpu}, {machine.system}, threads: {benchmark.n_threads}")
-    head.add_row("kernels", f"on is {on_name(benchmark)}, off is llama.cpp's own")
+    without = ", without its AMX and its rearranged weights" if built_for_amx() else ""
+    head.add_row("kernels", f"on is {on_name(benchmark)}, off is llama.cpp's own{without}")
     head.add_row("rounds", f"{benchmark.rounds}, {turns}; medians")
+    loading = ", ".join(f"{side} {seconds:.1f} s" for side, seconds in benchmark.load_s.items())
+    head.add_row("loading", loading)
     if benchmark.read_bytes_per_s is not None:
         head.add_row("ceiling", f"memory: {benchmark.read_bytes_per_s / 1e9:.1f} GB/s are read")
     if benchmark.int8_ops_per_s is not None:
@@ -101,6 +105,7 @@ def as_json_object(about: About, benchmark: Benchmark) -> dict[str, Any]:
         "kernels": {"on": benchmark.kernels.name, "reason": benchmark.kernels.reason},
         "rounds": benchmark.rounds,
         "both_loaded": benchmark.both_loaded,
+        "load_ms": {side: _rounded(seconds, 1e3) for side, seconds in benchmark.load_s.items()},
         "ceilings": {
             "read_gb_per_s": _rounded(benchmark.read_bytes_per_s, 1e-9),
             "int8_gops": _rounded(benchmark.int8_ops_per_s, 1e-9),

@@ -83,8 +83,10 @@ def _check_measurements(report: dict[str, Any], names: list[str]) -> None:
 def test_random_weights_are_measured_with_kernels_and_without(random_run: tuple[dict[str, Any], Path, Path]) -> None:
     report, _, _ = random_run
     assert set(report) == {
-        "model", "machine", "threads", "kernels", "rounds", "both_loaded", "ceilings", "measurements", "notice"
-    }  # fmt: skip
+        *("model", "machine", "threads", "kernels", "rounds", "both_loaded", "load_ms", "ceilings", "measurements"),
+        "notice",
+    }
+    assert min(report["load_ms"].values()) > 0
     assert report["rounds"] == 2
     assert report["threads"] == inspect_machine().n_cores
     _check_measurements(report, NAMES)
@@ -105,6 +107,22 @@ def test_prefill_is_a_share_of_what_the_machine_multiplies(random_run: tuple[dic
         assert (found["on"]["share_of_ceiling"] is not None) == (found["kind"] == "prefill")
         if found["kind"] == "prefill":
             assert 0 < found["on"]["share_of_ceiling"] < 1
+
+
+def test_only_what_is_named_is_measured(cache: Path) -> None:
+    result = run(
+        "--shape", "demo", "--rounds", "1", "--json", "--only", "prefill 64 ", "--only", "decode 2", "-t", "q8_0"
+    )
+    assert result.returncode == 0, result.stderr
+    _check_measurements(json.loads(result.stdout), ["prefill 64 tokens", "decode 2 sequences"])
+
+
+def test_nothing_has_a_name_like_that(cache: Path) -> None:
+    result = run("--shape", "demo", "--rounds", "1", "--only", "decode 2", "--only", "prefil 64", "-t", "q8_0")
+    assert result.returncode == 2
+    assert "prefill 64 tokens" in result.stderr
+    assert "'prefil 64'" in result.stderr
+    assert result.stdout == ""
 
 
 def test_nothing_of_the_random_weights_is_left(random_run: tuple[dict[str, Any], Path, Path]) -> None:
