@@ -27,6 +27,9 @@ __all__ = ["random_decoder_bytes", "write_random_decoder"]
 
 _ROWS = 64
 _SCALE = 0.02
+# what is added to the stream in every layer is smaller, as GPT-2 begins its training: a network of random weights
+# magnifies any difference, this one less
+_ADDED = ("attn_output.weight", "ffn_down.weight")
 
 
 def random_decoder_bytes(shape: str, file_type: FileType) -> int:
@@ -61,7 +64,7 @@ def write_random_decoder(
     vocabulary = _vocabulary(config.n_vocab)
     header = decoder_header(config, planned, file_type, vocabulary, About("random", "CC0-1.0", (), ""))
     total = len(header) + sum(padded(tensor.size_bytes) for tensor in planned)
-    rows = partial(_some_rows, np.random.default_rng(0), {}, n_rows)
+    rows = partial(_some_rows, np.random.default_rng(0), {}, n_rows, config.n_layer)
     with path.open("xb") as file:
         done = file.write(header)
         for tensor in planned:
@@ -83,16 +86,18 @@ def write_random_decoder(
 
 def _some_rows(
     rng: np.random.Generator,
-    known: dict[tuple[GGMLQuantizationType, int], bytes],
+    known: dict[tuple[GGMLQuantizationType, int, float], bytes],
     n_rows: int,
+    n_layer: int,
     tensor: PlannedTensor,
 ) -> bytes:
     """Return a few rows of a tensor's type and length; a norm is ones."""
     if len(tensor.shape) == 1:
         return np.ones(tensor.shape, np.float32).tobytes()
-    key = tensor.kind, tensor.shape[-1]
+    scale = _SCALE / (2 * n_layer) ** 0.5 if tensor.name.endswith(_ADDED) else _SCALE
+    key = tensor.kind, tensor.shape[-1], scale
     if key not in known:
-        values: NDArray[np.float32] = rng.standard_normal((n_rows, tensor.shape[-1]), np.float32) * np.float32(_SCALE)
+        values: NDArray[np.float32] = rng.standard_normal((n_rows, tensor.shape[-1]), np.float32) * np.float32(scale)
         known[key] = bytes(quantized_rows(tensor.name, tensor.kind, lambda start, stop: values[start:stop], 0, n_rows))
     return known[key]
 
