@@ -213,11 +213,11 @@ def main() -> None:
     values = preprocess(pixels, checkpoint.config.vision.preprocessing)
     expected = image_embeds(checkpoint, values, np.float32)[0]
     sides: dict[str, Encode] = {
-        f"ours, {kind}": open_encoder(files[kind], options.threads).encode for kind in files if kind.endswith(("8", "2"))
+        f"ours, {kind}": open_encoder(files[kind], options.threads).encode
+        for kind in files
+        if kind.endswith(("8", "2"))
     }
-    sides["llama.cpp's CLIP, F16"] = LlamaClip(
-        files["mmproj"], files["int8"] / "decoder.gguf", options.threads
-    ).encode
+    sides["llama.cpp's CLIP, F16"] = LlamaClip(files["mmproj"], files["int8"] / "decoder.gguf", options.threads).encode
     print(f"ViT-L/14-336 with projector, {options.threads} threads, {options.rounds} rounds in turn")
     report(sides, measure(sides, pixels, options.rounds), expected, pixels)
 
