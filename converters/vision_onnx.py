@@ -152,8 +152,8 @@ class _Tower:
         if self.config.activation != "quick_gelu":
             inner = self._gelu(prefix + "activation", self._linear(prefix + "fc1", hidden))
             return self._linear(prefix + "fc2", inner)
-        # x · sigmoid(1.702 x), what CLIP was trained with, is SiLU of 1.702 x, divided by 1.702: what is left of it when
-        # both factors are in the weights around it is one operation that ONNX Runtime computes faster
+        # x · sigmoid(1.702 x), what CLIP was trained with, is SiLU of 1.702 x, divided by 1.702; with both factors in
+        # the weights around it, what is left is one operation, which ONNX Runtime computes faster
         wide = self._linear(prefix + "fc1", hidden, factor=_QUICK_GELU)
         gate = self.graph.add("Sigmoid", prefix + "gate", [wide])
         inner = self.graph.add("Mul", prefix + "activation", [wide, gate])
@@ -170,8 +170,8 @@ class _Tower:
 
         def read(name: str, by: float) -> NDArray[np.float32]:
             values = self._read(name)
-            scaled: NDArray[np.float32] = values if by == 1 else values * np.float32(by)
-            return scaled.T
+            turned: NDArray[np.float32] = (values if by == 1 else values * np.float32(by)).T
+            return turned
 
         read_weight, read_bias = partial(read, weight, factor * weight_factor), partial(read, bias, factor)
         multiplied = product(self.graph, self.weights, f"{name}.product", hidden, weight, shape, read_weight)

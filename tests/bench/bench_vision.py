@@ -2,10 +2,11 @@
 
     python tests/bench/bench_vision.py WORK [--rounds 10] [--threads 2] [--float32]
 
-WORK is a directory for 2.4 GB, kept for the next run: a checkpoint in the shape of ViT-L/14-336 with a projector to 4,096
-(`converters.generate`), the bundle that `--vision int8` makes of it, with `--float32` another one, and an mmproj GGUF in F16 for
-llama.cpp. Each side gets the same picture of 336 x 336 pixels, so that neither has to resize it, and gives 576 tokens;
-its time includes the normalization of the pixels. Numbers are medians over the rounds, and the ratios of these.
+WORK is a directory for 1.8 GB, kept for the next run: a checkpoint in the shape of ViT-L/14-336 with a projector to
+4,096 (`converters.generate`), the bundle that `--vision int8` makes of it, with `--float32` another one, and an mmproj
+GGUF in F16 for llama.cpp. Each side gets the same picture of 336 x 336 pixels, so that neither has to resize it, and
+gives 576 tokens; its time includes the normalization of the pixels. Numbers are medians over the rounds, and the ratios
+of these.
 
 llama.cpp's graph places CLS last and shifts the positions, so its token j is compared with our token j + 1, to show
 that both compute with the same weights; ours are compared with `converters.reference` in float32.
@@ -113,7 +114,6 @@ class LlamaClip:
     """llama.cpp's CLIP through mtmd."""
 
     def __init__(self, mmproj: Path, decoder: Path, n_threads: int) -> None:
-        self._n_tokens = 0
         self._quiet = llama_cpp.llama_log_callback(lambda *_: None)
         llama_cpp.llama_log_set(self._quiet, None)
         mtmd_cpp.mtmd_log_set(self._quiet, None)
@@ -165,15 +165,16 @@ def prepared(work: Path, *, float32: bool) -> dict[str, Path]:
     return found
 
 
-def open_encoder(directory: Path, n_threads: int) -> VisionEncoder:
+def ours(directory: Path, n_threads: int) -> Encode:
     bundle = open_bundle(directory)
-    return VisionEncoder(
+    encoder = VisionEncoder(
         bundle.path("vision"),
         sha256=bundle.manifest.files["vision"].sha256,
         spec=bundle.manifest.vision,
         preprocessing=bundle.manifest.preprocessing,
         n_threads=n_threads,
     )
+    return lambda pixels: encoder.encode([pixels])[0]
 
 
 def measure(sides: dict[str, Encode], pixels: NDArray[np.uint8], rounds: int) -> dict[str, list[float]]:
@@ -212,11 +213,7 @@ def main() -> None:
     checkpoint = Checkpoint(files["checkpoint"])
     values = preprocess(pixels, checkpoint.config.vision.preprocessing)
     expected = image_embeds(checkpoint, values, np.float32)[0]
-    sides: dict[str, Encode] = {
-        f"ours, {kind}": open_encoder(files[kind], options.threads).encode
-        for kind in files
-        if kind.endswith(("8", "2"))
-    }
+    sides = {f"ours, {kind}": ours(files[kind], options.threads) for kind in ("int8", "float32") if kind in files}
     sides["llama.cpp's CLIP, F16"] = LlamaClip(files["mmproj"], files["int8"] / "decoder.gguf", options.threads).encode
     print(f"ViT-L/14-336 with projector, {options.threads} threads, {options.rounds} rounds in turn")
     report(sides, measure(sides, pixels, options.rounds), expected, pixels)
