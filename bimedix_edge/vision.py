@@ -27,6 +27,9 @@ try:
 except (ImportError, OSError) as error:
     raise VisionError(f"Expected onnxruntime to load, but it fails ({error}); install it again.") from error
 
+# what fails is told by our exceptions; a provider that does not load would be told on standard error
+onnxruntime.set_default_logger_severity(4)
+
 __all__ = ["AUTO", "Stop", "Stopped", "VisionEncoder", "devices_here", "embedding_key", "library_version"]
 
 AUTO = "auto"

@@ -180,9 +180,7 @@ def test_a_damaged_secret_begins_anew(cache: ImageCache, said: list[str]) -> Non
     assert cache.get("a", SHAPE) is not None
 
 
-def test_a_disk_that_fails_costs_no_answer(
-    cache: ImageCache, said: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_disk_that_fails_costs_no_answer(cache: ImageCache, said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     import errno
 
     def full(*_: object) -> None:
