@@ -43,7 +43,7 @@ class Engine:
         embeddings: where image embeddings are kept in memory for reuse.
         image_cache: where they are kept on the disk; None is nowhere.
         overlap: whether an image is encoded while what stands before it in the prompt is read. By default where the
-            encoder has a device of its own; on the CPU both want the same cores, and together they take longer.
+            encoder has a device of its own; on the CPU both want the same cores, and next to nothing is gained.
     """
 
     def __init__(

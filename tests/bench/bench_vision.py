@@ -1,6 +1,7 @@
 """The image encoder against llama.cpp's CLIP, the same random weights in both, in turn, in one run.
 
     python tests/bench/bench_vision.py WORK [--rounds 10] [--threads 2] [--float32]
+    python tests/bench/bench_vision.py WORK --overlap [--rounds 5]
 
 WORK is a directory for 1.8 GB, kept for the next run: a checkpoint in the shape of ViT-L/14-336 with a projector to
 4,096 (`converters.generate`), the bundle that `--vision int8` makes of it, with `--float32` another one, and an mmproj
@@ -10,6 +11,10 @@ of these.
 
 llama.cpp's graph places CLS last and shifts the positions, so its token j is compared with our token j + 1, to show
 that both compute with the same weights; ours are compared with `converters.reference` in float32.
+
+`--overlap` measures instead whether to encode an image while the one before it is read: 576 positions through a decoder
+of the 1B's shape in Q4_K_M with random weights (0.8 GB more in WORK), and an image, one after the other and side by
+side.
 """
 
 from __future__ import annotations
@@ -20,6 +25,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +40,11 @@ from bimedix_edge.converters.convert import convert
 from bimedix_edge.converters.generate import generate
 from bimedix_edge.converters.generate_config import SHAPES, Shape
 from bimedix_edge.converters.parity import cosines
+from bimedix_edge.converters.quantize import file_type_named
+from bimedix_edge.converters.random_decoder import write_random_decoder
 from bimedix_edge.converters.reference import image_embeds
+from bimedix_edge.decoder import Decoder
+from bimedix_edge.engine import PREFILL_STEP
 from bimedix_edge.imaging.preprocess import preprocess
 from bimedix_edge.vision import VisionEncoder
 
@@ -189,6 +199,39 @@ def measure(sides: dict[str, Encode], pixels: NDArray[np.uint8], rounds: int) ->
     return seconds
 
 
+def measure_overlap(work: Path, encode: Encode, pixels: NDArray[np.uint8], rounds: int, n_threads: int) -> None:
+    path = work / "decoder-1b.gguf"
+    path.unlink(missing_ok=True)
+    spec = write_random_decoder(path, "1b", file_type_named("Q4_K_M"), lambda *_: None)
+    rows = np.random.default_rng(1).standard_normal((576, spec.n_embd)).astype(np.float32) * np.float32(0.02)
+    seconds: dict[str, list[float]] = {"one after the other": [], "side by side": []}
+    with (
+        Decoder(path, spec, n_ctx=1024, n_seq_max=1, n_batch=512, n_threads=n_threads) as decoder,
+        ThreadPoolExecutor(1) as pool,
+    ):
+
+        def read() -> None:
+            for start in range(0, len(rows), PREFILL_STEP):
+                decoder.evaluate_embeds(0, start, rows[start : start + PREFILL_STEP], lambda: False)
+            decoder.truncate(0, 0)
+
+        for turn in range(-1, rounds):
+            for name, taken in seconds.items():
+                start_s = time.perf_counter()
+                if name == "side by side":
+                    encoded = pool.submit(encode, pixels)
+                    read()
+                    encoded.result()
+                else:
+                    read()
+                    encode(pixels)
+                if turn >= 0:
+                    taken.append(time.perf_counter() - start_s)
+    path.unlink()
+    for name, taken in seconds.items():
+        print(f"{name:24}{statistics.median(taken):10.3f} s, least {min(taken):.3f}")
+
+
 def report(sides: dict[str, Encode], seconds: dict[str, list[float]], expected: Any, pixels: NDArray[np.uint8]) -> None:
     median = {name: statistics.median(taken) for name, taken in seconds.items()}
     print(f"{'encoder':24}{'median s':>10}{'least s':>9}{'ours is':>9}  lowest and mean cosine of a token to float32")
@@ -207,9 +250,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--float32", action="store_true", help="also ours in float32; 1.3 GB more")
+    parser.add_argument("--overlap", action="store_true", help="encode beside a decoder that reads")
     options = parser.parse_args()
     files = prepared(options.work, float32=options.float32)
     pixels = np.random.default_rng(0).integers(0, 256, (SHAPE.image_px, SHAPE.image_px, 3), dtype=np.uint8)
+    if options.overlap:
+        encode = ours(files["int8"], options.threads)
+        measure_overlap(options.work, encode, pixels, options.rounds, options.threads)
+        return
     checkpoint = Checkpoint(files["checkpoint"])
     values = preprocess(pixels, checkpoint.config.vision.preprocessing)
     expected = image_embeds(checkpoint, values, np.float32)[0]
