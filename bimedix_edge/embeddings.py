@@ -1,4 +1,4 @@
-"""Image embeddings kept in memory for reuse, by the key of their content; never written anywhere."""
+"""Image embeddings kept in memory for reuse, by the key of their content; see `image_cache` for the disk."""
 
 from __future__ import annotations
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import codecs
+import collections
+import functools
 import itertools
 import threading
 import time
@@ -15,12 +17,14 @@ from bimedix_edge.decoder import Aborted, Decoder, Sampler
 from bimedix_edge.embeddings import EmbeddingCache
 from bimedix_edge.errors import PromptError
 from bimedix_edge.events import Cancel, Done, Encode, Event, ImageUse, Prefill, StopReason, Timings, Token, Usage
+from bimedix_edge.image_cache import ImageCache
 from bimedix_edge.imaging.picture import Picture
 from bimedix_edge.imaging.preprocess import square
+from bimedix_edge.lookahead import Lookahead
 from bimedix_edge.prompt import END_OF_TURN, ImageSlot, Segment, Special, Text
 from bimedix_edge.sampling import Sampling
 from bimedix_edge.sessions import ImageRow, Item, PromptImage, Session, SessionTable
-from bimedix_edge.vision import VisionEncoder, embedding_key
+from bimedix_edge.vision import Stop, VisionEncoder, embedding_key
 
 __all__ = ["Engine"]
 
@@ -36,13 +40,26 @@ class Engine:
     Args:
         decoder: owned by the engine from now on.
         vision: likewise.
-        embeddings: where image embeddings are kept for reuse.
+        embeddings: where image embeddings are kept in memory for reuse.
+        image_cache: where they are kept on the disk; None is nowhere.
+        overlap: whether an image is encoded while what stands before it in the prompt is read. By default where the
+            encoder has a device of its own; on the CPU both want the same cores, and next to nothing is gained.
     """
 
-    def __init__(self, decoder: Decoder, vision: VisionEncoder, embeddings: EmbeddingCache | None = None) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        vision: VisionEncoder,
+        embeddings: EmbeddingCache | None = None,
+        *,
+        image_cache: ImageCache | None = None,
+        overlap: bool | None = None,
+    ) -> None:
         self.decoder = decoder
         self.vision = vision
         self.embeddings = embeddings or EmbeddingCache()
+        self.image_cache = image_cache
+        self.overlap = vision.device != "cpu" if overlap is None else overlap
         # one context computes one step at a time; held for a step, not for an answer, so that answers interleave
         self.lock = threading.RLock()
         self.sessions = SessionTable(decoder)
@@ -61,7 +78,7 @@ class Engine:
 
     def prompt_image(self, picture: Picture) -> PromptImage:
         """Return a picture as the model will see it, with its key; nothing is encoded yet."""
-        key = embedding_key(picture.pixels, self.vision.preprocessing, self.vision.sha256)
+        key = embedding_key(picture.pixels, self.vision.preprocessing, self.vision.identity)
         seen = square(picture.pixels, self.vision.preprocessing)
         return PromptImage(key, seen, picture.sha256, picture.width_px, picture.height_px)
 
@@ -117,12 +134,19 @@ class Engine:
             )
         return _Run(self, session, prompt, sampling, max_tokens, cancel or Cancel()).events()
 
-    def embeds(self, image: PromptImage) -> NDArray[np.float32]:
-        """Return an image's embeddings, float32 (n_tokens, n_embd), from the cache or by encoding it."""
+    def known_embeds(self, image: PromptImage) -> NDArray[np.float32] | None:
+        """Return an image's embeddings, float32 (n_tokens, n_embd), if they are in memory or on the disk."""
         embeds = self.embeddings.get(image.key)
-        if embeds is None:
-            embeds = self.vision.encode(image.seen)
-            self.embeddings.put(image.key, embeds)
+        if embeds is None and self.image_cache is not None:
+            embeds = self.image_cache.get(image.key, (self.vision.spec.n_tokens, self.vision.spec.n_embd))
+            if embeds is not None:
+                self.embeddings.put(image.key, embeds)
+        return embeds
+
+    def encode(self, image: PromptImage, stop: Stop) -> NDArray[np.float32]:
+        """Return an image's embeddings, float32 (n_tokens, n_embd), by encoding it, and keep them in memory."""
+        (embeds,) = self.vision.encode([image.seen], stop)
+        self.embeddings.put(image.key, embeds)
         return embeds
 
     def close(self) -> None:
@@ -191,13 +215,20 @@ class _Run:
             ImageUse(image.sha256, image.width_px, image.height_px, cached=index < n_known)
             for index, image in enumerate(_images(self._prompt))
         ]
+        with Lookahead(self._should_stop, Aborted) as lookahead:
+            return (yield from self._read_steps(sampler, lookahead))
+
+    def _read_steps(self, sampler: Sampler, lookahead: Lookahead) -> Generator[Event, None, int]:
         embeds: NDArray[np.float32] | None = None
         token = None
+        to_come = collections.deque(_images_from(self._prompt, self._n_reused))
+        self._look_ahead(to_come, lookahead)
         for step in _steps(self._prompt, self._n_reused):
             if self._should_stop():
                 raise Aborted
             if isinstance(step[0], ImageRow) and (embeds is None or step[0].row == 0):
-                embeds = yield from self._encode(step[0].image)
+                embeds = yield from self._embeds(to_come.popleft(), lookahead)
+                self._look_ahead(to_come, lookahead)
             start_s = time.perf_counter()
             token = self._evaluate(step, embeds, sampler)
             self._prefill_s += time.perf_counter() - start_s
@@ -205,19 +236,32 @@ class _Run:
         assert token is not None, "the last step of a prompt always samples"
         return token
 
-    def _encode(self, image: PromptImage) -> Generator[Event, None, NDArray[np.float32]]:
+    def _look_ahead(self, to_come: Sequence[PromptImage], lookahead: Lookahead) -> None:
+        """Begin to encode the next image, if that is to happen while what stands before it is read."""
+        if self._engine.overlap and to_come and self._engine.known_embeds(to_come[0]) is None:
+            self._begin(to_come[0], lookahead)
+
+    def _begin(self, image: PromptImage, lookahead: Lookahead) -> None:
+        lookahead.begin(image.key, functools.partial(self._engine.encode, image))
+
+    def _embeds(self, image: PromptImage, lookahead: Lookahead) -> Generator[Event, None, NDArray[np.float32]]:
         """Return an image's embeddings, with events if they must be computed."""
         # the images before this one are in the KV cache by now
         index = len(_images(self._session.items))
-        cached = image.key in self._engine.embeddings
-        self._images[index] = ImageUse(image.sha256, image.width_px, image.height_px, cached)
-        if not cached:
-            yield Encode(index, len(self._images), done=False)
         start_s = time.perf_counter()
-        embeds = self._engine.embeds(image)
+        embeds = None if lookahead.begun(image.key) else self._engine.known_embeds(image)
+        self._images[index] = ImageUse(image.sha256, image.width_px, image.height_px, cached=embeds is not None)
+        if embeds is not None:
+            self._encode_s += time.perf_counter() - start_s
+            return embeds
+        yield Encode(index, len(self._images), done=False)
+        start_s = time.perf_counter()
+        self._begin(image, lookahead)
+        embeds = lookahead.wait(image.key)
+        if (cache := self._engine.image_cache) is not None:
+            lookahead.later(functools.partial(cache.put, image.key, embeds))
         self._encode_s += time.perf_counter() - start_s
-        if not cached:
-            yield Encode(index, len(self._images), done=True)
+        yield Encode(index, len(self._images), done=True)
         return embeds
 
     def _evaluate(self, step: Sequence[Item], embeds: NDArray[np.float32] | None, sampler: Sampler) -> int | None:
@@ -274,6 +318,13 @@ class _Run:
 
 def _images(items: Sequence[Item]) -> list[PromptImage]:
     return [item.image for item in items if isinstance(item, ImageRow) and item.row == 0]
+
+
+def _images_from(prompt: Sequence[Item], start: int) -> Iterator[PromptImage]:
+    """Yield the images of which rows stand at `start` or after it, the first one perhaps not from its first row on."""
+    for position, item in enumerate(prompt[start:], start):
+        if isinstance(item, ImageRow) and (item.row == 0 or position == start):
+            yield item.image
 
 
 def _steps(prompt: Sequence[Item], start: int) -> Iterator[list[Item]]:

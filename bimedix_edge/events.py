@@ -57,7 +57,7 @@ class Timings:
     """Where the time went, in milliseconds.
 
     Attributes:
-        encode: images to embeddings.
+        encode: waiting for images to become embeddings.
         prefill: reading the prompt, embeddings included.
         first_token: from the request to the first token of the answer; 0 when there was none.
         decode: from the first token to the last.

@@ -14,6 +14,7 @@ from bimedix_edge.decoder import Decoder
 from bimedix_edge.devices import check_memory, inspect_machine
 from bimedix_edge.engine import Engine
 from bimedix_edge.errors import BundleError
+from bimedix_edge.image_cache import ImageCache
 from bimedix_edge.sampling import Sampling
 from bimedix_edge.settings import Settings, load_settings
 from bimedix_edge.store import DEMO, Store
@@ -35,7 +36,7 @@ class Runtime:
         load_ms: how long verifying and loading took.
     """
 
-    def __init__(self, bundle: Bundle, settings: Settings) -> None:
+    def __init__(self, bundle: Bundle, settings: Settings, notify: Callable[[str], None] | None = None) -> None:
         start_s = time.perf_counter()
         self.manifest: Manifest = bundle.manifest
         self.settings = settings
@@ -47,6 +48,7 @@ class Runtime:
             spec=self.manifest.vision,
             preprocessing=self.manifest.preprocessing,
             n_threads=n_threads,
+            device=settings.vision_device,
         )
         decoder = Decoder(
             bundle.path("decoder"),
@@ -58,7 +60,9 @@ class Runtime:
             kernels=settings.kernels,
         )
         self.kernels = decoder.kernels
-        self.engine = Engine(decoder, vision)
+        cache_bytes = settings.image_cache_bytes
+        image_cache = ImageCache(settings.image_cache_dir, cache_bytes, notify) if cache_bytes else None
+        self.engine = Engine(decoder, vision, image_cache=image_cache)
         self.load_ms = (time.perf_counter() - start_s) * 1e3
 
     @classmethod
@@ -68,6 +72,7 @@ class Runtime:
         *,
         settings: Settings | None = None,
         progress: Callable[[int], None] | None = None,
+        notify: Callable[[str], None] | None = None,
     ) -> Runtime:
         """Verify and load a model.
 
@@ -76,6 +81,8 @@ class Runtime:
                 installed, or the demo model.
             settings: by default those of the environment and the settings file.
             progress: called with the number of bytes of each block hashed.
+            notify: called with a sentence, now or during an answer and then perhaps from another thread, when the image
+                cache on the disk is damaged or fails; the answer does not suffer from that.
 
         Raises:
             BundleError: it is damaged, incomplete, or not converted yet.
@@ -95,7 +102,7 @@ class Runtime:
         start_s = time.perf_counter()
         bundle = open_bundle(directory, progress)
         verify_ms = (time.perf_counter() - start_s) * 1e3
-        runtime = cls(bundle, settings)
+        runtime = cls(bundle, settings, notify)
         runtime.load_ms += verify_ms
         return runtime
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
@@ -18,7 +19,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["APP", "Settings", "load_settings", "terminal_reorders"]
+__all__ = ["APP", "OFF", "Settings", "load_settings", "terminal_reorders"]
 
 APP = "bimedix-edge"
 PREFIX = "BIMEDIX_EDGE_"
@@ -39,7 +40,13 @@ _RANGES: dict[str, tuple[float, float]] = {
 _CHOICES = {
     "bidi": ("auto", "on", "off"),
     "kernels": ("auto", "off", "avx2", "avxvnni", "avx512vnni", "amx"),  # those of `kernels.CHOICES`
+    "vision_device": ("auto", "cpu", "cuda", "coreml"),  # those of `vision.VisionEncoder`
 }
+OFF = "off"
+_SIZE = re.compile(r"(\d{1,6})([MG])")
+_UNITS = {"M": 1 << 20, "G": 1 << 30}
+# an image of the 70B takes 19 MB
+_MIN_IMAGE_CACHE = "64M"
 
 
 @dataclass(frozen=True)
@@ -53,6 +60,8 @@ class Settings:
         ctx_size: tokens of context, image tokens included; BiMediX2 was trained with 4096.
         threads: of the matmuls; 0 is one a core.
         kernels: which kernels compute the decoder's matrix products; `off` leaves them to llama.cpp.
+        vision_device: what computes the image encoder; `auto` takes a device that is here and suits its weights.
+        image_cache: how much disk the embeddings of images may take, such as `2G`; `off` keeps them in memory only.
         max_tokens: most tokens of an answer.
         temperature, top_p, top_k, min_p, repeat_penalty: see `decoder.Sampling`; the authors' values by default.
         seed: of the sampling; None is a new one for each answer.
@@ -65,6 +74,8 @@ class Settings:
     ctx_size: int = 4096
     threads: int = 0
     kernels: str = "auto"
+    vision_device: str = "auto"
+    image_cache: str = OFF
     max_tokens: int = 1024
     temperature: float = 0.1
     top_p: float = 1.0
@@ -73,6 +84,16 @@ class Settings:
     repeat_penalty: float = 1.0
     seed: int | None = None
     bidi: str = "auto"
+
+    @property
+    def image_cache_dir(self) -> Path:
+        """Return the directory of the image cache."""
+        return self.cache_dir / "images"
+
+    @property
+    def image_cache_bytes(self) -> int:
+        """Return what `image_cache` says, in bytes; 0 is off."""
+        return _size_bytes(self.image_cache) or 0
 
 
 def load_settings(flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None) -> Settings:
@@ -177,7 +198,24 @@ def _check(name: str, value: Any, kinds: tuple[type, ...], source: str) -> Any:
         raise UsageError(f"Expected {name} from {low:g} to {high:g}, but {source} gives {value}; correct it.")
     if name in _CHOICES and value not in _CHOICES[name]:
         raise UsageError(f"Expected {name} to be one of {', '.join(_CHOICES[name])}, but {source} gives {value!r}.")
+    if name == "image_cache":
+        _check_image_cache(value, source)
     return value
+
+
+def _check_image_cache(value: Any, source: str) -> None:
+    least = _size_bytes(_MIN_IMAGE_CACHE)
+    if value != OFF and ((size := _size_bytes(value)) is None or (least is not None and size < least)):
+        raise UsageError(
+            f"Expected image_cache to be off or a size from {_MIN_IMAGE_CACHE}, such as 500M or 2G, but {source} gives "
+            f"{value[:40]!r}; correct it."
+        )
+
+
+def _size_bytes(text: str) -> int | None:
+    """Return what a size such as 500M or 2G means in bytes, or None if it is none."""
+    match = _SIZE.fullmatch(text)
+    return int(match[1]) * _UNITS[match[2]] if match else None
 
 
 def _kinds(hint: Any) -> tuple[type, ...]:

@@ -183,7 +183,7 @@ class Workloads:
     def _encode(self, side: Side) -> float:
         vision = _engine(side).vision
         start_s = time.perf_counter()
-        vision.encode(square(self._picture.pixels, vision.preprocessing))
+        vision.encode([square(self._picture.pixels, vision.preprocessing)])
         return time.perf_counter() - start_s
 
     def _first_token(self, side: Side) -> float:

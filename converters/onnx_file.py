@@ -23,9 +23,11 @@ from onnx import TensorProto, helper
 from bimedix_edge.converters.parts import Part, whole_part
 from bimedix_edge.errors import CheckpointError
 
-__all__ = ["Graph", "Weight", "model_bytes", "model_parts"]
+__all__ = ["CONTRIB", "Graph", "Weight", "model_bytes", "model_parts"]
 
 IR_VERSION = 8
+# the domain of ONNX Runtime's own operators
+CONTRIB = "com.microsoft"
 _MODEL_GRAPH, _GRAPH_INITIALIZER, _TENSOR_RAW_DATA = 7, 5, 9
 _LENGTH_DELIMITED = 2
 # protobuf's parsers take no message of 2 GiB or more
@@ -127,9 +129,10 @@ def model_bytes(graph: Graph) -> int:
 
 
 def _model(graph: onnx.GraphProto, opset: int, producer: str, metadata: dict[str, str]) -> onnx.ModelProto:
-    model = helper.make_model(
-        graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=IR_VERSION, producer_name=producer
-    )
+    domains = [helper.make_opsetid("", opset)]
+    if any(node.domain == CONTRIB for node in graph.node):
+        domains.append(helper.make_opsetid(CONTRIB, 1))
+    model = helper.make_model(graph, opset_imports=domains, ir_version=IR_VERSION, producer_name=producer)
     helper.set_model_props(model, dict(sorted(metadata.items())))
     return model
 

@@ -113,5 +113,5 @@ class VisionJudge:
             preprocessing=config.vision.preprocessing,
             n_threads=n_threads(),
         )
-        pairs = zip(self._pictures, self._expected, strict=True)
-        return np.concatenate([cosines(encoder.encode(picture), tokens) for picture, tokens in pairs])
+        pairs = zip(encoder.encode(self._pictures), self._expected, strict=True)
+        return np.concatenate([cosines(found, expected) for found, expected in pairs])

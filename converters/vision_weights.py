@@ -49,11 +49,19 @@ def product(
     if kind == "int8_weights":
         restored = graph.add("DequantizeLinear", f"{weight}.restored", [rounded, scale], axis=1)
         return graph.add("MatMul", name, [hidden, restored])
-    integers = graph.add("DynamicQuantizeLinear", f"{name}.input", [hidden], n_outputs=3)
+    integers = _quantized(graph, hidden)
     sums = graph.add("MatMulInteger", f"{name}.sums", [integers, rounded, f"{integers}.2"])
     floats = graph.add("Cast", f"{name}.floats", [sums], to=TensorProto.FLOAT)
     scales = graph.add("Mul", f"{name}.scales", [f"{integers}.1", scale])
     return graph.add("Mul", name, [floats, scales])
+
+
+def _quantized(graph: Graph, hidden: str) -> str:
+    """Round activations once, however many weights they are multiplied with."""
+    name = f"{hidden}.int8"
+    if any(node.name == name for node in graph.nodes):
+        return name
+    return graph.add("DynamicQuantizeLinear", name, [hidden], n_outputs=3)
 
 
 def _scales(weight: NDArray[np.float32]) -> NDArray[np.float32]:

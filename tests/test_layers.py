@@ -14,9 +14,9 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS: list[set[str]] = [
     {"errors"},
     {"settings", "prompt", "imaging", "staging", "events", "sampling", "bidi", "embeddings"},
-    {"bundle", "kernels"},
+    {"bundle", "kernels", "image_cache"},
     {"store", "vision", "decoder", "devices"},
-    {"sessions"},
+    {"sessions", "lookahead"},
     {"engine"},
     {"chat"},
     {"runtime"},

@@ -40,7 +40,7 @@ def test_image_tokens_equal_transformers_on_fresh_pictures(reference: Reference,
     pictures = [picture for prompt in prompts() for picture in prompt.pictures][-20:]
     worst = 1.0
     for picture in pictures:
-        ours = runtime.engine.vision.encode(np.repeat(picture[..., None], 3, axis=2)).astype(np.float64)
+        ours = runtime.engine.vision.encode([np.repeat(picture[..., None], 3, axis=2)])[0].astype(np.float64)
         theirs = reference.embeds(reference.pixel_values(picture)).astype(np.float64)
         norms = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
         worst = min(worst, float(((ours * theirs).sum(axis=1) / norms).min()))

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from bimedix_edge.cli.opening import open_runtime
-from bimedix_edge.cli.options import model_options, sampling_options
+from bimedix_edge.cli.options import encoder_options, model_options, sampling_options
 from bimedix_edge.cli.terminal import (
     AnswerPrinter,
     ProgressLine,
@@ -37,6 +37,7 @@ _EXIT_INTERRUPTED = 130
 @click.argument("question")
 @click.option("-i", "--image", "images", multiple=True, type=click.Path(), metavar="FILE", help="Repeat for several.")
 @model_options
+@encoder_options
 @sampling_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 @click.option("--bidi", type=click.Choice(["auto", "on", "off"]), help="Reorder Arabic for this terminal.")

@@ -13,7 +13,7 @@ import click
 
 from bimedix_edge.chat import Chat
 from bimedix_edge.cli.opening import open_runtime
-from bimedix_edge.cli.options import model_options, sampling_options
+from bimedix_edge.cli.options import encoder_options, model_options, sampling_options
 from bimedix_edge.cli.terminal import (
     AnswerPrinter,
     ProgressLine,
@@ -46,6 +46,7 @@ Ctrl-C stops an answer."""
 @click.command()
 @click.option("-i", "--image", "images", multiple=True, type=click.Path(), metavar="FILE", help="For question 1.")
 @model_options
+@encoder_options
 @sampling_options
 @click.option("--bidi", type=click.Choice(["auto", "on", "off"]), help="Reorder Arabic for this terminal.")
 @click.option("-v", "--verbose", is_flag=True, help="Print timings after each answer.")

@@ -18,7 +18,8 @@ from bimedix_edge.bundle import verify_bundle
 from bimedix_edge.cli.terminal import plain_console
 from bimedix_edge.devices import check_memory, inspect_machine
 from bimedix_edge.errors import BimedixEdgeError
-from bimedix_edge.settings import Settings, load_settings, terminal_reorders
+from bimedix_edge.image_cache import cache_usage
+from bimedix_edge.settings import OFF, Settings, load_settings, terminal_reorders
 from bimedix_edge.store import Store
 
 __all__ = ["doctor"]
@@ -42,7 +43,8 @@ def doctor(as_json: bool, model: str | None) -> int:
     """Say what is here, and whether chat would run: the exit code is 0 if it would."""
     settings = load_settings({"model": model})
     computed = [_attempt("kernels", lambda: _kernels(settings)), _attempt("model", lambda: _model(settings))]
-    findings = [*_machine(), *_libraries(), *computed, *_terminal()]
+    computed.append(_attempt("image cache", lambda: _image_cache(settings)))
+    findings = [*_machine(), *_libraries(settings), *computed, *_terminal()]
     exit_code = max(finding.exit_code for finding in findings)
     if as_json:
         rows: list[dict[str, Any]] = [
@@ -71,12 +73,12 @@ def _machine() -> list[_Finding]:
     ]
 
 
-def _libraries() -> list[_Finding]:
+def _libraries(settings: Settings) -> list[_Finding]:
     version = importlib.metadata.version("bimedix-edge")
     return [
         _Finding("bimedix-edge", f"{version} on Python {platform.python_version()}"),
         _attempt("llama-cpp-python", _llama_cpp),
-        _attempt("onnxruntime", _onnxruntime),
+        _attempt("onnxruntime", lambda: _onnxruntime(settings)),
     ]
 
 
@@ -105,10 +107,17 @@ def _kernels(settings: Settings) -> str:
     return f"{found.name}, {found.reason}; built for this llama-cpp-python, self-test passed"
 
 
-def _onnxruntime() -> str:
+def _onnxruntime(settings: Settings) -> str:
     from bimedix_edge import vision
 
-    return f"{vision.library_version()}, on the CPU, telemetry off"
+    here = ", ".join(["cpu", *vision.devices_here()])
+    return f"{vision.library_version()}; vision_device {settings.vision_device}, here: {here}; telemetry off"
+
+
+def _image_cache(settings: Settings) -> str:
+    usage = cache_usage(settings.image_cache_dir)
+    state = "off" if settings.image_cache == OFF else f"on, up to {settings.image_cache}"
+    return f"{state}; {usage.n_images} images, {usage.size_bytes / 1e6:.1f} MB in {settings.image_cache_dir}"
 
 
 def _model(settings: Settings) -> str:

@@ -15,6 +15,7 @@ __all__ = ["cli", "main"]
 _COMMANDS = {
     "ask": "Answer one question, with or without images.",
     "bench": "Measure what speed this machine reaches.",
+    "cache": "Show or erase what is kept on the disk about images.",
     "chat": "Talk with the model in the terminal.",
     "convert": "Turn a published checkpoint into a bundle.",
     "doctor": "Say what is here, and whether chat would run.",

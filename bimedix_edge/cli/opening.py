@@ -30,9 +30,13 @@ def open_runtime(settings: Settings, console: Console, *, quiet: bool = False) -
     """
     directory = _directory(settings, console, quiet=quiet)
     with _checking(directory, console, quiet=quiet) as progress:
-        runtime = Runtime.open(directory, settings=settings, progress=progress)
+        runtime = Runtime.open(
+            directory, settings=settings, progress=progress, notify=lambda text: console.print(text, style="yellow")
+        )
     if runtime.kernels.name is None and settings.kernels == AUTO and not quiet:
         console.print(f"llama.cpp's own kernels compute: {runtime.kernels.reason}.", style="yellow")
+    if runtime.engine.vision.fault and not quiet:
+        console.print(f"The CPU computes the image encoder: {runtime.engine.vision.fault}", style="yellow")
     return runtime
 
 

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-__all__ = ["model_options", "sampling_options"]
+__all__ = ["encoder_options", "model_options", "sampling_options"]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -28,6 +28,18 @@ def model_options(command: Command) -> Command:
         click.option("--ctx-size", type=int, metavar="N", help="Tokens of context, images included.  [default: 4096]"),
         click.option("--threads", type=int, metavar="N", help="Threads of the matmuls.  [default: one a core]"),
         click.option("--kernels", metavar="NAME", help="auto, off, avx2, avxvnni, avx512vnni or amx.  [default: auto]"),
+    )(command)
+
+
+def encoder_options(command: Command) -> Command:
+    """Add --vision-device and --image-cache."""
+    return _stack(
+        click.option("--vision-device", metavar="NAME", help="For images: auto, cpu, cuda or coreml.  [default: auto]"),
+        click.option(
+            "--image-cache",
+            metavar="SIZE|off",
+            help="Keep what was computed about images on the disk, up to SIZE such as 2G.  [default: off]",
+        ),
     )(command)
 
 

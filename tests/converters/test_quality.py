@@ -118,7 +118,10 @@ def transposed_projector(patch: pytest.MonkeyPatch) -> None:
 
 
 def another_gelu(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(vision_onnx._Tower, "_gelu", vision_onnx._Tower._quick_gelu)
+    def silu(tower: vision_onnx._Tower, name: str, hidden: str) -> str:
+        return tower.graph.add("Mul", name, [hidden, tower.graph.add("Sigmoid", f"{name}.gate", [hidden])])
+
+    patch.setattr(vision_onnx._Tower, "_gelu", silu)
 
 
 @pytest.mark.parametrize(

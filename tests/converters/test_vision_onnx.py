@@ -40,7 +40,7 @@ def test_interface(bundle: Path) -> None:
         assert tensor.elem_type == onnx.TensorProto.FLOAT
         ends[value.name] = [dimension.dim_value for dimension in tensor.shape.dim]
     assert ends == {"pixel_values": [1, 3, 28, 28], "image_embeds": [1, 16, 256]}
-    assert [(item.domain, item.version) for item in model.opset_import] == [("", 17)]
+    assert [(item.domain, item.version) for item in model.opset_import] == [("", 17), ("com.microsoft", 1)]
     assert model.ir_version == 8
     assert model.producer_name == "bimedix-edge"
     properties = {item.key: item.value for item in model.metadata_props}

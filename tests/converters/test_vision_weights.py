@@ -55,10 +55,14 @@ def test_the_file_is_checked_and_small(kind: Any, wide: Path, tmp_path: Path) ->
     assert small < 0.4 * large
     model = onnx.load(tmp_path / "small/vision.onnx")
     onnx.checker.check_model(model, full_check=True)
-    assert {item.domain for item in model.opset_import} == {""}
+    assert {node.op_type for node in model.graph.node if node.domain} == {"MultiHeadAttention"}
     assert {item.value for item in model.metadata_props if item.key == "weights"} == {kind}
     matrices = [tensor for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.INT8]
-    assert len(matrices) == 3 * 4 + 2
+    # query, key, value, output and two of the MLP in each block, two of the projector
+    assert len(matrices) == 3 * 6 + 2
+    # the activations that query, key and value are computed from are rounded once
+    rounding = sum(node.op_type == "DynamicQuantizeLinear" for node in model.graph.node)
+    assert rounding == (3 * 4 + 2 if kind == "int8" else 0)
 
 
 def test_auto_takes_int8_where_it_passes(wide: Path, tmp_path: Path) -> None:

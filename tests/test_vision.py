@@ -1,0 +1,131 @@
+"""The image encoder: one image as many, where it runs, and that what is asked for is what runs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bimedix_edge import vision
+from bimedix_edge.bundle import open_bundle
+from bimedix_edge.converters.convert import convert
+from bimedix_edge.errors import HardwareError, UsageError
+from bimedix_edge.imaging.picture import load_picture
+from bimedix_edge.store import demo_checkpoint
+from bimedix_edge.vision import Stop, Stopped, VisionEncoder
+
+COMMAND = [sys.executable, "-m", "bimedix_edge.cli.main"]
+NAMES = ("normal", "effusion_left", "nodule_right_upper")
+
+
+def opened(directory: Path, device: str = "cpu", weights: str | None = None) -> VisionEncoder:
+    bundle = open_bundle(directory)
+    spec = bundle.manifest.vision if weights is None else replace(bundle.manifest.vision, weights=weights)
+    return VisionEncoder(
+        bundle.path("vision"),
+        sha256=bundle.manifest.files["vision"].sha256,
+        spec=spec,
+        preprocessing=bundle.manifest.preprocessing,
+        n_threads=2,
+        device=device,
+    )
+
+
+@pytest.fixture(scope="module")
+def int8(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("int8") / "bundle"
+    convert(demo_checkpoint(), directory, file_type="Q8_0", vision="int8")
+    return directory
+
+
+@pytest.mark.parametrize("kind", ["float32", "int8"])
+def test_an_image_is_the_same_whatever_stands_beside_it(
+    kind: str, bundles: dict[str, Path], int8: Path, samples: Path
+) -> None:
+    encoder = opened(int8 if kind == "int8" else bundles["F16"])
+    images = [load_picture(samples / f"{name}.png").pixels for name in NAMES]
+    together = encoder.encode([*images, images[0]])
+    alone = [encoder.encode([image])[0] for image in images]
+    assert [found.tobytes() for found in together] == [found.tobytes() for found in (*alone, alone[0])]
+    assert len({found.tobytes() for found in alone}) == 3
+    assert encoder.encode([]) == []
+
+
+def test_a_stopped_encoding_ends(bundles: dict[str, Path]) -> None:
+    stop = Stop()
+    stop.stop()
+    encoder = opened(bundles["F16"])
+    with pytest.raises(Stopped):
+        encoder.encode([np.zeros((8, 8, 3), np.uint8)], stop)
+    # also one that ONNX Runtime has begun
+    stop.stopped = False
+    with pytest.raises(vision.VisionError):
+        encoder.encode([np.zeros((8, 8, 3), np.uint8)], stop)
+    assert encoder.encode([np.zeros((8, 8, 3), np.uint8)])[0].shape == (encoder.spec.n_tokens, encoder.spec.n_embd)
+
+
+def test_auto_is_the_cpu_for_int8(int8: Path) -> None:
+    encoder = opened(int8, "auto")
+    assert (encoder.device, encoder.fault) == ("cpu", None)
+    for device in ("cuda", "coreml"):
+        with pytest.raises(UsageError, match=f"float32 vision weights for {device}, but this model's are int8"):
+            opened(int8, device)
+    with pytest.raises(UsageError, match="a device among cpu, cuda, coreml"):
+        opened(int8, "tpu")
+
+
+@pytest.mark.parametrize("device", ["cuda", "coreml"])
+def test_a_device_that_is_not_here_is_an_error_and_no_fall_back(device: str, bundles: dict[str, Path]) -> None:
+    if device in vision.devices_here():
+        pytest.skip(f"{device} is here")
+    with pytest.raises(HardwareError, match=f"a device of the kind {device}"):
+        opened(bundles["F16"], device)
+    words = ["ask", "-m", str(bundles["F16"]), "--vision-device", device, "Hello"]
+    result = subprocess.run([*COMMAND, *words], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (5, "")
+    assert result.stderr.startswith("bimedix-edge: Expected a device of the kind")
+
+
+def test_a_device_that_does_not_load_is_an_error_and_for_auto_a_fault_that_is_told(
+    bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    if "CUDAExecutionProvider" not in vision.onnxruntime.get_available_providers():
+        pytest.skip("this build of ONNX Runtime does not know CUDA")
+    if vision.devices_here():
+        pytest.skip("a device is here")
+    # the driver says that there is one, and what ONNX Runtime needs for it is missing
+    monkeypatch.setattr(vision, "_n_cuda_devices", lambda: 1)
+    with pytest.raises(HardwareError, match="could not load what it needs"):
+        opened(bundles["F16"], "cuda")
+    encoder = opened(bundles["F16"], "auto")
+    assert encoder.device == "cpu"
+    assert encoder.fault is not None
+    assert "cuda" in encoder.fault
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_wrong_device_in_the_settings_is_wrong_usage() -> None:
+    result = subprocess.run(
+        [*COMMAND, "ask", "--vision-device", "tpu", "x"], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 2
+    assert "vision_device to be one of auto, cpu, cuda, coreml" in result.stderr
+
+
+def test_telemetry_is_off_before_onnxruntime_is_imported() -> None:
+    code = (
+        "import os, sys, builtins\n"
+        "real = builtins.__import__\n"
+        "def noted(name, *rest):\n"
+        "    if name == 'onnxruntime' and name not in sys.modules: print(os.environ.get('ORT_DISABLE_TELEMETRY'))\n"
+        "    return real(name, *rest)\n"
+        "builtins.__import__ = noted\n"
+        "import bimedix_edge.vision"
+    )
+    result: Any = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[0] == "1"
