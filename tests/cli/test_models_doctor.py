@@ -105,7 +105,10 @@ def test_doctor_says_that_chat_would_run(own_store: Path) -> None:
     assert "chat would run" in result.stdout
     report = json.loads(run("doctor", "--json").stdout)
     assert report["ok"] is True
-    assert {finding["subject"] for finding in report["findings"]} >= {"machine", "memory", "llama-cpp-python", "model"}
+    subjects = {finding["subject"]: finding["found"] for finding in report["findings"]}
+    assert set(subjects) >= {"machine", "memory", "llama-cpp-python", "model"}
+    assert subjects["image cache"].startswith("off; 0 images, 0.0 MB in ")
+    assert "vision_device auto, here: cpu" in subjects["onnxruntime"]
 
 
 def test_doctor_says_that_chat_would_not_run(own_store: Path) -> None:
