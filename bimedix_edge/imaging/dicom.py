@@ -11,12 +11,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom.pixels.processing import apply_color_lut
 
 from bimedix_edge.errors import ImageError, UsageError
 from bimedix_edge.imaging.decoded import Decoded
 from bimedix_edge.imaging.dicom_file import read_dicom
-from bimedix_edge.imaging.dicom_pixels import check_header, decode_frame, frame_count
+from bimedix_edge.imaging.dicom_pixels import check_header, decode_frame, frame_count, through_palette
 from bimedix_edge.imaging.dicom_tags import allowed_tags, frame_value, privacy_warnings
 from bimedix_edge.imaging.grey import Display, Lut, Range, Rescale, render, value_range
 from bimedix_edge.imaging.window import LINEAR, LINEAR_EXACT, SIGMOID, Window
@@ -91,9 +90,7 @@ def _frame_index(frame: int | str, n_frames: int, name: str) -> tuple[int, list[
 def _display(dataset: Any, index: int, stored: NDArray[Any], window: Window | None, name: str) -> Display:
     inverted = dataset.PhotometricInterpretation == "MONOCHROME1"
     modality = _modality(dataset, index, name)
-    voi = window or _voi(dataset, index, name)
-    if voi is None:
-        voi = _range(dataset, index, stored, modality)
+    voi = window or _voi(dataset, index, name) or _range(dataset, index, stored, modality)
     return Display(modality, voi, inverted)
 
 
@@ -182,9 +179,8 @@ def _colour(dataset: Any, index: int, photometric: str, notes: list[str], name: 
     stored = decode_frame(dataset, index, name)
     if photometric == "PALETTE COLOR":
         notes.append("colours from the file's palette")
-        stored = apply_color_lut(stored, dataset)[..., :3]
-        bits = int(dataset.RedPaletteColorLookupTableDescriptor[2])
-        highest = max((1 << bits) - 1, int(stored.max(initial=0)))
+        stored = through_palette(stored, dataset)
+        highest = max((1 << int(dataset.RedPaletteColorLookupTableDescriptor[2])) - 1, int(stored.max(initial=0)))
     else:
         if photometric != "RGB":
             notes.append(f"converted from {photometric} to RGB")

@@ -36,7 +36,7 @@ def read_dicom(data: bytes, name: str, *, pixels: bool = True, tags: list[str] |
     """
     try:
         data = _inflated(data, name)
-        return pydicom.dcmread(io.BytesIO(data), force=True, stop_before_pixels=not pixels, specific_tags=tags)  # type: ignore[arg-type]
+        return pydicom.dcmread(io.BytesIO(data), force=True, stop_before_pixels=not pixels, specific_tags=tags)
     except (ImageError, MemoryError):
         raise
     except RecursionError as error:

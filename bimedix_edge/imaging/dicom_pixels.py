@@ -7,14 +7,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom.pixels import get_decoder
+from pydicom.pixels.decoders import get_decoder
+from pydicom.pixels.processing import apply_color_lut
 from pydicom.uid import JPEGExtended12Bit
 
 from bimedix_edge.errors import ImageError
 from bimedix_edge.imaging.decoded import check_size
 from bimedix_edge.imaging.dicom_file import transfer_syntax
 
-__all__ = ["check_header", "decode_frame", "frame_count"]
+__all__ = ["check_header", "decode_frame", "frame_count", "through_palette"]
 
 _GREY = ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR")
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
@@ -84,6 +85,25 @@ def decode_frame(dataset: Any, index: int, name: str) -> NDArray[Any]:
             "export it again."
         ) from error
     return np.asarray(pixels)
+
+
+def through_palette(stored: NDArray[Any], dataset: Any) -> NDArray[Any]:
+    """Return the colours of a PALETTE COLOR picture.
+
+    Args:
+        stored: (rows, columns), indices.
+        dataset: with a palette; its byte order is put right, which pydicom forgets where the file is big endian.
+
+    Returns:
+        (rows, columns, 3) uint8 or uint16.
+    """
+    if dataset.original_encoding[1] is False:
+        for colour in ("Red", "Green", "Blue"):
+            keyword = f"{colour}PaletteColorLookupTableData"
+            if keyword in dataset and dataset[keyword].VR == "OW":
+                swapped = np.frombuffer(dataset[keyword].value, ">u2").astype("<u2")
+                dataset[keyword].value = swapped.tobytes()
+    return apply_color_lut(stored, dataset)[..., :3]
 
 
 def _empty_meta() -> Any:

@@ -54,7 +54,8 @@ class Lut:
     def apply(self, values: Floats) -> Floats:
         """Return the entries of `values`; beyond the ends the first or last one."""
         index = np.clip(values - self.first, 0, len(self.entries) - 1).astype(np.intp)
-        return self.entries[index]
+        found: Floats = self.entries[index]
+        return found
 
     def shares(self, values: Floats) -> Floats:
         """Return the entries of `values` as shares of the largest possible one, 0 to 1."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,8 @@ _EXIF_ORIENTATION, _EXIF_MAKER, _EXIF_MODEL = 0x0112, 0x010F, 0x0110
 # a progressive JPEG is decoded once a scan; cameras and programs write about ten
 _MAX_JPEG_SCANS = 100
 _BAND_ROWS = 256
+
+Level = TypeVar("Level", np.uint8, np.uint16)
 
 
 def decode_raster(data: bytes, name: str, kind: str) -> Decoded:
@@ -42,7 +45,7 @@ def decode_raster(data: bytes, name: str, kind: str) -> Decoded:
                 "export it again."
             )
         with Image.open(io.BytesIO(data), formats=[kind.upper()]) as image:
-            check_size(*image.size, name)
+            check_size(image.width, image.height, name)
             _look(image, notes, warnings)
             deep = sixteen_bit_colour(image, data, name)
             if deep is not None:
@@ -117,9 +120,9 @@ def _from_deep_colour(values: NDArray[np.uint16], notes: list[str]) -> NDArray[n
     return levels[..., 0] if n_channels == 2 else levels
 
 
-def _on_black(values: NDArray[np.generic], opaque: int) -> NDArray[np.generic]:
+def _on_black(values: NDArray[Level], opaque: int) -> NDArray[Level]:
     """Return the colours of (h, w, n + 1) `values` times their alpha, the last channel, in the same type."""
-    shown = np.empty((*values.shape[:2], values.shape[2] - 1), values.dtype)
+    shown: NDArray[Level] = np.empty((*values.shape[:2], values.shape[2] - 1), values.dtype)
     for top in range(0, len(values), _BAND_ROWS):  # in bands, since the products need four times the room
         band = values[top : top + _BAND_ROWS].astype(np.uint32)
         shown[top : top + _BAND_ROWS] = (band[..., :-1] * band[..., -1:] + opaque // 2) // opaque

@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bimedix_edge.errors import ImageError
 from bimedix_edge.imaging.isolation import describe_isolated
@@ -15,7 +16,8 @@ __all__ = ["Series", "find_series", "holds_series"]
 
 _MAX_FILES = 5000
 _SNIFF_BYTES = 4096
-_DICOMDIR = b"1.2.840.10008.1.3.10\0"
+# the class of the file, and the start of the element after it
+_DICOMDIR = b"1.2.840.10008.1.3.10\x02\x00"
 
 
 @dataclass(frozen=True)
@@ -65,21 +67,21 @@ def find_series(path: Path) -> list[Series]:
             f"Expected an image file, but {path} {'is a directory' if path.is_dir() else 'lists files'} without a "
             "DICOM picture; name an image file."
         )
-    groups: dict[tuple[int, str], list[dict[str, object]]] = {}
+    groups: dict[tuple[int, str], list[dict[str, Any]]] = {}
     for entry in entries:
         groups.setdefault((int(entry["number"]), str(entry["series"])), []).append(entry)
     return [_series(groups[key]) for key in sorted(groups)]
 
 
-def _series(entries: list[dict[str, object]]) -> Series:
+def _series(entries: list[dict[str, Any]]) -> Series:
     ordered = sorted(entries, key=lambda entry: (entry["instance"], entry["path"]))
-    tags = [entry["tags"] for entry in ordered]
-    first = tags[0]
-    assert isinstance(first, dict)
-    shared = {name: value for name, value in first.items() if all(other.get(name) == value for other in tags)}  # type: ignore[attr-defined]
-    (width, height), _ = Counter(tuple(entry["size"]) for entry in ordered).most_common(1)[0]  # type: ignore[arg-type]
-    n_frames = sum(int(str(entry["frames"])) for entry in ordered)
-    return Series(tuple(Path(str(entry["path"])) for entry in ordered), n_frames, shared, (width, height))
+    first: dict[str, str] = ordered[0]["tags"]
+    shared = {
+        name: value for name, value in first.items() if all(entry["tags"].get(name) == value for entry in ordered)
+    }
+    sizes = Counter((int(entry["size"][0]), int(entry["size"][1])) for entry in ordered)
+    n_frames = sum(int(entry["frames"]) for entry in ordered)
+    return Series(tuple(Path(entry["path"]) for entry in ordered), n_frames, shared, sizes.most_common(1)[0][0])
 
 
 def _files(directory: Path) -> list[str]:

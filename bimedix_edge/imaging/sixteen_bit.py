@@ -48,12 +48,12 @@ def sixteen_bit_colour(image: Image.Image, data: bytes, name: str) -> NDArray[np
         )
     if channels == "LA":
         both = _bytes_as(data, str(image.format), "RGBA")
-        return both[..., 0::2] << 8 | both[..., 1::2]
+        return _joined(both[..., 0::2], both[..., 1::2])
     if order == "N":  # libtiff has put them into the order of this machine
         order = "B" if sys.byteorder == "big" else "L"
     high = _bytes_as(data, str(image.format), f"{channels};16{order}")
     low = _bytes_as(data, str(image.format), f"{channels};16{'L' if order == 'B' else 'B'}")
-    return (high << 8 | low)[..., : 3 if channels == "RGBX" else None]
+    return _joined(high, low)[..., : 3 if channels == "RGBX" else None]
 
 
 def scale(values: NDArray[Any], notes: list[str], what: str, *, inverted: bool = False) -> NDArray[np.uint8]:
@@ -70,6 +70,10 @@ def scale(values: NDArray[Any], notes: list[str], what: str, *, inverted: bool =
     return render(values, Display(None, Range(low, high), inverted))
 
 
+def _joined(high: NDArray[np.uint16], low: NDArray[np.uint16]) -> NDArray[np.uint16]:
+    return np.left_shift(high, 8, dtype=np.uint16) | low
+
+
 def _rawmode(image: Image.Image) -> str:
     tiles = getattr(image, "tile", None) or []
     return _first(tiles[0][3]) if tiles else ""
@@ -84,7 +88,7 @@ def _bytes_as(data: bytes, kind: str, rawmode: str) -> NDArray[np.uint16]:
     """Return what the file decodes to when its samples are unpacked as `rawmode` says."""
     with Image.open(io.BytesIO(data), formats=[kind]) as image:
         tiles: list[Any] = getattr(image, "tile", [])
-        image.tile = [  # type: ignore[attr-defined]
+        image.tile = [
             tile._replace(args=(rawmode, *tile.args[1:]) if isinstance(tile.args, tuple) else rawmode) for tile in tiles
         ]
         return np.asarray(image).astype(np.uint16)
