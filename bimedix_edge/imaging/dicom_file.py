@@ -16,7 +16,9 @@ __all__ = ["read_dicom", "transfer_syntax"]
 # a picture that deflates to less than a hundredth is blank, or made to fill the memory
 _MAX_INFLATION = 100
 _ALWAYS_INFLATED_BYTES = 16 << 20
-_META_LENGTH_END = 144
+_META_START = 132
+# these have a length of 4 bytes after 2 that are reserved, all others one of 2; PS3.5 7.1.2
+_LONG_VRS = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
 
 
 def read_dicom(data: bytes, name: str, *, pixels: bool = True, tags: list[str] | None = None) -> Any:
@@ -66,7 +68,7 @@ def _inflated(data: bytes, name: str) -> bytes:
     start = data.find(DeflatedExplicitVRLittleEndian.encode(), 0, 4096)
     if data[128:132] != b"DICM" or start < 0:
         return data
-    body = _META_LENGTH_END + int.from_bytes(data[_META_LENGTH_END - 4 : _META_LENGTH_END], "little")
+    body = _meta_end(data)
     if start >= body:
         return data
     limit = max(_ALWAYS_INFLATED_BYTES, _MAX_INFLATION * len(data))
@@ -81,3 +83,14 @@ def _inflated(data: bytes, name: str) -> bytes:
         raise ImageError(f"Expected a whole DICOM file, but {name} is unusable: {reason}; export it uncompressed.")
     uncompressed = ExplicitVRLittleEndian.encode().ljust(len(DeflatedExplicitVRLittleEndian), b"\0")
     return data[:start] + uncompressed + data[start + len(uncompressed) : body] + plain
+
+
+def _meta_end(data: bytes) -> int:
+    """Return where the elements of group 2 end; their stated length is missing in some files."""
+    position = _META_START
+    while data[position : position + 2] == b"\x02\x00":
+        long = data[position + 4 : position + 6] in _LONG_VRS
+        value = position + (12 if long else 8)
+        length = int.from_bytes(data[value - (4 if long else 2) : value], "little")
+        position = value + length
+    return position
