@@ -59,7 +59,8 @@ class Lut:
 
     def shares(self, values: Floats) -> Floats:
         """Return the entries of `values` as shares of the largest possible one, 0 to 1."""
-        return self.apply(values) / (2**self.bits - 1)
+        shares: Floats = self.apply(values) / (2**self.bits - 1)
+        return shares
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from PIL import Image
 from bimedix_edge.errors import ImageError, UsageError
 from bimedix_edge.imaging.checks import picture_warnings
 from bimedix_edge.imaging.decoded import MAX_PIXELS, Decoded
+from bimedix_edge.imaging.dicom_bounds import check_bounds
 from bimedix_edge.imaging.isolation import decode_isolated
 from bimedix_edge.imaging.raster import decode_raster
 from bimedix_edge.imaging.sniff import READABLE, sniff
@@ -163,6 +164,7 @@ def _from_bytes(data: bytes, name: str, frame: int | str, window: Window | None)
 
 def _decode(data: bytes, name: str, kind: str, frame: int | str, window: Window | None) -> Decoded:
     if kind == "DICOM":
+        check_bounds(data, name)  # here, since refusing a file should not take the start of a process
         wanted = list(astuple(window)) if window is not None else None
         return decode_isolated("dicom", data, name, frame=frame, window=wanted)
     if window is not None:
