@@ -46,8 +46,8 @@ def decode_raster(data: bytes, name: str, kind: str) -> Decoded:
             )
         with Image.open(io.BytesIO(data), formats=[kind.upper()]) as image:
             check_size(image.width, image.height, name)
-            _look(image, notes, warnings)
             deep = sixteen_bit_colour(image, data, name)
+            _look(image, notes, warnings)  # afterwards: asking a PNG for its EXIF decodes it
             if deep is not None:
                 pixels = _turned(_from_deep_colour(deep, notes), image, notes)
             else:
