@@ -53,10 +53,24 @@ def test_pixel_values_equal_clipimageprocessor_on_odd_sizes(reference: Reference
     from golden.reference import clip_pixel_values
 
     rng = np.random.default_rng(11)
-    for _ in range(40):
+    for _ in range(200):
         height, width = (int(side) for side in rng.integers(1, 700, 2))
         pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
         assert np.array_equal(preprocess(pixels, Preprocessing(image_size_px=size)), clip_pixel_values(pixels, size)), (
             height,
             width,
         )
+
+
+def test_cropped_pixel_values_equal_clipimageprocessors_default_on_odd_sizes(reference: Reference) -> None:
+    from transformers import CLIPImageProcessor
+
+    processor = CLIPImageProcessor(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336})
+    rng = np.random.default_rng(12)
+    worst = 0.0
+    for _ in range(200):
+        height, width = (int(side) for side in rng.integers(20, 700, 2))
+        pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        theirs = np.asarray(processor(pixels, return_tensors="np")["pixel_values"])
+        worst = max(worst, float(np.abs(preprocess(pixels, Preprocessing(aspect="crop")) - theirs).max()))
+    assert worst <= 1e-6

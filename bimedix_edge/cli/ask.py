@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import click
 
 from bimedix_edge.cli.opening import open_runtime
 from bimedix_edge.cli.options import encoder_options, model_options, sampling_options
+from bimedix_edge.cli.pictures import load_all, picture_options, picture_report, show_pictures
 from bimedix_edge.cli.terminal import (
     AnswerPrinter,
     ProgressLine,
@@ -22,7 +23,7 @@ from bimedix_edge.cli.terminal import (
 )
 from bimedix_edge.errors import InputError
 from bimedix_edge.events import Done, Token
-from bimedix_edge.imaging.picture import load_picture
+from bimedix_edge.imaging.picture import Picture
 from bimedix_edge.prompt import check_text
 from bimedix_edge.runtime import Runtime
 from bimedix_edge.settings import load_settings
@@ -36,19 +37,33 @@ _EXIT_INTERRUPTED = 130
 @click.command()
 @click.argument("question")
 @click.option("-i", "--image", "images", multiple=True, type=click.Path(), metavar="FILE", help="Repeat for several.")
+@picture_options
 @model_options
 @encoder_options
 @sampling_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 @click.option("--bidi", type=click.Choice(["auto", "on", "off"]), help="Reorder Arabic for this terminal.")
 @click.option("-v", "--verbose", is_flag=True, help="Print timings to standard error.")
-def ask(question: str, images: tuple[str, ...], as_json: bool, verbose: bool, **flags: Any) -> int:
+def ask(
+    question: str,
+    images: tuple[str, ...],
+    window: str | None,
+    frame: str,
+    series: int | None,
+    as_json: bool,
+    verbose: bool,
+    **flags: Any,
+) -> int:
     """Answer QUESTION, which may be about images; `-` reads it from standard input."""
     settings = load_settings(flags)
     console = plain_console(stderr=True)
     text = check_text(_question(question))
     # before the model is loaded: a wrong file name should not cost the load
-    pictures = [load_picture(Path(image)) for image in images]
+    pictures = load_all(images, frame, window, series)
+    if not as_json:
+        # what changed a value must not pass without a word
+        told = pictures if verbose else [picture for picture in pictures if picture.notes or picture.warnings]
+        show_pictures(told, err=True)
     with open_runtime(settings, console, quiet=as_json) as runtime, runtime.chat() as chat:
         printer = AnswerPrinter(sys.stdout, reorder=reorders(settings, sys.stdout))
         progress = ProgressLine(sys.stderr)
@@ -62,7 +77,7 @@ def ask(question: str, images: tuple[str, ...], as_json: bool, verbose: bool, **
                     done = event
         assert done is not None, "an answer always ends with Done"
         if as_json:
-            click.echo(json.dumps(_report(runtime, chat.sampling.seed, done), ensure_ascii=False, indent=2))
+            click.echo(json.dumps(_report(runtime, chat.sampling.seed, done, pictures), ensure_ascii=False, indent=2))
         else:
             printer.finish()
             echo(f"\n{runtime.manifest.notice}")
@@ -81,7 +96,7 @@ def _question(argument: str) -> str:
     return data.decode("utf-8", "surrogateescape").rstrip("\r\n")
 
 
-def _report(runtime: Runtime, seed: int, done: Done) -> dict[str, Any]:
+def _report(runtime: Runtime, seed: int, done: Done, pictures: Sequence[Picture]) -> dict[str, Any]:
     times, usage = done.timings, done.usage
     return {
         "answer": done.text,
@@ -94,8 +109,9 @@ def _report(runtime: Runtime, seed: int, done: Done) -> dict[str, Any]:
                 "width_px": image.width_px,
                 "height_px": image.height_px,
                 "cached": image.cached,
+                **picture_report(picture),
             }
-            for image in done.images
+            for image, picture in zip(done.images, pictures, strict=True)
         ],
         "timings_ms": {
             "load": round(runtime.load_ms, 3),

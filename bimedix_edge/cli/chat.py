@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ import click
 from bimedix_edge.chat import Chat
 from bimedix_edge.cli.opening import open_runtime
 from bimedix_edge.cli.options import encoder_options, model_options, sampling_options
+from bimedix_edge.cli.pictures import load_all, picture_options, show_pictures
 from bimedix_edge.cli.terminal import (
     AnswerPrinter,
     ProgressLine,
@@ -25,7 +27,8 @@ from bimedix_edge.cli.terminal import (
 )
 from bimedix_edge.errors import BimedixEdgeError, UsageError
 from bimedix_edge.events import Cancel, Done, Event, Token
-from bimedix_edge.imaging.picture import Picture, load_picture
+from bimedix_edge.imaging.picture import Picture
+from bimedix_edge.imaging.window import PRESETS
 from bimedix_edge.runtime import Runtime
 from bimedix_edge.settings import Settings, load_settings
 from bimedix_edge.staging import write_file
@@ -34,7 +37,9 @@ __all__ = ["chat"]
 
 HELP = """\
 Type a question and press Enter; ask in English or in Arabic.
-  /image FILE   add an image to the next question
+  /image FILE [WINDOW] [FRAME]
+                add an image to the next question; of a DICOM file, as with
+                --window and --frame: /image ct.dcm lung, /image ct.dcm 40/400 3
   /regen        answer the last question again
   /clear        forget this conversation
   /save FILE    write the conversation (.json, or text otherwise)
@@ -45,19 +50,23 @@ Ctrl-C stops an answer."""
 
 @click.command()
 @click.option("-i", "--image", "images", multiple=True, type=click.Path(), metavar="FILE", help="For question 1.")
+@picture_options
 @model_options
 @encoder_options
 @sampling_options
 @click.option("--bidi", type=click.Choice(["auto", "on", "off"]), help="Reorder Arabic for this terminal.")
 @click.option("-v", "--verbose", is_flag=True, help="Print timings after each answer.")
-def chat(images: tuple[str, ...], verbose: bool, **flags: Any) -> None:
+def chat(
+    images: tuple[str, ...], window: str | None, frame: str, series: int | None, verbose: bool, **flags: Any
+) -> None:
     """Talk with the model in the terminal."""
     settings = load_settings(flags)
     console = plain_console(stderr=True)
-    pictures = [load_picture(Path(image)) for image in images]
+    pictures = load_all(images, frame, window, series)
     with open_runtime(settings, console) as runtime, runtime.chat() as conversation:
         echo(f"{runtime.manifest.name} · {runtime.manifest.notice}")
         echo("Type a question, /image FILE to add an image, /help for more.")
+        show_pictures(pictures, err=False)
         _Terminal(runtime, conversation, settings, pictures, verbose=verbose).run()
 
 
@@ -151,10 +160,11 @@ class _Terminal:
     def _image(self, argument: str) -> None:
         if not argument:
             raise UsageError("Expected a file after /image, but there is none; write /image FILE.")
-        picture = load_picture(Path(argument.strip("\"'")).expanduser())
-        self._pending.append(picture)
-        notes = "".join(f"; {note}" for note in picture.notes)
-        echo(f"{picture.format}, {picture.width_px} x {picture.height_px}{notes}. Now ask about it.")
+        path, window, frame = _image_words(argument)
+        pictures = load_all([path], frame, window, None)
+        self._pending += pictures
+        show_pictures(pictures, err=False)
+        click.echo(f"Now ask about {'it' if len(pictures) == 1 else 'them'}.")
 
     def _regenerate(self, _: str) -> None:
         self._stream(lambda cancel: self._chat.regenerate(cancel=cancel))
@@ -172,6 +182,22 @@ class _Terminal:
             raise UsageError(f"Expected a new file, but {path} exists; choose another name.")
         write_file(path, _transcript(self._runtime, self._chat, as_json=path.suffix == ".json").encode())
         echo(f"Saved to {path}; only you can read it.")
+
+
+def _image_words(argument: str) -> tuple[Path, str | None, str]:
+    """Return the file, the window and the frame that /image names; a file's name may have spaces."""
+    words, window, frame = argument.split(), None, "middle"
+    while len(words) > 1 and not Path(argument.strip("\"'")).expanduser().exists():
+        last = words[-1]
+        if last in ("middle", "all") or last.isdecimal():
+            frame = last
+        elif last in PRESETS or re.fullmatch(r"-?[0-9.]+/-?[0-9.]+", last):
+            window = last
+        else:
+            break
+        argument = argument[: argument.rindex(last)].strip()
+        words.pop()
+    return Path(argument.strip("\"'")).expanduser(), window, frame
 
 
 def _transcript(runtime: Runtime, conversation: Chat, *, as_json: bool) -> str:

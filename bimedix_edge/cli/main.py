@@ -19,6 +19,7 @@ _COMMANDS = {
     "chat": "Talk with the model in the terminal.",
     "convert": "Turn a published checkpoint into a bundle.",
     "doctor": "Say what is here, and whether chat would run.",
+    "image": "Show what the model sees of a picture, and what was done to it.",
     "models": "List, show, verify and remove installed models.",
     "pull": "Fetch a published checkpoint and convert it.",
 }

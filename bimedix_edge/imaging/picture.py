@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from bimedix_edge.errors import ImageError
-from bimedix_edge.imaging.raster import MAX_PIXELS, decode_raster
+from bimedix_edge.errors import ImageError, UsageError
+from bimedix_edge.imaging.checks import picture_warnings
+from bimedix_edge.imaging.decoded import MAX_PIXELS, Decoded
+from bimedix_edge.imaging.dicom_bounds import check_bounds
+from bimedix_edge.imaging.isolation import decode_isolated
+from bimedix_edge.imaging.raster import decode_raster
 from bimedix_edge.imaging.sniff import READABLE, sniff
+from bimedix_edge.imaging.window import Window, parse_window
 
-__all__ = ["MAX_FILE_BYTES", "ImageSource", "Picture", "load_picture"]
+__all__ = ["MAX_FILE_BYTES", "MAX_FRAMES", "ImageSource", "Picture", "load_picture", "load_pictures"]
 
 ImageSource = str | os.PathLike[str] | bytes | NDArray[np.uint8] | Image.Image
 
 MAX_FILE_BYTES = 512 << 20
+# seven images fill BiMediX2's context
+MAX_FRAMES = 16
+# zlib and libjpeg-turbo do not crash on what damaged files hold, and their formats state what they will need
+_IN_PROCESS = ("PNG", "JPEG", "BMP")
 
 
 @dataclass(frozen=True)
@@ -31,12 +40,19 @@ class Picture:
         sha256: of the file's bytes, or of the pixels where there was no file.
         format: what the bytes were, such as `PNG`.
         notes: what was done to get the pixels, in words; empty when nothing was.
+        warnings: what should be known before an answer about them is believed.
+        tags: what a DICOM file says of itself: `modality`, `body_part`, `view`, `laterality` and `window`, as far as
+            stated, and nothing else.
+        n_frames: how many pictures the file holds.
     """
 
     pixels: NDArray[np.uint8]
     sha256: str
     format: str
     notes: tuple[str, ...] = field(default=())
+    warnings: tuple[str, ...] = field(default=())
+    tags: dict[str, str] = field(default_factory=dict)
+    n_frames: int = 1
 
     @property
     def width_px(self) -> int:
@@ -48,21 +64,61 @@ class Picture:
         """Return the height."""
         return int(self.pixels.shape[0])
 
+    def words(self) -> str:
+        """Return what it is and what was done to it, in one line."""
+        told = [value for name, value in self.tags.items() if name != "window"]
+        size = f"{self.width_px} x {self.height_px}"
+        return "; ".join([", ".join([self.format, *told, size]), *self.notes])
 
-def load_picture(source: ImageSource) -> Picture:
+
+def load_picture(source: ImageSource, *, frame: int | str = "middle", window: str | None = None) -> Picture:
     """Read an image from a path, from a file's bytes, from uint8 (h, w, 3) or (h, w) pixels, or from Pillow.
 
+    Args:
+        source: the picture.
+        frame: which of a DICOM file with several, from 1, or `middle`.
+        window: of a grey DICOM picture, as CENTER/WIDTH or the name of a preset; by default the file's own.
+
     Raises:
-        ImageError: it cannot be read, is no PNG or JPEG, is damaged, or has more than 64 megapixels.
+        ImageError: it cannot be read, is of no format that is known, is damaged, or has more than 50 megapixels.
+        UsageError: there is no such frame, or the window is none or cannot be applied.
     """
-    if isinstance(source, np.ndarray):
-        return _from_array(source, "array")
-    if isinstance(source, Image.Image):
+    wanted = parse_window(window) if window is not None else None
+    if isinstance(source, (np.ndarray, Image.Image)):
+        if frame != "middle" or wanted is not None:
+            raise UsageError("Expected a DICOM file for a frame or a window, but pixels were given; leave them out.")
+        if isinstance(source, np.ndarray):
+            return _from_array(source, "array")
         return _from_array(np.asarray(source.convert("RGB")), "Pillow image")
     if isinstance(source, bytes):
-        return _from_bytes(source, "the image")
+        return _from_bytes(source, "the image", frame, wanted)
     path = Path(source)
-    return _from_bytes(_read(path), path.name)
+    return _from_bytes(_read(path), path.name, frame, wanted)
+
+
+def load_pictures(
+    source: str | os.PathLike[str], *, frame: int | str = "middle", window: str | None = None
+) -> list[Picture]:
+    """Read one frame of a file, or all of them.
+
+    Args:
+        source: a path.
+        frame: which, from 1, `middle`, or `all`.
+        window: as for `load_picture`.
+
+    Raises:
+        ImageError, UsageError: as for `load_picture`; or `all` are more than 16.
+    """
+    if frame != "all":
+        return [load_picture(source, frame=frame, window=window)]
+    first = load_picture(source, frame=1, window=window)
+    if first.n_frames > MAX_FRAMES:
+        raise UsageError(
+            f"Expected at most {MAX_FRAMES} pictures at once, but {Path(source).name} has {first.n_frames}; choose one "
+            "with --frame N."
+        )
+    others = range(2, first.n_frames + 1)
+    return [first, *(load_picture(source, frame=number, window=window) for number in others)]
 
 
 def _read(path: Path) -> bytes:
@@ -81,15 +137,43 @@ def _read(path: Path) -> bytes:
     return data
 
 
-def _from_bytes(data: bytes, name: str) -> Picture:
+def _from_bytes(data: bytes, name: str, frame: int | str, window: Window | None) -> Picture:
     if not data:
         raise ImageError(f"Expected an image, but {name} is empty (0 bytes); export it again.")
     kind = sniff(data)
     if kind not in READABLE:
         given = f"is {kind}" if kind else "is no image format that is known"
-        raise ImageError(f"Expected a {' or '.join(READABLE)} image, but {name} {given}; convert it to PNG.")
-    pixels, notes = decode_raster(data, name)
-    return Picture(pixels, hashlib.sha256(data).hexdigest(), kind, tuple(notes))
+        raise ImageError(
+            f"Expected a {', '.join(READABLE[:-1])} or {READABLE[-1]} image, but {name} {given}; convert it to PNG."
+        )
+    decoded = _decode(data, name, kind, frame, window)
+    pixels = decoded.pixels
+    warnings = (*decoded.warnings, *picture_warnings(pixels, raster=kind != "DICOM"))
+    if pixels.ndim == 2:
+        pixels = np.repeat(pixels[..., None], 3, axis=2)
+    return Picture(
+        np.ascontiguousarray(pixels),
+        hashlib.sha256(data).hexdigest(),
+        kind,
+        decoded.notes,
+        warnings,
+        decoded.tags,
+        decoded.n_frames,
+    )
+
+
+def _decode(data: bytes, name: str, kind: str, frame: int | str, window: Window | None) -> Decoded:
+    if kind == "DICOM":
+        check_bounds(data, name)  # here, since refusing a file should not take the start of a process
+        wanted = list(astuple(window)) if window is not None else None
+        return decode_isolated("dicom", data, name, frame=frame, window=wanted)
+    if window is not None:
+        raise UsageError(f"Expected a DICOM file for a window, but {name} is {kind}; leave out --window.")
+    if frame not in ("middle", 1):
+        raise UsageError(
+            f"Expected a frame that exists, but of {kind} only the first is read and {frame} was asked for."
+        )
+    return decode_raster(data, name, kind) if kind in _IN_PROCESS else decode_isolated(kind, data, name)
 
 
 def _from_array(pixels: NDArray[np.uint8], name: str) -> Picture:
@@ -102,7 +186,8 @@ def _from_array(pixels: NDArray[np.uint8], name: str) -> Picture:
         raise ImageError(
             f"Expected 1 to {MAX_PIXELS} pixels, but the {name} is {pixels.shape[1]} x {pixels.shape[0]}; scale it."
         )
+    warnings = tuple(picture_warnings(pixels, raster=False))
     if pixels.ndim == 2:
         pixels = np.repeat(pixels[..., None], 3, axis=2)
     pixels = np.ascontiguousarray(pixels)
-    return Picture(pixels, hashlib.sha256(pixels.data).hexdigest(), name)
+    return Picture(pixels, hashlib.sha256(pixels.data).hexdigest(), name, warnings=warnings)

@@ -1,89 +1,129 @@
-"""PNG and JPEG to uint8 RGB, with every conversion that changes a value stated."""
+"""PNG, JPEG, TIFF, WebP, BMP and GIF to 8-bit pixels, with every conversion that changes a value stated."""
 
 from __future__ import annotations
 
 import io
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from bimedix_edge.errors import ImageError
-from bimedix_edge.imaging.sniff import READABLE
+from bimedix_edge.imaging.decoded import Decoded, check_size
+from bimedix_edge.imaging.sixteen_bit import scale, sixteen_bit_colour
 
-__all__ = ["MAX_PIXELS", "decode_raster"]
+__all__ = ["decode_raster"]
 
-MAX_PIXELS = 64_000_000
-_SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L", "I;16N")
+_DEEP_GREY = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
+_TIFF_PHOTOMETRIC, _TIFF_WHITE_IS_ZERO = 262, 0
+_EXIF_ORIENTATION, _EXIF_MAKER, _EXIF_MODEL = 0x0112, 0x010F, 0x0110
+# a progressive JPEG is decoded once a scan; cameras and programs write about ten
+_MAX_JPEG_SCANS = 100
+_BAND_ROWS = 256
+
+Level = TypeVar("Level", np.uint8, np.uint16)
 
 
-def decode_raster(data: bytes, name: str) -> tuple[NDArray[np.uint8], list[str]]:
-    """Decode a PNG or JPEG.
+def decode_raster(data: bytes, name: str, kind: str) -> Decoded:
+    """Decode a picture; of an animation or of several pages, the first.
 
     Args:
         data: the whole file.
         name: what messages call it.
-
-    Returns:
-        uint8 (h, w, 3) RGB, and what was done to get there, in words.
+        kind: one of `sniff.RASTERS`.
 
     Raises:
         ImageError: too many pixels (found in the header, before anything is decoded), truncated, or damaged.
     """
+    notes: list[str] = []
+    warnings: list[str] = []
     try:
-        with Image.open(io.BytesIO(data), formats=READABLE) as image:
-            _check_size(image.size, name)
-            image.load()
-            notes: list[str] = []
-            pixels = _to_rgb(_upright(image, notes), notes)
-    except ImageError:
-        raise
-    except MemoryError:
+        if kind == "JPEG" and data.count(b"\xff\xda") > _MAX_JPEG_SCANS:
+            raise ImageError(
+                f"Expected at most {_MAX_JPEG_SCANS} scans in a JPEG, but {name} has more, which would take minutes; "
+                "export it again."
+            )
+        with Image.open(io.BytesIO(data), formats=[kind.upper()]) as image:
+            check_size(image.width, image.height, name)
+            deep = sixteen_bit_colour(image, data, name)
+            _look(image, notes, warnings)  # afterwards: asking a PNG for its EXIF decodes it
+            if deep is not None:
+                pixels = _turned(_from_deep_colour(deep, notes), image, notes)
+            else:
+                image.load()
+                pixels = _to_8_bit(_upright(image, notes), notes, inverted=_white_is_zero(image))
+    except (ImageError, MemoryError):
         raise
     except Exception as error:  # Pillow's codecs raise OSError, SyntaxError, ValueError, struct.error, zlib.error …
         raise ImageError(
-            f"Expected a whole PNG or JPEG image, but {name} is damaged or truncated ({error}); export it again."
+            f"Expected a whole {kind} image, but {name} is damaged or truncated ({error}); export it again."
         ) from error
-    return np.ascontiguousarray(pixels), notes
+    return Decoded(np.ascontiguousarray(pixels), tuple(notes), tuple(warnings))
 
 
-def _check_size(size: tuple[int, int], name: str) -> None:
-    width, height = size
-    if width * height > MAX_PIXELS:
-        raise ImageError(
-            f"Expected at most {MAX_PIXELS // 1_000_000} megapixels, but {name} has {width} x {height} = "
-            f"{width * height / 1e6:.0f}; scale it down first."
+def _look(image: Image.Image, notes: list[str], warnings: list[str]) -> None:
+    """Say what can be told before anything is decoded."""
+    if getattr(image, "is_animated", False):
+        notes.append("the first of several pictures in the file")
+    exif = image.getexif()
+    # TIFF's own tags have these numbers, too: there they may name a scanner
+    if image.format != "TIFF" and (exif.get(_EXIF_MAKER) or exif.get(_EXIF_MODEL)):
+        warnings.append(
+            "a camera took it: a photograph of a screen or a film shows the model less than the file itself"
         )
-    if width < 1 or height < 1:
-        raise ImageError(f"Expected at least one pixel, but {name} has {width} x {height}; export it again.")
+
+
+def _white_is_zero(image: Image.Image) -> bool:
+    """Return whether it is a deep TIFF whose lowest value is white; Pillow turns only those of 8 bits round."""
+    tags = getattr(image, "tag_v2", {})
+    return image.mode in _DEEP_GREY and tags.get(_TIFF_PHOTOMETRIC, 1) == _TIFF_WHITE_IS_ZERO
 
 
 def _upright(image: Image.Image, notes: list[str]) -> Image.Image:
-    upright = ImageOps.exif_transpose(image)
-    if upright.size != image.size or image.getexif().get(0x0112, 1) != 1:
-        notes.append("turned upright as its EXIF orientation says")
-    return upright
+    if image.getexif().get(_EXIF_ORIENTATION, 1) == 1:
+        return image
+    notes.append("turned upright as its EXIF orientation says")
+    return ImageOps.exif_transpose(image)
 
 
-def _to_rgb(image: Image.Image, notes: list[str]) -> NDArray[np.uint8]:
-    if image.mode in _SIXTEEN_BIT:
-        return _from_sixteen_bit(np.asarray(image), notes)
+def _turned(pixels: NDArray[np.uint8], image: Image.Image, notes: list[str]) -> NDArray[np.uint8]:
+    """Turn pixels that did not come through Pillow as the file's orientation says."""
+    turned = Image.fromarray(pixels)
+    turned.getexif()[_EXIF_ORIENTATION] = image.getexif().get(_EXIF_ORIENTATION, 1)
+    return np.asarray(_upright(turned, notes))
+
+
+def _to_8_bit(image: Image.Image, notes: list[str], *, inverted: bool) -> NDArray[np.uint8]:
+    if image.mode in _DEEP_GREY:
+        what = {"F": "floating-point", "I": "integer"}.get(image.mode, "16-bit")
+        values = np.asarray(image)
+        if image.mode == "I" and values.min() >= 0 and values.max() < 1 << 16:
+            what = "16-bit"
+        return scale(values, notes, what, inverted=inverted)
     if image.has_transparency_data:
         notes.append("transparent parts shown on black")
-        rgba = image.convert("RGBA")
-        black = Image.new("RGBA", rgba.size, (0, 0, 0, 255))
-        return np.asarray(Image.alpha_composite(black, rgba).convert("RGB"))
-    if image.mode not in ("RGB", "L"):
+        return _on_black(np.asarray(image.convert("RGBA")), 255)
+    if image.mode in ("L", "1"):
+        return np.asarray(image.convert("L"))
+    if image.mode not in ("RGB", "P"):
         notes.append(f"converted from {image.mode} to RGB")
     return np.asarray(image.convert("RGB"))
 
 
-def _from_sixteen_bit(values: NDArray[np.generic], notes: list[str]) -> NDArray[np.uint8]:
-    """Scale the range that occurs to 0..255; Pillow's own conversion would clip everything above 255 to white."""
-    levels = values.astype(np.int64)
-    low, high = int(levels.min()), int(levels.max())
-    notes.append(f"16-bit values {low} to {high} scaled to 0 to 255")
-    # all alike: nothing to spread, and a division by zero
-    span = max(high - low, 1)
-    grey = ((levels - low) * 255 + span // 2) // span
-    return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2)
+def _from_deep_colour(values: NDArray[np.uint16], notes: list[str]) -> NDArray[np.uint8]:
+    n_channels = values.shape[2]
+    if n_channels in (2, 4):
+        notes.append("transparent parts shown on black")
+        values = _on_black(values, 65535)
+    levels = scale(values, notes, "16-bit colour" if n_channels > 2 else "16-bit")
+    return levels[..., 0] if n_channels == 2 else levels
+
+
+def _on_black(values: NDArray[Level], opaque: int) -> NDArray[Level]:
+    """Return the colours of (h, w, n + 1) `values` times their alpha, the last channel, in the same type."""
+    shown: NDArray[Level] = np.empty((*values.shape[:2], values.shape[2] - 1), values.dtype)
+    for top in range(0, len(values), _BAND_ROWS):  # in bands, since the products need four times the room
+        band = values[top : top + _BAND_ROWS].astype(np.uint32)
+        shown[top : top + _BAND_ROWS] = (band[..., :-1] * band[..., -1:] + opaque // 2) // opaque
+    return shown

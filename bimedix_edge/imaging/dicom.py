@@ -1,0 +1,212 @@
+"""DICOM bytes to 8-bit pixels, as a viewer shows them, with every step in words.
+
+The order is the standard's: stored values, modality transformation, window or VOI look-up table, then black to white;
+MONOCHROME1 is inverted, a palette and YBR become RGB. It runs in a process of its own (see `isolation`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bimedix_edge.errors import ImageError, UsageError
+from bimedix_edge.imaging.decoded import Decoded
+from bimedix_edge.imaging.dicom_file import read_dicom
+from bimedix_edge.imaging.dicom_pixels import check_header, decode_frame, frame_count, through_palette
+from bimedix_edge.imaging.dicom_tags import allowed_tags, frame_value, privacy_warnings
+from bimedix_edge.imaging.grey import Display, Lut, Range, Rescale, render, value_range
+from bimedix_edge.imaging.window import LINEAR, LINEAR_EXACT, SIGMOID, Window
+
+__all__ = ["decode_dicom"]
+
+
+def decode_dicom(data: bytes, name: str, frame: int | str, window: Window | None) -> Decoded:
+    """Decode one frame of a DICOM file.
+
+    Args:
+        data: the whole file.
+        name: what messages call it.
+        frame: from 1, or `middle`.
+        window: instead of the file's own; None for that.
+
+    Returns:
+        Grey or RGB pixels; what the file says of its modality, body part, view and laterality.
+
+    Raises:
+        ImageError: it cannot be shown; the message says why.
+        UsageError: there is no such frame, or a window was asked for a colour picture.
+    """
+    dataset = read_dicom(data, name)
+    try:
+        return _decode(dataset, name, frame, window)
+    except (ImageError, UsageError, MemoryError):
+        raise
+    except Exception as error:  # pydicom converts values when they are used; its errors show them, ours do not
+        raise ImageError(
+            f"Expected a valid DICOM header, but {name} has one that is damaged ({type(error).__name__}); "
+            "export it again."
+        ) from error
+
+
+def _decode(dataset: Any, name: str, frame: int | str, window: Window | None) -> Decoded:
+    check_header(dataset, name)
+    n_frames = frame_count(dataset)
+    index, notes = _frame_index(frame, n_frames, name)
+    tags = allowed_tags(dataset, index)
+    warnings = privacy_warnings(dataset)
+    photometric = str(dataset.PhotometricInterpretation)
+    if photometric in ("MONOCHROME1", "MONOCHROME2"):
+        stored = decode_frame(dataset, index, name)
+        display = _display(dataset, index, stored, window, name)
+        notes += _grey_words(display, stored)
+        tags["window"] = _voi_words(display.voi)
+        if window is not None and window.name and tags.get("modality") not in (None, "CT"):
+            warnings.append(
+                f"the {window.name} window is for CT, but this is {tags['modality']}, where its numbers mean nothing"
+            )
+        pixels = render(stored, display)
+    elif window is not None:
+        raise UsageError(f"Expected a grey picture for a window, but {name} is {photometric}; leave out --window.")
+    else:
+        pixels = _colour(dataset, index, photometric, notes, name)
+    if any(f"{group:04x}" for group in range(0x6000, 0x6020, 2) if (group << 16 | 0x3000) in dataset):
+        notes.append("overlays are not drawn")
+    return Decoded(pixels, tuple(notes), tuple(warnings), tags, n_frames)
+
+
+def _frame_index(frame: int | str, n_frames: int, name: str) -> tuple[int, list[str]]:
+    if frame == "middle":
+        index = (n_frames - 1) // 2
+        return index, [f"frame {index + 1} of {n_frames}, the middle one"] if n_frames > 1 else []
+    if not 1 <= int(frame) <= n_frames:
+        plural = "one frame" if n_frames == 1 else f"frames 1 to {n_frames}"
+        raise UsageError(f"Expected a frame that exists, but {name} has {plural} and {frame} was asked for.")
+    return int(frame) - 1, [f"frame {frame} of {n_frames}"] if n_frames > 1 else []
+
+
+def _display(dataset: Any, index: int, stored: NDArray[Any], window: Window | None, name: str) -> Display:
+    inverted = dataset.PhotometricInterpretation == "MONOCHROME1"
+    modality = _modality(dataset, index, name)
+    voi = window or _voi(dataset, index, name) or _range(dataset, index, stored, modality)
+    return Display(modality, voi, inverted)
+
+
+def _modality(dataset: Any, index: int, name: str) -> Rescale | Lut | None:
+    if sequence := dataset.get("ModalityLUTSequence"):
+        return _lut(dataset, sequence[0], name)
+    slope, intercept = (frame_value(dataset, index, keyword) for keyword in ("RescaleSlope", "RescaleIntercept"))
+    if slope is None or intercept is None:
+        return None
+    found = Rescale(float(slope), float(intercept))
+    if not (np.isfinite(found.slope) and np.isfinite(found.intercept)):
+        raise ImageError(f"Expected a finite rescale slope and intercept, but {name} has none; export it again.")
+    return None if found == Rescale(1.0, 0.0) else found
+
+
+def _voi(dataset: Any, index: int, name: str) -> Window | Lut | None:
+    """Return the file's look-up table, or the first of its windows; pydicom prefers the table, too."""
+    sequence = frame_value(dataset, index, "VOILUTSequence")
+    if sequence and sequence[0].get("LUTData") is not None and sequence[0].get("LUTDescriptor") is not None:
+        return _lut(dataset, sequence[0], name)
+    center, width = (_first(frame_value(dataset, index, keyword)) for keyword in ("WindowCenter", "WindowWidth"))
+    if center is None or width is None:
+        return None
+    function = str(frame_value(dataset, index, "VOILUTFunction") or LINEAR).upper()
+    if function not in (LINEAR, LINEAR_EXACT, SIGMOID):
+        raise ImageError(
+            f"Expected the VOI LUT function {LINEAR}, {LINEAR_EXACT} or {SIGMOID}, but {name} has another; "
+            "choose a window with --window CENTER/WIDTH."
+        )
+    found = Window(float(center), float(width), function)
+    if fault := found.fault():
+        raise ImageError(
+            f"Expected a window that can be used, but {name} has {fault}; choose another with --window CENTER/WIDTH."
+        )
+    return found
+
+
+def _first(value: Any) -> Any:
+    if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
+        return None if value in ("", None) else value
+    return value[0] if len(value) else None
+
+
+def _lut(dataset: Any, item: Any, name: str) -> Lut:
+    n_entries, first, bits = (int(value) for value in item.LUTDescriptor)
+    n_entries = n_entries or 1 << 16
+    data = item.LUTData
+    if isinstance(data, bytes):
+        little = dataset.original_encoding[1] is not False
+        data = np.frombuffer(data, "<u2" if little else ">u2")
+    entries = np.asarray(data, np.float64)[:n_entries]
+    if len(entries) < n_entries or not 8 <= bits <= 16:
+        raise ImageError(
+            f"Expected a look-up table of {n_entries} entries of 8 to 16 bits, but {name} has {len(entries)} of "
+            f"{bits}; export it again."
+        )
+    return Lut(first, bits, entries)
+
+
+def _range(dataset: Any, index: int, stored: NDArray[Any], modality: Rescale | Lut | None) -> Range:
+    """Return what is shown where the file says nothing: 8 bits as they are, more from the lowest to the highest."""
+    bits = int(dataset.get("BitsStored") or 0)
+    if modality is None and 0 < bits <= 8 and stored.dtype.kind in "iu":
+        low = -(1 << (bits - 1)) if stored.dtype.kind == "i" else 0
+        return Range(low, low + (1 << bits) - 1)
+    padding = frame_value(dataset, index, "PixelPaddingValue")
+    limits = None
+    if padding is not None:
+        end = frame_value(dataset, index, "PixelPaddingRangeLimit")
+        ends = _stored_sign(int(padding), stored), _stored_sign(int(padding if end is None else end), stored)
+        limits = (float(min(ends)), float(max(ends)))
+    # where all is padding, there is no range
+    return Range(*(value_range(stored, modality, limits) or (0.0, 0.0)))
+
+
+def _stored_sign(value: int, stored: NDArray[Any]) -> int:
+    """Return a padding value in the type of the pixels: writers state it as unsigned where the pixels are signed."""
+    if stored.dtype.kind == "i" and value > np.iinfo(stored.dtype).max:
+        return value - (1 << (8 * stored.dtype.itemsize))
+    if stored.dtype.kind == "u" and value < 0:
+        return value + (1 << (8 * stored.dtype.itemsize))
+    return value
+
+
+def _colour(dataset: Any, index: int, photometric: str, notes: list[str], name: str) -> NDArray[np.uint8]:
+    stored = decode_frame(dataset, index, name)
+    if photometric == "PALETTE COLOR":
+        notes.append("colours from the file's palette")
+        stored = through_palette(stored, dataset)
+        highest = max((1 << int(dataset.RedPaletteColorLookupTableDescriptor[2])) - 1, int(stored.max(initial=0)))
+    else:
+        if photometric != "RGB":
+            notes.append(f"converted from {photometric} to RGB")
+        highest = (1 << int(dataset.BitsStored)) - 1
+    if highest == 255:
+        return np.ascontiguousarray(stored, np.uint8)
+    notes.append(f"colours of 0 to {highest} scaled to 0 to 255")
+    return render(stored, Display(None, Range(0, highest)))
+
+
+def _grey_words(display: Display, stored: NDArray[Any]) -> list[str]:
+    words = []
+    if isinstance(display.modality, Rescale):
+        words.append(f"values times {display.modality.slope:g} plus {display.modality.intercept:g}")
+    elif display.modality is not None:
+        words.append("values through the file's modality look-up table")
+    if not (isinstance(display.voi, Range) and stored.dtype.itemsize == 1 and display.modality is None):
+        words.append(_voi_words(display.voi))
+    if display.inverted:
+        words.append("inverted, since low values are white (MONOCHROME1)")
+    return words
+
+
+def _voi_words(voi: Window | Lut | Range) -> str:
+    if isinstance(voi, Window):
+        return voi.words()
+    if isinstance(voi, Lut):
+        return "the file's VOI look-up table"
+    return f"no window: {voi.low:g} to {voi.high:g} shown as black to white"

@@ -1,0 +1,170 @@
+"""One frame of a dataset, decoded by whichever codec is installed."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.pixels.decoders.base import get_decoder
+from pydicom.pixels.processing import apply_color_lut
+from pydicom.uid import JPEGExtended12Bit
+
+from bimedix_edge.errors import ImageError
+from bimedix_edge.imaging.decoded import check_size
+from bimedix_edge.imaging.dicom_file import transfer_syntax
+
+__all__ = ["check_header", "decode_frame", "frame_count", "through_palette"]
+
+_GREY = ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR")
+_COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
+_NEEDED = ("Rows", "Columns", "BitsAllocated", "SamplesPerPixel")
+_PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+
+
+def frame_count(dataset: Any) -> int:
+    """Return how many frames the header states; 1 if it states none."""
+    return max(int(dataset.get("NumberOfFrames") or 1), 1)
+
+
+def check_header(dataset: Any, name: str) -> None:
+    """Refuse what has no picture, or whose header contradicts itself, before anything is decoded.
+
+    Raises:
+        ImageError: it says what is missing or wrong.
+    """
+    if not any(keyword in dataset for keyword in _PIXELS):
+        raise ImageError(f"Expected pixels, but {name} has none: it is {_kind(dataset)}; choose an image file.")
+    missing = [keyword for keyword in _NEEDED if dataset.get(keyword) is None]
+    if missing:
+        raise ImageError(f"Expected a DICOM image, but {name} does not state {', '.join(missing)}; export it again.")
+    check_size(int(dataset.Columns), int(dataset.Rows), name)
+    photometric = dataset.get("PhotometricInterpretation")
+    if not photometric:
+        raise ImageError(
+            f"Expected a photometric interpretation, but {name} states none, so that black and white cannot be told "
+            "apart; export it again."
+        )
+    _check_samples(str(photometric), int(dataset.SamplesPerPixel), name)
+    if "PixelData" in dataset and not 0 < int(dataset.get("BitsStored") or 0) <= int(dataset.BitsAllocated):
+        raise ImageError(
+            f"Expected 1 to {dataset.BitsAllocated} bits stored, but {name} states {dataset.get('BitsStored')}; "
+            "export it again."
+        )
+
+
+def decode_frame(dataset: Any, index: int, name: str) -> NDArray[Any]:
+    """Return the stored values of one frame.
+
+    Args:
+        dataset: one that passed `check_header`.
+        index: from 0.
+        name: what messages call the file.
+
+    Returns:
+        (rows, columns) of the stored type, or (rows, columns, 3) RGB.
+
+    Raises:
+        ImageError: no decoder is installed for it, or the pixel data are truncated or damaged.
+    """
+    syntax = transfer_syntax(dataset)
+    decoder = _decoder(dataset, syntax, name)
+    if not syntax.is_encapsulated:
+        _check_length(dataset, name)
+    if getattr(dataset, "file_meta", None) is None or "TransferSyntaxUID" not in dataset.file_meta:
+        dataset.file_meta = dataset.file_meta if getattr(dataset, "file_meta", None) else _empty_meta()
+        dataset.file_meta.TransferSyntaxUID = syntax
+    try:
+        pixels, _ = decoder.as_array(dataset, index=index, allow_excess_frames=False)
+    except MemoryError:
+        raise
+    except Exception as error:  # each codec has its own; their text may hold values of the file
+        raise ImageError(
+            f"Expected whole {syntax.name} pixel data, but frame {index + 1} of {name} is damaged or truncated; "
+            "export it again."
+        ) from error
+    return np.asarray(pixels)
+
+
+def through_palette(stored: NDArray[Any], dataset: Any) -> NDArray[Any]:
+    """Return the colours of a PALETTE COLOR picture.
+
+    Args:
+        stored: (rows, columns), indices.
+        dataset: with a palette; its byte order is put right, which pydicom forgets where the file is big endian.
+
+    Returns:
+        (rows, columns, 3) uint8 or uint16.
+    """
+    if dataset.original_encoding[1] is False:
+        for colour in ("Red", "Green", "Blue"):
+            keyword = f"{colour}PaletteColorLookupTableData"
+            if keyword in dataset and dataset[keyword].VR == "OW":
+                swapped = np.frombuffer(dataset[keyword].value, ">u2").astype("<u2")
+                dataset[keyword].value = swapped.tobytes()
+    return apply_color_lut(stored, dataset)[..., :3]
+
+
+def _empty_meta() -> Any:
+    from pydicom.dataset import FileMetaDataset
+
+    return FileMetaDataset()
+
+
+def _kind(dataset: Any) -> str:
+    stated = dataset.get("SOPClassUID")
+    # of an unknown class the "name" is the file's own text
+    known = stated is not None and not isinstance(stated, list) and stated.name != str(stated)
+    return f"a DICOM object of the kind {stated.name}" if known else "a DICOM object"
+
+
+def _check_samples(photometric: str, n_samples: int, name: str) -> None:
+    if photometric not in (*_GREY, *_COLOUR):
+        shown = photometric if photometric.replace("_", "").isalnum() and len(photometric) <= 16 else "something else"
+        raise ImageError(
+            f"Expected one of {', '.join((*_GREY, *_COLOUR))}, but {name} has the photometric interpretation {shown}; "
+            "export it as grey or RGB."
+        )
+    wanted = 1 if photometric in _GREY else 3
+    if n_samples != wanted:
+        raise ImageError(
+            f"Expected {wanted} value{'s' * (wanted > 1)} a pixel where the header states {photometric}, but {name} "
+            f"has {n_samples}: {'colour where grey is stated' if wanted == 1 else 'no colour where it is stated'}; "
+            "export it again."
+        )
+
+
+def _decoder(dataset: Any, syntax: Any, name: str) -> Any:
+    try:
+        decoder = get_decoder(syntax)
+    except NotImplementedError as error:
+        known = syntax.name if syntax.name != str(syntax) else "an unknown transfer syntax"
+        raise ImageError(
+            f"Expected a picture, but {name} is compressed as {known}, for which there is no decoder; "
+            "export it uncompressed."
+        ) from error
+    twelve = syntax == JPEGExtended12Bit and int(dataset.get("BitsStored") or 8) > 8
+    if not decoder.is_available or (twelve and importlib.util.find_spec("libjpeg") is None):
+        raise ImageError(
+            f"Expected a decoder for {syntax.name}{', 12 bit' if twelve else ''}, which {name} needs, but none is "
+            "installed; add one with `pip install 'bimedix-edge[dicom-gpl]'` or export the picture uncompressed."
+        )
+    return decoder
+
+
+def _check_length(dataset: Any, name: str) -> None:
+    """Say how many rows are missing from uncompressed pixel data."""
+    keyword = next(keyword for keyword in _PIXELS if keyword in dataset)
+    given = len(dataset[keyword].value or b"")
+    rows, n_frames = int(dataset.Rows), frame_count(dataset)
+    samples = 2 if dataset.PhotometricInterpretation == "YBR_FULL_422" else int(dataset.SamplesPerPixel)
+    row_bits = int(dataset.Columns) * samples * int(dataset.BitsAllocated)
+    expected = (row_bits * rows * n_frames + 7) // 8
+    if given < expected:
+        missing = -(-(expected - given) * 8 // row_bits)
+        of = f"{rows * n_frames}" if n_frames == 1 else f"{rows * n_frames} in {n_frames} frames"
+        raise ImageError(
+            f"Expected {expected} bytes of pixels, but {name} has {given}: {missing} of {of} rows are missing; "
+            "copy or export it again."
+        )
