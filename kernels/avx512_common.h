@@ -3,16 +3,12 @@
 
 #include <immintrin.h>
 
+#include "dots512.h"
 #include "panel.h"
 #include "peak.h"
 
 namespace bmx {
 namespace {
-
-struct Dots512Vnni {
-    static __m256i add_pairs(__m256i sum, __m256i a, __m256i b) { return _mm256_dpwssd_epi32(sum, a, b); }
-    static __m256i add_bytes(__m256i sum, __m256i u, __m256i s) { return _mm256_dpbusd_epi32(sum, u, s); }
-};
 
 struct Avx512Vnni {
     using Dots = Dots512Vnni;

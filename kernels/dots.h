@@ -1,5 +1,5 @@
 // A few tokens: each row of weights is multiplied where it lies, in the order in which memory holds it. Such products
-// wait for memory, not for arithmetic, so vectors of 256 bits serve every instruction set; `D` adds up pairs of products:
+// wait for memory, not for arithmetic, so vectors of 256 bits serve (but see dots512.h); `D` adds up pairs of products:
 //
 //   D::add_pairs(sum, a, b)   eight sums of two products of 16-bit numbers
 //   D::add_bytes(sum, u, s)   eight sums of four products of an unsigned and a signed byte that fit 16 bits in pairs
@@ -200,13 +200,21 @@ void dot_f16(const uint8_t * row, const float * x, int64_t n, float * out) {
     for (int t = 0; t < kTokens; t++) out[t] = sum_of(_mm256_add_ps(sum[t][0], sum[t][1]));
 }
 
+// What an instruction set may have in wider vectors.
+template <class D, int kTokens>
+struct KQuantDots {
+    static void q4_k(const uint8_t * row, const Activations & x, float * out) { dot_with_minimums<D, kTokens, false>(row, x, out); }
+    static void q5_k(const uint8_t * row, const Activations & x, float * out) { dot_with_minimums<D, kTokens, true>(row, x, out); }
+    static void q6_k(const uint8_t * row, const Activations & x, float * out) { dot_q6_k<D, kTokens>(row, x, out); }
+};
+
 template <class D, int kTokens>
 void dot(Weight weight, const uint8_t * row, const Activations & x, float * out) {
     if (weight == Weight::f16) return dot_f16<kTokens>(row, x.floats, x.n_columns, out);
     switch (weight) {
-        case Weight::q4_k: return dot_with_minimums<D, kTokens, false>(row, x, out);
-        case Weight::q5_k: return dot_with_minimums<D, kTokens, true>(row, x, out);
-        case Weight::q6_k: return dot_q6_k<D, kTokens>(row, x, out);
+        case Weight::q4_k: return KQuantDots<D, kTokens>::q4_k(row, x, out);
+        case Weight::q5_k: return KQuantDots<D, kTokens>::q5_k(row, x, out);
+        case Weight::q6_k: return KQuantDots<D, kTokens>::q6_k(row, x, out);
         case Weight::q8_0: return dot_of_32<D, kTokens, Weight::q8_0>(row, x, out);
         default: return dot_of_32<D, kTokens, Weight::q4_0>(row, x, out);
     }

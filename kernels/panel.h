@@ -511,9 +511,9 @@ void float_panel(const Rows & rows, const Activations & x, float * y, int y_stri
     }
 }
 
-template <class S>
+template <class S, int64_t kDotsOf32 = kMostDots>
 void panel(const Rows & rows, const Activations & x, float * y, char * scratch) {
-    if (x.n_tokens <= kMostDots) return dots<typename S::Dots>(rows, x, y, panel_rows<S>());
+    if (x.n_tokens <= (x.rounding == Rounding::per_32 ? kDotsOf32 : kMostDots)) return dots<typename S::Dots>(rows, x, y, panel_rows<S>());
     Workspace<S> & work = *reinterpret_cast<Workspace<S> *>(scratch);
     memset(y, 0, x.n_tokens * panel_rows<S>() * sizeof(float));
     if (rows.weight == Weight::f16) return float_panel<S>(rows, x, y, panel_rows<S>(), work);
