@@ -63,9 +63,9 @@ def test_pixel_values_equal_clipimageprocessor_on_odd_sizes(reference: Reference
 
 
 def test_cropped_pixel_values_equal_clipimageprocessors_default_on_odd_sizes(reference: Reference) -> None:
-    from transformers import CLIPImageProcessor
+    from transformers import CLIPImageProcessorPil
 
-    processor = CLIPImageProcessor(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336})
+    processor = CLIPImageProcessorPil(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336})
     rng = np.random.default_rng(12)
     worst = 0.0
     for _ in range(200):
