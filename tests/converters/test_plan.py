@@ -30,6 +30,13 @@ def test_tensors_and_sizes(kind: str, checkpoint: Path, tmp_path: Path) -> None:
     assert plan.fits
 
 
+def test_auto_plans_for_int8(checkpoint: Path, tmp_path: Path) -> None:
+    plans = {kind: dry_run(checkpoint, tmp_path / "out", vision=kind) for kind in ("auto", "int8", "float32")}  # type: ignore[arg-type]
+    assert plans["auto"].vision_bytes == plans["int8"].vision_bytes < plans["float32"].vision_bytes
+    written = convert(checkpoint, tmp_path / "out", vision="int8").files["vision"].size_bytes
+    assert written <= plans["auto"].vision_bytes
+
+
 def test_a_full_disk_is_said(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = plan_module.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(plan_module.shutil, "disk_usage", lambda _: usage._replace(free=1000))
