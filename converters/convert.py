@@ -38,7 +38,7 @@ from bimedix_edge.converters.vision_choice import VisionJudge, write_chosen
 from bimedix_edge.converters.vision_onnx import OPSET
 from bimedix_edge.converters.vision_weights import VISION_WEIGHTS, VisionWeights
 from bimedix_edge.errors import HardwareError
-from bimedix_edge.staging import forget_cached, staged_directory
+from bimedix_edge.staging import check_replaceable, forget_cached, staged_directory
 
 __all__ = ["Progress", "convert", "dry_run"]
 
@@ -144,11 +144,12 @@ def dry_run(
     vision_tower: Path | None = None,
     additions: Additions = Additions(),  # noqa: B008  frozen
     vision: VisionWeights | Literal["auto"] = "float32",
+    replace: bool = False,
 ) -> Plan:
     """Check a conversion as `convert` does, and say what it would do; nothing is written.
 
     Args:
-        checkpoint, target, file_type, aspect, vision_tower: see `convert`.
+        checkpoint, target, file_type, aspect, vision_tower, replace: see `convert`.
         additions: adapter, recipe and importance matrix.
         vision: see `convert`; for `auto`, what is planned for is int8, which the conversion tries first. If that is
             not good enough, the graph takes up to four times as much, which the conversion then checks.
@@ -156,6 +157,7 @@ def dry_run(
     Raises:
         CheckpointError, InputError, UsageError: see `convert`.
     """
+    check_replaceable(target, replace=replace)
     job = prepare(checkpoint, file_type, None, read_job_card(checkpoint, None), None, aspect, vision_tower, additions)
     job = job.with_vision(VISION_WEIGHTS[0] if vision == "auto" else vision)
     return make_plan(
