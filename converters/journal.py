@@ -34,6 +34,7 @@ from bimedix_edge.converters.journal_lines import (
 from bimedix_edge.converters.parts import Part
 from bimedix_edge.converters.source_hashes import file_states
 from bimedix_edge.errors import BimedixEdgeError, HardwareError
+from bimedix_edge.staging import forget_cached
 
 __all__ = ["Journal", "JournalledFile", "job_identity", "open_journal"]
 
@@ -155,6 +156,8 @@ class Journal:
     def _write_lines(self, batch: list[Record]) -> None:
         for name in {record.file for record in batch}:
             os.fsync(self._files[name].fileno())
+            # it is next read from the disk; where memory is little, the source's pages need the room
+            forget_cached(self._directory / name)
         _append(self._lines, b"".join(record_line(record) for record in batch))
         self._records += batch
 

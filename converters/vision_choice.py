@@ -122,7 +122,8 @@ class VisionJudge:
         values = np.concatenate([preprocess(picture, preprocessing) for picture in self._pictures])
         # the threads of a linear algebra library wait for one another in a loop: beside a conversion that has the other
         # cores, two of them took six times as long as one
-        with threadpool_limits(1, user_api="blas"):
+        # a weight that is not finite is named when it is written
+        with threadpool_limits(1, user_api="blas"), np.errstate(all="ignore"):
             return image_embeds(self._weights, values, np.float32)
 
     def _cosines(self, path: Path, kind: VisionWeights) -> NDArray[np.float64]:
