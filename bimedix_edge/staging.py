@@ -16,10 +16,12 @@ from bimedix_edge.errors import HardwareError, UsageError
 
 __all__ = [
     "InUseError",
+    "check_replaceable",
     "disk_errors",
     "exclusive",
     "forget_cached",
     "fsync_directory",
+    "left_bytes",
     "remove_directory",
     "staged_directory",
     "write_file",
@@ -110,13 +112,13 @@ def staged_directory(target: Path, *, replace: bool = False, resume: bool = Fals
         HardwareError: the disk is full.
     """
     target = Path(os.path.abspath(target))
-    part = target.with_name(f".{target.name}.part")
+    part = _part(target)
     old = target.with_name(f".{target.name}.old")
     with disk_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         with exclusive(target):
             _recover(target, part, old, resume=resume)
-            _check_replaceable(target, replace=replace)
+            check_replaceable(target, replace=replace)
             part.mkdir(exist_ok=resume)
             try:
                 yield part
@@ -128,6 +130,27 @@ def staged_directory(target: Path, *, replace: bool = False, resume: bool = Fals
                 else:
                     shutil.rmtree(part, ignore_errors=True)
                 raise
+
+
+def check_replaceable(target: Path, *, replace: bool) -> None:
+    """Refuse now what a rename would refuse after hours of work.
+
+    Args:
+        target, replace: see `staged_directory`.
+
+    Raises:
+        UsageError: `target` exists and `replace` is false, or it is no directory that could be replaced.
+    """
+    if (target.exists() and not replace) or target.is_symlink():
+        raise UsageError(f"Expected a new place, but {target} exists; remove it or choose another name.")
+    if target.exists() and (not target.is_dir() or os.path.ismount(target)):
+        kind = "a mounted file system" if target.is_dir() else "a file"
+        raise UsageError(f"Expected a directory to replace, but {target} is {kind}; choose a name inside a directory.")
+
+
+def left_bytes(target: Path) -> int:
+    """Return the size of the part directory that a killed process left, which the next one takes over or removes."""
+    return sum(path.stat().st_size for path in _part(Path(os.path.abspath(target))).rglob("*") if path.is_file())
 
 
 def forget_cached(path: Path) -> None:
@@ -167,17 +190,12 @@ def exclusive(target: Path) -> Iterator[None]:
         yield
 
 
+def _part(target: Path) -> Path:
+    return target.with_name(f".{target.name}.part")
+
+
 def _removed(target: Path) -> Path:
     return target.with_name(f".{target.name}.removed")
-
-
-def _check_replaceable(target: Path, *, replace: bool) -> None:
-    """Refuse now what a rename would refuse after hours of work."""
-    if (target.exists() and not replace) or target.is_symlink():
-        raise UsageError(f"Expected a new place, but {target} exists; remove it or choose another name.")
-    if target.exists() and (not target.is_dir() or os.path.ismount(target)):
-        kind = "a mounted file system" if target.is_dir() else "a file"
-        raise UsageError(f"Expected a directory to replace, but {target} is {kind}; choose a name inside a directory.")
 
 
 def _recover(target: Path, part: Path, old: Path, *, resume: bool) -> None:

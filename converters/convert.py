@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -13,7 +13,16 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from bimedix_edge.bundle import DecoderSpec, FileEntry, Manifest, Quality, VisionSpec, hash_file, write_manifest
+from bimedix_edge.bundle import (
+    DecoderSpec,
+    FileEntry,
+    Manifest,
+    Quality,
+    VisionFidelity,
+    VisionSpec,
+    hash_file,
+    write_manifest,
+)
 from bimedix_edge.converters.additions import Additions
 from bimedix_edge.converters.calibration_pictures import calibration_pictures
 from bimedix_edge.converters.card import Card
@@ -25,18 +34,16 @@ from bimedix_edge.converters.plan import Plan, make_plan
 from bimedix_edge.converters.quality import check_limits, measure_decoder, quality_of
 from bimedix_edge.converters.quantize import n_threads
 from bimedix_edge.converters.source_hashes import SourceHashes
-from bimedix_edge.converters.vision_choice import VisionJudge
-from bimedix_edge.converters.vision_onnx import OPSET, build_vision
-from bimedix_edge.converters.vision_weights import VisionWeights
+from bimedix_edge.converters.vision_choice import VisionJudge, write_chosen
+from bimedix_edge.converters.vision_onnx import OPSET
+from bimedix_edge.converters.vision_weights import VISION_WEIGHTS, VisionWeights
 from bimedix_edge.errors import HardwareError
-from bimedix_edge.staging import forget_cached, staged_directory
+from bimedix_edge.staging import check_replaceable, forget_cached, staged_directory
 
 __all__ = ["Progress", "convert", "dry_run"]
 
-# stage (`resume`, `trial`, `decoder`, `vision`, `source`, `quality`, `verify`), bytes done, bytes in all
+# stage (`resume`, `decoder`, `vision`, `source`, `quality`, `verify`), bytes done, bytes in all
 Progress = Callable[[str, int, int], None]
-
-_TRIAL = "trial.onnx"
 
 
 def convert(
@@ -81,7 +88,8 @@ def convert(
         strict: whether to refuse a result that lost more than its types should; see `quality.LIMITS`.
         replace: whether an existing target is replaced.
         fresh: whether to begin anew where an interrupted conversion could be continued.
-        progress: called with the stage, the bytes done and the bytes in all.
+        progress: called with the stage, the bytes done and the bytes in all; by one thread at a time, not always by
+            the caller's.
 
     Returns:
         The bundle's manifest.
@@ -95,19 +103,34 @@ def convert(
     """
     additions = Additions(lora, recipe, imatrix, zero_nonfinite)
     job = prepare(checkpoint, file_type, name, read_job_card(checkpoint, card), bos, aspect, vision_tower, additions)
-    report = progress or _silent
-    judge = VisionJudge(job.checkpoint, pictures or calibration_pictures())
+    report = _one_at_a_time(progress or _silent)
+    tried = {kind: job.with_vision(kind) for kind in (VISION_WEIGHTS if vision == "auto" else (vision,))}
     with staged_directory(target, replace=replace, resume=True) as part:
-        job = _with_vision(job, vision, judge, part / _TRIAL, report)
-        files = job.parts()
+        files: dict[str, list[Part]] = {
+            DECODER: job.decoder_parts(),
+            **{kind: item.vision_parts() for kind, item in tried.items()},
+        }
         identity = job_identity(job.source_files, files, f"{created_by()}, zeroing {zero_nonfinite}")
-        with open_journal(part, identity, fresh=fresh, progress=partial(report, "resume")) as journal:
-            _check_space(part, target, job.size_bytes - journal.kept_bytes)
+        with (
+            open_journal(part, identity, fresh=fresh, progress=partial(report, "resume")) as journal,
+            VisionJudge(job.checkpoint, pictures or calibration_pictures(), journal) as judge,
+        ):
+            smallest = min(item.size_bytes for item in tried.values())
+            _check_space(part, target, smallest - journal.kept_bytes)
             with SourceHashes(job.source_files) as hashes:
-                _write(files, journal, hashes, report)
+                judge.start(vision)
+                writer = _Writer(journal, hashes, report, smallest)
+                writer.write(DECODER, files[DECODER])
+
+                def write_vision(kind: VisionWeights) -> None:
+                    _check_space(part, target, tried[kind].size_bytes - journal.kept_bytes)
+                    writer.write(VISION, files[kind])
+
+                kind, fidelity = write_chosen(judge, journal, part / VISION, vision, write_vision)
                 source = job.describe_source(hashes.result(partial(report, "source")))
-            quality = _measure(job, part, judge, strict, report)
-            manifest = _manifest(job, part, source, quality, report)
+            job = job.with_vision(kind)
+            quality, entries = _read_back(job, part, journal, fidelity, strict, report)
+            manifest = _manifest(job, entries, source, quality)
             write_manifest(part, manifest)
     return manifest
 
@@ -121,20 +144,22 @@ def dry_run(
     vision_tower: Path | None = None,
     additions: Additions = Additions(),  # noqa: B008  frozen
     vision: VisionWeights | Literal["auto"] = "float32",
+    replace: bool = False,
 ) -> Plan:
     """Check a conversion as `convert` does, and say what it would do; nothing is written.
 
     Args:
-        checkpoint, target, file_type, aspect, vision_tower: see `convert`.
+        checkpoint, target, file_type, aspect, vision_tower, replace: see `convert`.
         additions: adapter, recipe and importance matrix.
-        vision: see `convert`; for `auto`, what is planned for is float32, the largest.
+        vision: see `convert`; for `auto`, what is planned for is int8, which the conversion tries first. If that is
+            not good enough, the graph takes up to four times as much, which the conversion then checks.
 
     Raises:
         CheckpointError, InputError, UsageError: see `convert`.
     """
+    check_replaceable(target, replace=replace)
     job = prepare(checkpoint, file_type, None, read_job_card(checkpoint, None), None, aspect, vision_tower, additions)
-    if vision != "auto":
-        job = dataclasses.replace(job, vision=vision, graph=build_vision(job.checkpoint, vision))
+    job = job.with_vision(VISION_WEIGHTS[0] if vision == "auto" else vision)
     return make_plan(
         job.file_type.name,
         job.planned,
@@ -147,20 +172,42 @@ def dry_run(
     )
 
 
-def _with_vision(
-    job: Job, wanted: VisionWeights | Literal["auto"], judge: VisionJudge, scratch: Path, report: Progress
-) -> Job:
-    """Return the job with the graph that is asked for, or the first that is good enough."""
-    kind, choice = judge.choose(scratch, partial(report, "trial")) if wanted == "auto" else (wanted, job.choice)
-    return dataclasses.replace(job, vision=kind, choice=choice, graph=build_vision(job.checkpoint, kind))
+def _read_back(
+    job: Job, part: Path, journal: Journal, fidelity: VisionFidelity, strict: bool, report: Progress
+) -> tuple[Quality, dict[str, FileEntry]]:
+    """Read both files from the disk: hashed as a whole, and, beside that, the decoder compared with its source."""
+    ended = threading.Event()
 
+    def show(done: int, total: int) -> None:
+        if ended.is_set():
+            raise InterruptedError("the conversion has ended")
+        report("quality", done, total)
 
-def _measure(job: Job, part: Path, judge: VisionJudge, strict: bool, report: Progress) -> Quality:
-    errors = measure_decoder(part / DECODER, job.checkpoint, job.planned, partial(report, "quality"))
-    fidelity = judge.fidelity(part / VISION, job.vision, job.choice)
+    paths = {"decoder": part / DECODER, "vision": part / VISION}
+    for path in paths.values():
+        forget_cached(path)
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            measured = pool.submit(measure_decoder, paths["decoder"], job.checkpoint, job.planned, show)
+            count = _counter("verify", sum(path.stat().st_size for path in paths.values()), report)
+            entries = {role: _entry(path, journal, count) for role, path in paths.items()}
+            errors = measured.result()
+        finally:
+            ended.set()
     if strict:
         check_limits(errors, fidelity, job.vision)
-    return quality_of(errors, fidelity)
+    return quality_of(errors, fidelity), entries
+
+
+def _entry(path: Path, journal: Journal, count: Callable[[int], None]) -> FileEntry:
+    """Return what the manifest says about a file, if the disk gives back what was written to it."""
+    found, written = hash_file(path, count), journal.sha256(path.name)
+    if found != written:
+        raise HardwareError(
+            f"Expected {path.name} as it was written, with the SHA-256 {written[:16]}…, but the disk gives back "
+            f"{found[:16]}…; nothing was installed: check the disk, or choose another, and run the command again."
+        )
+    return FileEntry(path.name, path.stat().st_size, found)
 
 
 def _check_space(part: Path, target: Path, needed: int) -> None:
@@ -171,27 +218,42 @@ def _check_space(part: Path, target: Path, needed: int) -> None:
         )
 
 
-def _write(files: dict[str, list[Part]], journal: Journal, hashes: SourceHashes, report: Progress) -> None:
-    total, before = sum(map(n_bytes, files.values())), 0
-    with ThreadPoolExecutor(n_threads()) as pool:
-        for name, parts in files.items():
-            stage, size = name.partition(".")[0], n_bytes(parts)
+class _Writer:
+    """Writes the files of the bundle, and tells how far that is.
 
-            def show(done: int, stage: str = stage, size: int = size, before: int = before) -> None:
-                hashes.allow((before + done) / total)
-                report(stage, done, size)
+    Args:
+        journal: of the part directory.
+        hashes: of the sources, which are read at about the same pace.
+        report: what the user sees.
+        total_bytes: of all files.
+    """
 
-            with journal.file(name) as file:
-                write_parts(file, parts, pool, 2 * n_threads(), show)
-            before += size
+    def __init__(self, journal: Journal, hashes: SourceHashes, report: Progress, total_bytes: int) -> None:
+        self._journal = journal
+        self._hashes = hashes
+        self._report = report
+        self._total_bytes = total_bytes
+        self._before = 0
+
+    def write(self, name: str, parts: list[Part]) -> None:
+        """Write a file, or what is not there of it.
+
+        Raises:
+            CheckpointError: a weight cannot be converted.
+            OSError: the disk is full or fails.
+        """
+        stage, size = name.partition(".")[0], n_bytes(parts)
+
+        def show(done: int) -> None:
+            self._hashes.allow(min((self._before + done) / self._total_bytes, 1.0))
+            self._report(stage, done, size)
+
+        with ThreadPoolExecutor(n_threads()) as pool, self._journal.file(name) as file:
+            write_parts(file, parts, pool, 2 * n_threads(), show)
+        self._before += size
 
 
-def _manifest(job: Job, part: Path, source: dict[str, str], quality: Quality, report: Progress) -> Manifest:
-    paths = {"decoder": part / DECODER, "vision": part / VISION}
-    count = _counter("verify", sum(path.stat().st_size for path in paths.values()), report)
-    for path in paths.values():
-        forget_cached(path)
-    files = {role: FileEntry(path.name, path.stat().st_size, hash_file(path, count)) for role, path in paths.items()}
+def _manifest(job: Job, files: dict[str, FileEntry], source: dict[str, str], quality: Quality) -> Manifest:
     config, vision = job.checkpoint.config.decoder, job.checkpoint.config.vision
     return Manifest(
         name=job.name,
@@ -228,6 +290,17 @@ def _counter(stage: str, total: int, report: Progress) -> Callable[[int], None]:
         report(stage, done, total)
 
     return count
+
+
+def _one_at_a_time(progress: Progress) -> Progress:
+    """Return a function that several threads may call."""
+    lock = threading.Lock()
+
+    def report(stage: str, done: int, total: int) -> None:
+        with lock:
+            progress(stage, done, total)
+
+    return report
 
 
 def _silent(_stage: str, _done: int, _total: int) -> None:

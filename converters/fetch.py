@@ -9,11 +9,12 @@ from an earlier one hashes them again. Pickled weights are never fetched.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from bimedix_edge.converters.hub import RemoteFile, Snapshot, download
@@ -22,7 +23,7 @@ from bimedix_edge.converters.strict_json import Fields, read_json
 from bimedix_edge.errors import CheckpointError, HardwareError, NetworkError
 from bimedix_edge.staging import disk_errors, exclusive, fsync_directory
 
-__all__ = ["download_directory", "fetch"]
+__all__ = ["download_directory", "fetched"]
 
 # stage (`description`, `weights`, `check`), bytes done, bytes in all
 Progress = Callable[[str, int, int], None]
@@ -47,8 +48,11 @@ def download_directory(cache: Path, snapshot: Snapshot) -> Path:
     return cache / "downloads" / snapshot.repository.replace("/", "--") / snapshot.commit
 
 
-def fetch(snapshot: Snapshot, directory: Path, *, target: Path, file_type: FileType, progress: Progress) -> None:
-    """Bring a checkpoint into a directory, or what is missing of it.
+@contextlib.contextmanager
+def fetched(
+    snapshot: Snapshot, directory: Path, *, target: Path, file_type: FileType, progress: Progress
+) -> Iterator[None]:
+    """Bring a checkpoint into a directory, or what is missing of it, and keep others from it while the block runs.
 
     Args:
         snapshot: what the hub holds.
@@ -61,18 +65,19 @@ def fetch(snapshot: Snapshot, directory: Path, *, target: Path, file_type: FileT
         CheckpointError: the repository holds no checkpoint in safetensors, or its index names files it does not hold.
         NetworkError: the connection failed, or what arrived is not what the hub states; the file is named.
         HardwareError: the download and the bundle do not fit on the disk.
-        UsageError: another process is writing the directory, or it cannot be written.
+        UsageError: another process is writing or converting the directory, or it cannot be written.
     """
-    description = _description(snapshot)
-    with disk_errors(directory):
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        with exclusive(directory):
+    with contextlib.ExitStack() as stack:
+        with disk_errors(directory):
+            directory.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(exclusive(directory))
             directory.mkdir(exist_ok=True)
-            _bring(snapshot, description, directory, "description", progress)
+            _bring(snapshot, _description(snapshot), directory, "description", progress)
             _bring(snapshot, _tower(snapshot, directory), directory, "description", progress)
             shards = _shards(snapshot, directory)
             _check_space(directory, target, shards, file_type)
             _bring(snapshot, shards, directory, "weights", progress)
+        yield
 
 
 def _description(snapshot: Snapshot) -> list[RemoteFile]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +42,6 @@ class Job:
     prompt: PromptSpec
     additions: Additions
     vision: VisionWeights = "float32"
-    choice: str = "asked for"
 
     @property
     def decoder_bytes(self) -> int:
@@ -59,18 +59,24 @@ class Job:
         tokenizer = {name: self.checkpoint.directory / name for name in _TOKENIZER_FILES}
         return tokenizer | self.checkpoint.files | self.additions.files
 
-    def parts(self) -> dict[str, list[Part]]:
-        """Return what each file of the bundle consists of, by the file's name."""
+    def with_vision(self, kind: VisionWeights) -> Job:
+        """Return the job with another vision graph."""
+        return dataclasses.replace(self, vision=kind, graph=build_vision(self.checkpoint, kind))
+
+    def decoder_parts(self) -> list[Part]:
+        """Return what the decoder's file consists of."""
         card = self.card
         about = About(self.name, card.licence, card.languages, self.prompt.system, _url(card))
-        decoder = decoder_parts(
+        return decoder_parts(
             self.checkpoint, self.planned, file_type=self.file_type, vocabulary=self.vocabulary, about=about
         )
-        metadata = {"name": self.name, "licence": card.licence, "source": _url(card)}
-        vision = vision_parts(
+
+    def vision_parts(self) -> list[Part]:
+        """Return what the vision graph's file consists of."""
+        metadata = {"name": self.name, "licence": self.card.licence, "source": _url(self.card)}
+        return vision_parts(
             self.checkpoint, self.graph, producer="bimedix-edge", metadata=metadata, weights=self.vision
         )
-        return {DECODER: decoder, VISION: vision}
 
     def describe_source(self, hashes: dict[str, str]) -> dict[str, str]:
         """Return what the checkpoint was: its published name and the hash of every file read, without local paths.

@@ -1,9 +1,10 @@
 """What of an interrupted conversion is on the disk for certain, so that the next run of it goes on from there.
 
 A part directory holds the files being made and `journal`: a line for the job, then a line for each part of a file that
-is whole, with the SHA-256 of its bytes. A line is written only after the data it speaks of has reached the disk. The
-next run keeps the parts whose bytes still have their hash, throws away what follows, and goes on; another job, another
-version of this program, or a journal that does not parse means that nothing is kept.
+is whole, with the SHA-256 of the file up to there, and for each finding. A line is written only after the data it
+speaks of has reached the disk. The next run keeps the parts whose bytes still have their hash, throws away what
+follows, and goes on; another job, another version of this program, or a journal that does not parse means that nothing
+is kept. `journal_lines.py` has the lines.
 """
 
 from __future__ import annotations
@@ -16,30 +17,28 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
+from bimedix_edge.converters.journal_lines import (
+    JOURNAL,
+    Kept,
+    Note,
+    Record,
+    forget_line,
+    note_line,
+    read_kept,
+    record_line,
+    text_line,
+)
 from bimedix_edge.converters.parts import Part
 from bimedix_edge.converters.source_hashes import file_states
 from bimedix_edge.errors import BimedixEdgeError, HardwareError
+from bimedix_edge.staging import forget_cached
 
 __all__ = ["Journal", "JournalledFile", "job_identity", "open_journal"]
 
-FORMAT = 1
-_JOURNAL = "journal"
-_BLOCK_BYTES = 1 << 20
-
-
-@dataclass(frozen=True)
-class _Record:
-    """One whole part: bytes `start` to `start + size_bytes` of `file`."""
-
-    file: str
-    part: str
-    start: int
-    size_bytes: int
-    sha256: str
+FORMAT = 2
 
 
 class Journal:
@@ -47,15 +46,17 @@ class Journal:
 
     Args:
         directory: the part directory, locked for this process.
-        kept: the records that are true, in order.
-        lines: the journal, open behind their lines.
+        kept: what is there already.
+        lines: the journal, open behind the lines of that.
     """
 
-    def __init__(self, directory: Path, kept: list[_Record], lines: IO[bytes]) -> None:
+    def __init__(self, directory: Path, kept: Kept, lines: IO[bytes]) -> None:
         self._directory = directory
-        self._records = kept
+        self._records = kept.records
+        self._notes = kept.notes
+        self._digests = kept.digests
         self._lines = lines
-        self._waiting: list[_Record] = []
+        self._waiting: list[Record] = []
         self._files: dict[str, IO[bytes]] = {}
         # syncing takes about as long as computing: a thread does it while the next parts are computed
         self._thread = ThreadPoolExecutor(1)
@@ -80,7 +81,7 @@ class Journal:
         with (self._directory / name).open("ab", buffering=0) as file:
             self._files[name] = file
             try:
-                yield JournalledFile(name, file, kept, self._add)
+                yield JournalledFile(name, file, kept, self._digests.setdefault(name, hashlib.sha256()), self._add)
             except BaseException:
                 # what is whole is worth keeping, whatever went wrong with the rest
                 with contextlib.suppress(OSError):
@@ -88,11 +89,41 @@ class Journal:
                 raise
             self._settle()
 
+    def sha256(self, name: str) -> str:
+        """Return the hash of a file as it was written, hexadecimal; that of nothing if it was not begun."""
+        return str(self._digests.get(name, hashlib.sha256()).hexdigest())
+
+    def note(self, name: str) -> Note | None:
+        """Return what was found out under a name, in this run or an interrupted one."""
+        return self._notes.get(name)
+
+    def add_note(self, name: str, value: Note) -> None:
+        """Keep a finding for the next run; between files only.
+
+        Raises:
+            OSError: the disk is full or fails.
+        """
+        _append(self._lines, note_line(name, value))
+        self._notes[name] = value
+
+    def forget(self, name: str) -> None:
+        """Throw a file away, if it was begun, for it to be written anew; between files only.
+
+        Raises:
+            OSError: the disk is full or fails.
+        """
+        if name not in self._digests:
+            return
+        _append(self._lines, forget_line(name))
+        self._records = [record for record in self._records if record.file != name]
+        del self._digests[name]
+        (self._directory / name).unlink()
+
     def finish(self) -> None:
         """Remove the journal, since the directory is whole."""
         self._thread.shutdown()
         self._lines.close()
-        (self._directory / _JOURNAL).unlink()
+        (self._directory / JOURNAL).unlink()
 
     def abandon(self, *, keep: bool) -> None:
         """Close the journal of a conversion that failed.
@@ -106,7 +137,7 @@ class Journal:
         if not keep or not self._records:
             _empty(self._directory)
 
-    def _add(self, record: _Record) -> None:
+    def _add(self, record: Record) -> None:
         """Note a whole part; its line follows when its bytes are on the disk, which this call does not wait for."""
         self._waiting.append(record)
         if self._sync is None or self._sync.done():
@@ -122,23 +153,27 @@ class Journal:
     def _settle(self) -> None:
         self._begin_sync().result()
 
-    def _write_lines(self, batch: list[_Record]) -> None:
+    def _write_lines(self, batch: list[Record]) -> None:
         for name in {record.file for record in batch}:
             os.fsync(self._files[name].fileno())
-        _append(self._lines, b"".join(_line(asdict(record)) for record in batch))
+            # it is next read from the disk; where memory is little, the source's pages need the room
+            forget_cached(self._directory / name)
+        _append(self._lines, b"".join(record_line(record) for record in batch))
         self._records += batch
 
 
 class JournalledFile:
     """A file that grows part by part; see `Journal.file`."""
 
-    def __init__(self, name: str, file: IO[bytes], kept: list[_Record], add: Callable[[_Record], None]) -> None:
+    def __init__(
+        self, name: str, file: IO[bytes], kept: list[Record], digest: Any, add: Callable[[Record], None]
+    ) -> None:
         self._name = name
         self._file = file
         self._add = add
         self._start = sum(record.size_bytes for record in kept)
         self._size = 0
-        self._digest = hashlib.sha256()
+        self._digest = digest
         self.n_parts = len(kept)
 
     def write(self, data: memoryview) -> None:
@@ -159,8 +194,8 @@ class JournalledFile:
         Raises:
             OSError: the disk is full or fails, perhaps with an earlier part.
         """
-        self._add(_Record(self._name, name, self._start, self._size, self._digest.hexdigest()))
-        self._start, self._size, self._digest = self._start + self._size, 0, hashlib.sha256()
+        self._add(Record(self._name, name, self._start, self._size, self._digest.hexdigest()))
+        self._start, self._size = self._start + self._size, 0
         self.n_parts += 1
 
 
@@ -179,14 +214,14 @@ def open_journal(
     Raises:
         OSError: the disk is full or fails.
     """
-    first = _line({"format": FORMAT, "job": job})
-    kept, length = ([], 0) if fresh else _kept(directory, first, progress or _silent)
-    _cut(directory, kept)
+    first = text_line({"format": FORMAT, "job": job})
+    kept = Kept() if fresh else read_kept(directory, first, progress or _silent)
+    _cut(directory, kept.records)
     with contextlib.ExitStack() as stack:
-        lines = stack.enter_context((directory / _JOURNAL).open("r+b" if kept else "wb", buffering=0))
-        if kept:
-            lines.truncate(length)
-            lines.seek(length)
+        lines = stack.enter_context((directory / JOURNAL).open("r+b" if kept.length else "wb", buffering=0))
+        if kept.length:
+            lines.truncate(kept.length)
+            lines.seek(kept.length)
         else:
             _append(lines, first)
         journal = Journal(directory, kept, lines)
@@ -219,57 +254,12 @@ def _sha256(part: Part) -> str:
     return hashlib.sha256(b"".join(step() for step in part.steps())).hexdigest()
 
 
-def _kept(directory: Path, first: bytes, progress: Callable[[int, int], None]) -> tuple[list[_Record], int]:
-    """Return the records of this job whose bytes are on the disk, and the length of the journal up to them."""
-    try:
-        text = (directory / _JOURNAL).read_bytes()
-    except OSError:
-        return [], 0
-    if not text.startswith(first):
-        return [], 0
-    kept: list[_Record] = []
-    length, sizes = len(first), dict[str, int]()
-    total = sum(path.stat().st_size for path in directory.iterdir() if path.name != _JOURNAL)
-    # the last line may be torn: split leaves it, or nothing, behind the last line feed
-    for line in text[length:].split(b"\n")[:-1]:
-        record = _record(line)
-        if record is None or record.start != sizes.get(record.file, 0) or not _is_there(directory, record):
-            break
-        kept.append(record)
-        length += len(line) + 1
-        sizes[record.file] = record.start + record.size_bytes
-        progress(sum(sizes.values()), max(total, sum(sizes.values())))
-    return kept, length
-
-
-def _record(line: bytes) -> _Record | None:
-    try:
-        record = _Record(**json.loads(line))
-        whole = _line(asdict(record)) == line + b"\n" and Path(record.file).name == record.file
-        return record if whole and record.start >= 0 and record.size_bytes >= 0 else None
-    except (ValueError, TypeError, RecursionError):
-        return None
-
-
-def _is_there(directory: Path, record: _Record) -> bool:
-    digest, rest = hashlib.sha256(), record.size_bytes
-    try:
-        with (directory / record.file).open("rb", buffering=0) as file:
-            file.seek(record.start)
-            while rest and (block := file.read(min(rest, _BLOCK_BYTES))):
-                digest.update(block)
-                rest -= len(block)
-    except OSError:
-        return False
-    return rest == 0 and digest.hexdigest() == record.sha256
-
-
-def _cut(directory: Path, kept: list[_Record]) -> None:
+def _cut(directory: Path, kept: list[Record]) -> None:
     """Remove what the journal does not vouch for."""
     sizes: dict[str, int] = {}
     for record in kept:
         sizes[record.file] = record.start + record.size_bytes
-    _empty(directory, sizes.keys() | {_JOURNAL})
+    _empty(directory, sizes.keys() | {JOURNAL})
     for name, size in sizes.items():
         os.truncate(directory / name, size)
 
@@ -282,10 +272,6 @@ def _empty(directory: Path, but: Set[str] = frozenset()) -> None:
             shutil.rmtree(path)
         else:
             path.unlink()
-
-
-def _line(value: dict[str, object]) -> bytes:
-    return json.dumps(value).encode() + b"\n"
 
 
 def _append(lines: IO[bytes], data: bytes) -> None:

@@ -16,6 +16,7 @@ from gguf import GGMLQuantizationType
 
 from bimedix_edge.converters.decoder_gguf import PlannedTensor
 from bimedix_edge.converters.quantize import n_threads, quantized_rows
+from bimedix_edge.staging import left_bytes
 
 __all__ = ["Plan", "TypeRow", "free_bytes", "make_plan"]
 
@@ -50,7 +51,7 @@ class Plan:
         source_bytes: what is read.
         memory_bytes: estimated peak of anonymous memory.
         seconds: of computing, on the cores this process may use; a slow disk takes longer.
-        free_bytes: where the target would be.
+        free_bytes: where the target would be; what an interrupted conversion to it holds is free, too.
     """
 
     file_type: str
@@ -112,7 +113,7 @@ def make_plan(
 def free_bytes(target: Path) -> int:
     """Return how much room there is where a directory, which need not exist, would be."""
     place = next(path for path in (target, *target.absolute().parents) if path.exists())
-    return shutil.disk_usage(place).free
+    return shutil.disk_usage(place).free + left_bytes(target)
 
 
 def _row(kind: GGMLQuantizationType, tensors: Iterable[PlannedTensor], rate: float) -> TypeRow:

@@ -10,23 +10,33 @@ Source: transformers `CLIPVisionTransformer`, `LlavaMultiModalProjector`, `Llama
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bimedix_edge.converters.checkpoint import Checkpoint
-from bimedix_edge.converters.config import DecoderConfig
+from bimedix_edge.converters.config import CheckpointConfig, DecoderConfig
 
-__all__ = ["decoder_logits", "image_embeds", "inverse_frequencies"]
+__all__ = ["Source", "decoder_logits", "image_embeds", "inverse_frequencies"]
 
 Array = NDArray[Any]
+
+
+class Source(Protocol):
+    """What weights are read from; see `checkpoint.Checkpoint`."""
+
+    @property
+    def config(self) -> CheckpointConfig:
+        """Return what the checkpoint says about itself."""
+
+    def rows(self, name: str, select: slice) -> NDArray[np.float32]:
+        """Return some rows of a tensor."""
 
 
 class _Weights:
     """A checkpoint's tensors in the float type of the computation."""
 
-    def __init__(self, checkpoint: Checkpoint, dtype: type[np.floating[Any]]) -> None:
+    def __init__(self, checkpoint: Source, dtype: type[np.floating[Any]]) -> None:
         self.checkpoint = checkpoint
         self.dtype = dtype
 
@@ -48,20 +58,20 @@ class _Weights:
 
 
 def image_embeds(
-    checkpoint: Checkpoint, pixel_values: NDArray[np.float32], dtype: type[np.floating[Any]] = np.float64
+    checkpoint: Source, pixel_values: NDArray[np.float32], dtype: type[np.floating[Any]] = np.float64
 ) -> Array:
-    """Return what the decoder is given for one image.
+    """Return what the decoder is given for some images.
 
     Args:
-        checkpoint: the source of the weights.
-        pixel_values: float32 (1, 3, S, S).
+        checkpoint: the source of the weights; each is read once for all images.
+        pixel_values: float32 (n, 3, S, S).
         dtype: of the computation.
 
     Returns:
-        `dtype` (1, n_tokens, n_embd).
+        `dtype` (n, n_tokens, n_embd).
     """
     config, weights = checkpoint.config.vision, _Weights(checkpoint, dtype)
-    hidden = _embed_patches(weights, pixel_values[0].astype(dtype), config.patch_px)
+    hidden = np.stack([_embed_patches(weights, image.astype(dtype), config.patch_px) for image in pixel_values])
     hidden = weights.layer_norm("vision.pre_layrnorm", hidden, config.layer_norm_eps)
     activate = _quick_gelu if config.activation == "quick_gelu" else _gelu
     for index in range(checkpoint.config.n_blocks):
@@ -74,12 +84,12 @@ def image_embeds(
         hidden = hidden + weights.linear(block + "self_attn.out_proj", context)
         normed = weights.layer_norm(block + "layer_norm2", hidden, config.layer_norm_eps)
         hidden = hidden + weights.linear(block + "mlp.fc2", activate(weights.linear(block + "mlp.fc1", normed)))
-    inner = _gelu(weights.linear("projector.0", hidden[1:]))
-    return weights.linear("projector.2", inner)[None]
+    inner = _gelu(weights.linear("projector.0", hidden[:, 1:]))
+    return weights.linear("projector.2", inner)
 
 
 def decoder_logits(
-    checkpoint: Checkpoint,
+    checkpoint: Source,
     embeds: Array,
     positions: NDArray[np.intp] | None = None,
     dtype: type[np.floating[Any]] = np.float64,
@@ -152,17 +162,18 @@ def _embed_patches(weights: _Weights, pixels: Array, patch: int) -> Array:
 
 
 def _heads(x: Array, n_head: int) -> Array:
-    """(n, n_head · d) to (n_head, n, d)."""
-    heads: Array = x.reshape(len(x), n_head, -1).swapaxes(0, 1)
+    """(…, n, n_head · d) to (…, n_head, n, d)."""
+    heads: Array = x.reshape(*x.shape[:-1], n_head, -1).swapaxes(-3, -2)
     return heads
 
 
 def _attend(query: Array, key: Array, value: Array, mask: Array) -> Array:
-    """(heads, n, d) each to (n, heads · d)."""
-    scores = query @ key.swapaxes(1, 2) / math.sqrt(query.shape[-1]) + mask
+    """(…, heads, n, d) each to (…, n, heads · d)."""
+    scores = query @ key.swapaxes(-1, -2) / math.sqrt(query.shape[-1]) + mask
     shares = np.exp(scores - scores.max(-1, keepdims=True))
     context: Array = (shares / shares.sum(-1, keepdims=True)) @ value
-    merged: Array = context.swapaxes(0, 1).reshape(context.shape[1], -1)
+    by_token = context.swapaxes(-3, -2)
+    merged: Array = by_token.reshape(*by_token.shape[:-2], -1)
     return merged
 
 
@@ -181,5 +192,7 @@ def _quick_gelu(x: Array) -> Array:
 
 def _gelu(x: Array) -> Array:
     erf = np.vectorize(math.erf, otypes=[x.dtype])
-    result: Array = x / 2 * (1 + erf(x / math.sqrt(2)))
+    # row by row, since each number is a Python object on its way through math.erf
+    rows = [erf(row) for row in (x / math.sqrt(2)).reshape(-1, x.shape[-1])]
+    result: Array = x / 2 * (1 + np.stack(rows).reshape(x.shape))
     return result

@@ -11,6 +11,7 @@ of ONNX Runtime's `quantize_dynamic`, which its `DynamicQuantizeMatMul` fusion l
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Literal
 
@@ -44,8 +45,9 @@ def product(
     """
     if kind == "float32":
         return graph.add("MatMul", name, [hidden, graph.weight(weight, shape, read)])
-    scale = graph.weight(f"{weight}.scale", shape[1:], lambda: _scales(read()))
-    rounded = graph.weight(f"{weight}.int8", shape, lambda: _rounded(read()), TensorProto.INT8)
+    pair = _Pair(read)
+    scale = graph.weight(f"{weight}.scale", shape[1:], pair.scales)
+    rounded = graph.weight(f"{weight}.int8", shape, pair.rounded, TensorProto.INT8)
     if kind == "int8_weights":
         restored = graph.add("DequantizeLinear", f"{weight}.restored", [rounded, scale], axis=1)
         return graph.add("MatMul", name, [hidden, restored])
@@ -64,6 +66,37 @@ def _quantized(graph: Graph, hidden: str) -> str:
     return graph.add("DynamicQuantizeLinear", name, [hidden], n_outputs=3)
 
 
+class _Pair:
+    """A rounded weight and its scales: written one after the other, so read and computed once for both.
+
+    Args:
+        read: gives the weight as float32 (k, m).
+    """
+
+    def __init__(self, read: Read) -> None:
+        self._read = read
+        self._lock = threading.Lock()
+        self._waiting: NDArray[np.int8] | None = None
+
+    def scales(self) -> NDArray[np.float32]:
+        """Return the scales, float32 (m,), and keep the rounded weight for the next call of `rounded`."""
+        with self._lock:
+            weight = self._read()
+            scales = _scales(weight)
+            self._waiting = _rounded(weight, scales)
+            return scales
+
+    def rounded(self) -> NDArray[np.int8]:
+        """Return the rounded weight, int8 (k, m)."""
+        with self._lock:
+            # a conversion that is resumed between the two has the scales on the disk
+            if self._waiting is None:
+                weight = self._read()
+                return _rounded(weight, _scales(weight))
+            waiting, self._waiting = self._waiting, None
+            return waiting
+
+
 def _scales(weight: NDArray[np.float32]) -> NDArray[np.float32]:
     largest = np.abs(weight).max(axis=0)
     # a column of zeros has any scale; NaN and infinity stay, for the writer to name the weight
@@ -71,7 +104,7 @@ def _scales(weight: NDArray[np.float32]) -> NDArray[np.float32]:
     return scales
 
 
-def _rounded(weight: NDArray[np.float32]) -> NDArray[np.int8]:
+def _rounded(weight: NDArray[np.float32], scales: NDArray[np.float32]) -> NDArray[np.int8]:
     with np.errstate(invalid="ignore"):
-        rounded: NDArray[np.int8] = np.rint(weight / _scales(weight)).astype(np.int8)
+        rounded: NDArray[np.int8] = np.rint(weight / scales).astype(np.int8)
     return rounded

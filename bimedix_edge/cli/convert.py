@@ -97,6 +97,7 @@ def convert(
             vision_tower=vision_tower,
             additions=additions,
             vision=weights.vision,
+            replace=force,
         )
         click.echo(json.dumps(asdict(plan), indent=2) if as_json else _plan_text(plan, target))
         if not plan.fits:

@@ -13,7 +13,7 @@ from bimedix_edge.cli.report import report
 from bimedix_edge.cli.terminal import plain_console
 from bimedix_edge.converters.card import Card
 from bimedix_edge.converters.convert import convert
-from bimedix_edge.converters.fetch import download_directory, fetch
+from bimedix_edge.converters.fetch import download_directory, fetched
 from bimedix_edge.converters.hub import Snapshot, describe
 from bimedix_edge.converters.published import find_published
 from bimedix_edge.errors import UsageError
@@ -49,8 +49,10 @@ def pull(model: str, name: str | None, accept_licence: bool, delete_source: bool
     card = _card(reference.card, snapshot)
     _agree(card, snapshot, accepted=accept_licence)
     source = download_directory(settings.cache_dir, snapshot)
-    with StageBars(plain_console(stderr=True)) as bars:
-        fetch(snapshot, source, target=target, file_type=reference.file_type, progress=bars.show)
+    with (
+        StageBars(plain_console(stderr=True)) as bars,
+        fetched(snapshot, source, target=target, file_type=reference.file_type, progress=bars.show),
+    ):
         manifest = convert(
             source,
             target,

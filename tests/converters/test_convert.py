@@ -150,7 +150,8 @@ def test_bad_card(text: str, message: str, tmp_path: Path) -> None:
 def test_progress_counts_each_stage_to_its_end(checkpoint: Path, tmp_path: Path) -> None:
     seen: dict[str, list[tuple[int, int]]] = {}
     convert(checkpoint, tmp_path / "out", progress=lambda *event: seen.setdefault(event[0], []).append(event[1:]))
-    assert list(seen) == ["decoder", "vision", "source", "quality", "verify"]
+    assert list(seen)[:3] == ["decoder", "vision", "source"]
+    assert set(list(seen)[3:]) == {"quality", "verify"}
     for events in seen.values():
         done = [event[0] for event in events]
         assert done == sorted(done)

@@ -19,11 +19,11 @@ from make_checkpoint import make_checkpoint
 
 from bimedix_edge.converters import fetch as fetching
 from bimedix_edge.converters import hub as door
-from bimedix_edge.converters.fetch import download_directory, fetch
+from bimedix_edge.converters.fetch import download_directory, fetched
 from bimedix_edge.converters.hub import ATTEMPTS, describe
 from bimedix_edge.converters.quantize import FILE_TYPES
 from bimedix_edge.errors import BimedixEdgeError, CheckpointError, HardwareError, NetworkError, UsageError
-from bimedix_edge.staging import exclusive
+from bimedix_edge.staging import exclusive, remove_directory
 
 REPOSITORY = "MBZUAI/BiMediX2-8B-Bi"
 SHARDS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
@@ -71,8 +71,9 @@ def kept(tmp_path: Path) -> Path:
 def bring(tmp_path: Path, progress: Any = lambda *_: None) -> Path:
     snapshot = describe(REPOSITORY, "main")
     directory = download_directory(tmp_path / "cache", snapshot)
-    fetch(snapshot, directory, target=tmp_path / "store" / "m", file_type=FILE_TYPES["Q4_K_M"], progress=progress)
-    return directory
+    kind = FILE_TYPES["Q4_K_M"]
+    with fetched(snapshot, directory, target=tmp_path / "store" / "m", file_type=kind, progress=progress):
+        return directory
 
 
 def names(directory: Path) -> list[str]:
@@ -212,8 +213,9 @@ def test_a_busy_hub_is_asked_again(hub: LoopbackHub, source: Path, tmp_path: Pat
     snapshot = describe(REPOSITORY, "main")
     hub.faults.errors = 2
     directory = download_directory(tmp_path, snapshot)
-    fetch(snapshot, directory, target=tmp_path / "m", file_type=FILE_TYPES["F16"], progress=lambda *_: None)
-    assert same(directory, source)
+    kind = FILE_TYPES["F16"]
+    with fetched(snapshot, directory, target=tmp_path / "m", file_type=kind, progress=lambda *_: None):
+        assert same(directory, source)
 
 
 @pytest.mark.parametrize(
@@ -363,3 +365,32 @@ def test_two_at_once_are_refused(hub: LoopbackHub, tmp_path: Path) -> None:
     directory.parent.mkdir(parents=True)
     with exclusive(directory), pytest.raises(UsageError, match=f"process {os.getpid()} is writing it"):
         bring(tmp_path)
+
+
+def test_what_was_fetched_is_not_deleted_or_fetched_again_while_it_is_converted(
+    hub: LoopbackHub, source: Path, tmp_path: Path
+) -> None:
+    snapshot = describe(REPOSITORY, "main")
+    directory = download_directory(tmp_path / "cache", snapshot)
+    kind = FILE_TYPES["Q4_K_M"]
+    with fetched(snapshot, directory, target=tmp_path / "m", file_type=kind, progress=lambda *_: None):
+        hub.requests.clear()
+        with pytest.raises(UsageError, match=f"process {os.getpid()} is writing it"):
+            bring(tmp_path)
+        with pytest.raises(UsageError, match=f"process {os.getpid()} is writing it"):
+            remove_directory(directory)
+        assert hub.fetched() == []
+        assert same(directory, source)
+    remove_directory(directory)
+
+
+def test_a_conversion_that_fails_is_not_taken_for_a_fault_of_the_download(hub: LoopbackHub, tmp_path: Path) -> None:
+    snapshot = describe(REPOSITORY, "main")
+    directory = download_directory(tmp_path / "cache", snapshot)
+    kind = FILE_TYPES["Q4_K_M"]
+    with (
+        pytest.raises(OSError, match="No space left"),
+        fetched(snapshot, directory, target=tmp_path / "m", file_type=kind, progress=lambda *_: None),
+    ):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert bring(tmp_path) == directory

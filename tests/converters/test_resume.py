@@ -9,12 +9,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from make_checkpoint import Shape, make_checkpoint
 
 from bimedix_edge.bundle import Manifest
-from bimedix_edge.converters import journal
+from bimedix_edge.converters import journal, vision_choice
 from bimedix_edge.converters.convert import convert
 from bimedix_edge.errors import CheckpointError, HardwareError, UsageError
 
@@ -24,7 +26,7 @@ def source(tmp_path: Path) -> Path:
     return make_checkpoint(tmp_path / "source", n_shards=2)
 
 
-def interrupt(source: Path, target: Path, *, file_type: str = "Q8_0", stage: str = "vision") -> Path:
+def interrupt(source: Path, target: Path, *, file_type: str = "Q8_0", stage: str = "vision", **more: Any) -> Path:
     """Leave a conversion with a whole decoder, and return its part directory."""
 
     def stop(now: str, done: int, _total: int) -> None:
@@ -32,7 +34,7 @@ def interrupt(source: Path, target: Path, *, file_type: str = "Q8_0", stage: str
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        convert(source, target, file_type=file_type, progress=stop)
+        convert(source, target, file_type=file_type, progress=stop, **more)
     return target.with_name(f".{target.name}.part")
 
 
@@ -66,7 +68,7 @@ def test_the_journal_vouches_for_hashes(source: Path, tmp_path: Path) -> None:
     first, *lines = [json.loads(line) for line in (part / "journal").read_text().splitlines()]
     assert first["format"] == journal.FORMAT
     assert lines[0]["part"] == "header"
-    assert [line["part"] for line in lines if line["file"] == "decoder.gguf"][-1] == "rope_freqs.weight"
+    assert [line["part"] for line in lines if line.get("file") == "decoder.gguf"][-1] == "rope_freqs.weight"
 
 
 def flip(path: Path, offset: int) -> None:
@@ -117,6 +119,89 @@ def test_damaged_part_directory(damage: str, source: Path, tmp_path: Path) -> No
     assert manifest == expected
     assert bool(kept) == keeps
     assert sorted(path.name for path in tmp_path.iterdir()) == ["expected", "out", "source"]
+
+
+@pytest.fixture
+def trials(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return a list that grows with each vision graph that is run on pictures."""
+    run: list[str] = []
+    compare = vision_choice.VisionJudge._cosines
+
+    def counted(self: vision_choice.VisionJudge, path: Path, kind: Any) -> Any:
+        run.append(kind)
+        return compare(self, path, kind)
+
+    monkeypatch.setattr(vision_choice.VisionJudge, "_cosines", counted)
+    return run
+
+
+@pytest.mark.parametrize("passes", [True, False])
+def test_a_trial_that_was_made_is_not_made_again(
+    passes: bool, source: Path, tmp_path: Path, trials: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # the tokens of this tower are at 0.99 and better in int8: below the second gate, int8 and 8-bit weights fail
+    monkeypatch.setattr(vision_choice, "GATE", 0.5 if passes else 0.99999999)
+    expected = convert(source, tmp_path / "expected", file_type="Q8_0", name="source", vision="auto")
+    made = ["int8"] if passes else ["int8", "int8_weights", "float32"]
+    assert trials == made
+    trials.clear()
+    interrupt(source, tmp_path / "out", stage="verify", vision="auto")
+    assert trials == made
+    trials.clear()
+    assert convert(source, tmp_path / "out", file_type="Q8_0", vision="auto") == expected
+    assert trials == []
+
+
+def test_a_trial_is_known_by_the_pictures_and_by_the_hash_of_the_graph(
+    source: Path, tmp_path: Path, trials: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vision_choice, "GATE", 0.5)
+    part = interrupt(source, tmp_path / "out", stage="verify", vision="auto")
+    trials.clear()
+    picture = np.arange(3 * 40 * 40, dtype=np.uint8).reshape(40, 40, 3)
+    interrupt(source, tmp_path / "out", stage="verify", vision="auto", pictures=[picture])
+    assert trials == ["int8"]
+    trials.clear()
+    flip(part / "journal", (part / "journal").read_bytes().rindex(b'"sha256": "') + 12)
+    interrupt(source, tmp_path / "out", stage="verify", vision="auto", pictures=[picture])
+    assert trials == ["int8"]
+
+
+def test_a_graph_with_other_weights_is_not_gone_on_with(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = convert(source, tmp_path / "expected", file_type="Q8_0", name="source", vision="float32")
+    begun = []
+
+    def stop(stage: str, done: int, total: int) -> None:
+        # the third time that the vision graph is begun, in the middle of it
+        if stage == "vision" and (not begun or done < begun[-1]):
+            begun.append(0)
+        if stage == "vision":
+            begun[-1] = done
+        if len(begun) == 3 and done > total // 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(vision_choice, "GATE", 0.99999999)
+    with pytest.raises(KeyboardInterrupt):
+        convert(source, tmp_path / "out", file_type="Q8_0", vision="auto", progress=stop)
+    assert (tmp_path / ".out.part/vision.onnx").stat().st_size > 0
+    assert convert(source, tmp_path / "out", file_type="Q8_0", vision="auto").files == expected.files
+
+
+def test_a_disk_that_gives_back_other_bytes_is_found_out(source: Path, tmp_path: Path) -> None:
+    expected = convert(source, tmp_path / "expected", file_type="Q8_0", name="source")
+
+    def rot(stage: str, _done: int, _total: int) -> None:
+        if stage == "source":
+            flip(tmp_path / ".out.part/decoder.gguf", 100_000)
+
+    with pytest.raises(HardwareError, match=r"decoder\.gguf as it was written, with the SHA-256 .* gives back"):
+        convert(source, tmp_path / "out", file_type="Q8_0", progress=rot)
+    assert not (tmp_path / "out").exists()
+    manifest, kept = go_on(source, tmp_path / "out")
+    assert manifest == expected
+    assert 0 < kept <= 100_000
 
 
 def test_another_job_begins_anew(source: Path, tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def test_the_probe_is_what_it_says() -> None:
 def test_rounding() -> None:
     weight = np.array([[1.0, 0.0, -3.0], [-0.5, 0.0, 1.0]], np.float32)
     assert _scales(weight).tolist() == pytest.approx([1 / 127, 1, 3 / 127])
-    assert _rounded(weight).tolist() == [[127, 0, -127], [-64, 0, 42]]
+    assert _rounded(weight, _scales(weight)).tolist() == [[127, 0, -127], [-64, 0, 42]]
 
 
 @pytest.mark.parametrize("kind", ["int8", "int8_weights", "auto"])
