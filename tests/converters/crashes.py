@@ -1,9 +1,9 @@
 """Conversions that fail on purpose, each followed by one that goes on; test_crashes.py preloads failing_disk.c.
 
-    python crashes.py LIBRARY CHECKPOINT WORK count             writes, bytes and seconds of a whole conversion
+    python crashes.py LIBRARY CHECKPOINT WORK count             writes and bytes of a whole conversion
     python crashes.py LIBRARY CHECKPOINT WORK write|die N…      at the N-th write: an error, or SIGKILL
     python crashes.py LIBRARY CHECKPOINT WORK full N…           the disk is full after N bytes
-    python crashes.py LIBRARY CHECKPOINT WORK kill SEED COUNT SECONDS   SIGKILL at COUNT random moments
+    python crashes.py LIBRARY CHECKPOINT WORK kill SEED COUNT           SIGKILL at COUNT random moments
 
 Importing takes longer than converting, so each conversion is a fork of this process. Prints one JSON object a case.
 """
@@ -39,15 +39,13 @@ class Crashes:
         self.checkpoint, self.work, self.target = checkpoint, work, work / "out"
         self.expected = convert(checkpoint, work / "expected", file_type=KIND, name="crashes").files
 
-    def count(self) -> dict[str, float]:
+    def count(self) -> dict[str, int]:
         self.disk.failing_disk_begin(MODES["count"], -1)
-        start = time.perf_counter()
         convert(self.checkpoint, self.target, file_type=KIND, name="crashes")
-        seconds = time.perf_counter() - start
         counted = {name: getattr(self.disk, f"failing_disk_{name}")() for name in ("calls", "bytes")}
         self.disk.failing_disk_begin(0, 0)
         shutil.rmtree(self.target)
-        return {**counted, "seconds": seconds}
+        return counted
 
     def start(self, mode: int, limit: int) -> int:
         """Begin a conversion in a process of its own and return its id."""
@@ -104,6 +102,19 @@ def _killed(crashes: Crashes, rng: random.Random, seconds: float) -> int:
     raise AssertionError
 
 
+def _kill_many(crashes: Crashes, rng: random.Random, count: int) -> None:
+    """Kill until so many kills met a running conversion; those that came after its end are checked, too."""
+    start = time.perf_counter()
+    crashes.check("whole", crashes.start(0, 0))
+    seconds = time.perf_counter() - start
+    met = index = 0
+    while met < count and index < 4 * count:
+        found = crashes.check(f"kill {index}", _killed(crashes, rng, seconds))
+        print(json.dumps(found), flush=True)
+        met += found["outcome"] != 0
+        index += 1
+
+
 def main() -> None:
     library, checkpoint, work, mode, *given = sys.argv[1:]
     crashes = Crashes(library, Path(checkpoint), Path(work))
@@ -111,9 +122,7 @@ def main() -> None:
         print(json.dumps(crashes.count()))
         return
     if mode == "kill":
-        rng = random.Random(int(given[0]))
-        for index in range(int(given[1])):
-            print(json.dumps(crashes.check(f"kill {index}", _killed(crashes, rng, float(given[2])))), flush=True)
+        _kill_many(crashes, random.Random(int(given[0])), int(given[1]))
         return
     for limit in map(int, given):
         print(json.dumps(crashes.check(f"{mode} {limit}", crashes.start(MODES[mode], limit))), flush=True)
