@@ -51,16 +51,13 @@ bool bit(uint32_t value, int n) { return value >> n & 1; }
 bool tiles_permitted() {
 #ifdef __linux__
     constexpr int kRequestPermission = 0x1023, kTileData = 18;  // asm/prctl.h, and the bit of XCR0
-    static const bool permitted = syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
-    return permitted;
+    return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 #else
     return false;
 #endif
 }
 
-}  // namespace
-
-Features processor_features() {
+Features read_features() {
     const Registers one = cpuid(1, 0), seven = cpuid(7, 0), seven_one = seven.a >= 1 ? cpuid(7, 1) : Registers{0, 0, 0, 0};
     const uint64_t saved = bit(one.c, 27) ? saved_registers() : 0;
     const bool avx = (saved & 0x06) == 0x06, avx512 = (saved & 0xe6) == 0xe6;
@@ -72,6 +69,14 @@ Features processor_features() {
     const bool amx = (saved & 0x60000) == 0x60000 && bit(seven.d, 22) && bit(seven.d, 24) && bit(seven.d, 25);
     f.amx = f.avx512vnni && amx && tiles_permitted();
     return f;
+}
+
+}  // namespace
+
+Features processor_features() {
+    // once: under a hypervisor each question costs tens of microseconds
+    static const Features features = read_features();
+    return features;
 }
 
 }  // namespace bmx
