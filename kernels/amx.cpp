@@ -73,15 +73,8 @@ ScalesAndMinimums unpack_scales(Planes & p, int h, const char * row, size_t stri
     S::load4(row, stride, 0, head);
     S::storef(p.scale[h], S::low_halves(head[0]));
     S::storef(p.minimum[h], S::high_halves(head[0]));
-    const I six = S::set1(0x3f3f3f3f), four = S::set1(0x0f0f0f0f), two = S::set1(0x03030303);
-    const I scales[2] = {
-        S::and_(head[1], six),
-        S::or_(S::and_(head[3], four), S::sll<4>(S::and_(S::srl<6>(head[1]), two))),
-    };
-    const I minimums[2] = {
-        S::and_(head[2], six),
-        S::or_(S::and_(S::srl<4>(head[3]), four), S::sll<4>(S::and_(S::srl<6>(head[2]), two))),
-    };
+    I scales[2], minimums[2];
+    six_bits<S>(head, scales, minimums);
     ScalesAndMinimums result;
     const I three = S::set1(0x00070007);
     BMX_UNROLL

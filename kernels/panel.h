@@ -54,6 +54,17 @@ void load_halves_at(const char * row, size_t stride, size_t offset, uint16_t * h
     for (int r = 0; r < S::kLanes; r++) memcpy(halves + r, row + r * stride + offset, 2);
 }
 
+// The eight scales and eight minimums of Q4_K and Q5_K, four bytes a lane; `head` is the first 16 bytes of each row's block.
+template <class S>
+void six_bits(const typename S::I * head, typename S::I * scales, typename S::I * minimums) {
+    using I = typename S::I;
+    const I six = S::set1(0x3f3f3f3f), four = S::set1(0x0f0f0f0f), two = S::set1(0x03030303);
+    scales[0] = S::and_(head[1], six);
+    scales[1] = S::or_(S::and_(head[3], four), S::template sll<4>(S::and_(S::template srl<6>(head[1]), two)));
+    minimums[0] = S::and_(head[2], six);
+    minimums[1] = S::or_(S::and_(S::template srl<4>(head[3]), four), S::template sll<4>(S::and_(S::template srl<6>(head[2]), two)));
+}
+
 template <class S>
 void unpack_scales_and_minimums(Panel<S> & p, int h, const char * row, size_t stride) {
     using I = typename S::I;
@@ -62,15 +73,9 @@ void unpack_scales_and_minimums(Panel<S> & p, int h, const char * row, size_t st
     S::load4(row, stride, 0, head);
     const F scale = S::low_halves(head[0]);
     S::storef(p.minimum[h], S::high_halves(head[0]));
-    const I six = S::set1(0x3f3f3f3f), four = S::set1(0x0f0f0f0f), two = S::set1(0x03030303), byte = S::set1(0xff);
-    const I scales[2] = {
-        S::and_(head[1], six),
-        S::or_(S::and_(head[3], four), S::template sll<4>(S::and_(S::template srl<6>(head[1]), two))),
-    };
-    const I minimums[2] = {
-        S::and_(head[2], six),
-        S::or_(S::and_(S::template srl<4>(head[3]), four), S::template sll<4>(S::and_(S::template srl<6>(head[2]), two))),
-    };
+    const I byte = S::set1(0xff);
+    I scales[2], minimums[2];
+    six_bits<S>(head, scales, minimums);
     BMX_UNROLL
     for (int s = 0; s < 8; s++) {
         const I one = S::and_(S::srl_by(scales[s / 4], s % 4 * 8), byte);
