@@ -21,10 +21,10 @@ LAYERS: list[set[str]] = [
     {"chat"},
     {"runtime"},
     {"workloads"},
-    {"benchmark"},
+    {"benchmark", "server"},
     {"cli"},
 ]
-SAME_ROW = {("cli", "cli"), ("imaging", "imaging")}
+SAME_ROW = {("cli", "cli"), ("server", "server"), ("imaging", "imaging")}
 # each foreign engine has one door in the runtime, one in the converters, or both
 DOORS = {
     "huggingface_hub": {"converters/hub.py"},
