@@ -13,10 +13,10 @@ ROOT = Path(__file__).resolve().parents[1]
 # low to high; a module may import what stands in an earlier row, and what `SAME_ROW` allows
 LAYERS: list[set[str]] = [
     {"errors"},
-    {"settings", "prompt", "imaging", "staging", "events", "sampling", "bidi", "embeddings"},
-    {"bundle", "kernels", "image_cache"},
-    {"store", "vision", "decoder", "devices"},
-    {"sessions", "lookahead"},
+    {"settings", "prompt", "imaging", "staging", "events", "sampling", "bidi", "embeddings", "hardware"},
+    {"bundle", "kernels", "image_cache", "cuda"},
+    {"store", "vision", "decoder"},
+    {"sessions", "lookahead", "devices"},
     {"engine"},
     {"chat"},
     {"runtime"},
