@@ -13,8 +13,8 @@ from bimedix_edge.events import Done, Encode, Prefill, Token
 from bimedix_edge.sampling import Sampling
 
 __all__ = [
-    "FailureKind",
     "Failed",
+    "FailureKind",
     "GenerateRequest",
     "ImagePart",
     "Look",
@@ -104,7 +104,8 @@ class Failed:
 
     Attributes:
         kind: `prompt` (400: not valid, or too long, with the two counts), `image` (400), `queue_full` (429, with place
-            and seconds to wait), `lost` (503: the model's process died, or cannot be started), `engine` (500: a defect).
+            and seconds to wait), `lost` (503: the model's process died, or cannot be started), `engine` (500: it
+            failed).
         message: one sentence.
         text_so_far: what was written before.
         n_prompt_tokens, n_ctx: of a prompt that is too long.
