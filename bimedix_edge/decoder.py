@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import collections
 import ctypes
+import functools
 import importlib.metadata
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 
 from bimedix_edge.bundle import DecoderSpec
 from bimedix_edge.errors import DecoderError, HardwareError
+from bimedix_edge.hardware import Backend, ComputeDevice, DeviceKind
 from bimedix_edge.kernels import AUTO, Kernels, load_kernels
 from bimedix_edge.sampling import Sampling
 
@@ -40,8 +42,11 @@ __all__ = [
     "Aborted",
     "Decoder",
     "Sampler",
+    "backend_faults",
+    "backends",
     "built_for_amx",
     "check_version",
+    "compute_devices",
     "library_version",
     "open_kernels",
     "system_info",
@@ -53,6 +58,8 @@ _ABORTED = 2
 _FLASH_ATTENTION_ON = 1
 _PENALTY_WINDOW_TOKENS = 64
 _LOG_ERROR = 3
+# in the order of ggml's enum ggml_backend_dev_type
+_DEVICE_KINDS: tuple[DeviceKind, ...] = ("cpu", "gpu", "igpu", "accel", "meta")
 _recent_errors: collections.deque[str] = collections.deque(maxlen=4)
 
 
@@ -422,17 +429,69 @@ def open_kernels(choice: str) -> Kernels:
     Raises:
         HardwareError: certain kernels were asked for, and they cannot be used here.
     """
-    llama_cpp.llama_log_set(_LOG_CALLBACK, ctypes.c_void_p(0))
+    backend_faults()
     return load_kernels(choice, library_version(), _register)
 
 
 def _register(path: Path) -> bool:
+    return bool(_ggml("ggml_backend_load", ctypes.c_void_p, ctypes.c_char_p)(str(path).encode()))
+
+
+def _ggml(name: str, result: Any, *arguments: Any) -> Any:
+    """Return one of ggml's functions with its types."""
     # by way of libllama, where the system searches what a library depends on: the binding opens ggml under its other
     # name, and where a wheel holds a copy instead of a link, that is a second ggml
     library = llama_ggml.libggml if sys.platform == "win32" else llama_cpp.llama_cpp._lib
-    load = library.ggml_backend_load
-    load.argtypes, load.restype = [ctypes.c_char_p], ctypes.c_void_p
-    return bool(load(str(path).encode()))
+    function = getattr(library, name)
+    function.restype, function.argtypes = result, list(arguments)
+    return function
+
+
+def backends() -> tuple[Backend, ...]:
+    """Return what llama.cpp was built with, and what was registered with it."""
+    backend_faults()
+    at = _ggml("ggml_backend_reg_get", ctypes.c_void_p, ctypes.c_size_t)
+    name = _ggml("ggml_backend_reg_name", ctypes.c_char_p, ctypes.c_void_p)
+    n_devices = _ggml("ggml_backend_reg_dev_count", ctypes.c_size_t, ctypes.c_void_p)
+    registries = [at(index) for index in range(_ggml("ggml_backend_reg_count", ctypes.c_size_t)())]
+    return tuple(Backend(name(registry).decode(), int(n_devices(registry))) for registry in registries)
+
+
+@functools.cache
+def backend_faults() -> tuple[str, ...]:
+    """Return what ggml's backends said when they could not start, the first time any of them is asked for."""
+    llama_cpp.llama_log_set(_LOG_CALLBACK, ctypes.c_void_p(0))
+    _recent_errors.clear()
+    _ggml("ggml_backend_reg_count", ctypes.c_size_t)()
+    return tuple(_recent_errors)
+
+
+def compute_devices() -> tuple[ComputeDevice, ...]:
+    """Return what ggml can compute on, in its order, with the memory that it states.
+
+    For the CPU it states that all memory of the machine is free.
+
+    Source: `ggml-backend.h` of the pinned version.
+    """
+    backend_faults()
+    at = _ggml("ggml_backend_dev_get", ctypes.c_void_p, ctypes.c_size_t)
+    return tuple(_compute_device(at(index)) for index in range(_ggml("ggml_backend_dev_count", ctypes.c_size_t)()))
+
+
+def _compute_device(device: int) -> ComputeDevice:
+    address, text = ctypes.c_void_p, ctypes.c_char_p
+    size = ctypes.POINTER(ctypes.c_size_t)
+    free, total = ctypes.c_size_t(), ctypes.c_size_t()
+    _ggml("ggml_backend_dev_memory", None, address, size, size)(device, ctypes.byref(free), ctypes.byref(total))
+    registry = _ggml("ggml_backend_dev_backend_reg", address, address)(device)
+    return ComputeDevice(
+        name=_ggml("ggml_backend_dev_name", text, address)(device).decode(),
+        description=_ggml("ggml_backend_dev_description", text, address)(device).decode("utf-8", "replace"),
+        kind=_DEVICE_KINDS[_ggml("ggml_backend_dev_type", ctypes.c_int, address)(device)],
+        backend=_ggml("ggml_backend_reg_name", text, address)(registry).decode(),
+        free_bytes=int(free.value),
+        total_bytes=int(total.value),
+    )
 
 
 def system_info() -> str:
