@@ -133,9 +133,7 @@ class Access:
         rate: of requests.
     """
 
-    def __init__(
-        self, app: ASGIApp, *, names: Names, keys: Keys, open_paths: Sequence[str], rate: RateLimit
-    ) -> None:
+    def __init__(self, app: ASGIApp, *, names: Names, keys: Keys, open_paths: Sequence[str], rate: RateLimit) -> None:
         self._app = app
         self._names = names
         self._keys = keys
@@ -144,6 +142,7 @@ class Access:
         self._rate = rate
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, or raise an `ApiError`."""
         if scope["type"] == "http":
             scope["state"]["holder"] = self._check(scope)
         await self._app(scope, receive, send)

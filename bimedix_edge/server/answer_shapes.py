@@ -70,7 +70,7 @@ class _Shape(abc.ABC, Generic[Choice]):
         self._written = [_Written() for _ in requests]
         self._id = self.prefix + secrets.token_hex(12)
         self._created = int(time.time())
-        self._usage: None | UnsetType = UNSET
+        self._usage: UnsetType | None = UNSET
 
     async def whole(self, events: AsyncIterator[Numbered]) -> bytes:
         """Return the response once all answers have ended, as JSON.
@@ -82,9 +82,7 @@ class _Shape(abc.ABC, Generic[Choice]):
             self._take(index, event)
         return msgspec.json.encode(self._whole())
 
-    async def chunks(
-        self, events: AsyncIterator[Numbered], *, usage: bool, progress: bool
-    ) -> AsyncIterator[bytes]:
+    async def chunks(self, events: AsyncIterator[Numbered], *, usage: bool, progress: bool) -> AsyncIterator[bytes]:
         """Yield the data of a stream's events, `[DONE]` last.
 
         Args:
@@ -139,7 +137,7 @@ class _Shape(abc.ABC, Generic[Choice]):
 
     def _provenance(self, index: int) -> Provenance:
         done = self._written[index].done
-        assert done is not None and done.stop_reason != "cancelled", "`_take` refuses that"  # noqa: PT018
+        assert done is not None and done.stop_reason != "cancelled", "`_take` refuses that"
         timings = done.timings
         return Provenance(
             seed=self._requests[index].sampling.seed,
@@ -210,7 +208,7 @@ class ChatShape(_Shape[ChunkChoice]):
         choices = []
         for index, written in enumerate(self._written):
             finish = self._finish(index)
-            assert written.done is not None and finish is not None, "all answers have ended"  # noqa: PT018
+            assert written.done is not None and finish is not None, "all answers have ended"
             message, chances = ChatMessage(written.done.text), _chat_logprobs(written.tokens)
             choices.append(ChatChoice(index, message, finish, self._provenance(index), chances))
         return ChatCompletion(
@@ -286,7 +284,7 @@ class CompletionShape(_Shape[CompletionChoice]):
         choices: list[CompletionChoice],
         *,
         notice: str | UnsetType,
-        usage: Usage | None | UnsetType,
+        usage: Usage | UnsetType | None,
         progress: Progress | UnsetType = UNSET,
     ) -> Completion:
         return Completion(

@@ -64,7 +64,7 @@ async def writing(model: ModelProcess, requests: Sequence[GenerateRequest]) -> A
             async with contextlib.aclosing(model.generate(request)) as events:
                 async for event in events:
                     queue.put_nowait((index, event))
-        except Exception as error:  # noqa: BLE001  raised again by whoever reads the queue
+        except Exception as error:
             queue.put_nowait(error)
 
     async def events() -> AsyncIterator[Numbered]:
@@ -116,6 +116,7 @@ class EventStream:
         self._chunks = chunks
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
         headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"x-accel-buffering", b"no")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await unless_gone(receive, self._write(send))

@@ -183,7 +183,7 @@ def decode(data: bytes, kind: type[Request]) -> Request:
         raise ApiError(400, "invalid_json", "Expected JSON of some depth, but it is nested too deep.") from None
 
 
-def check(holds: bool, message: str, param: str) -> None:  # noqa: FBT001
+def check(holds: bool, message: str, param: str) -> None:
     """Refuse a request in which fields contradict each other.
 
     Raises:

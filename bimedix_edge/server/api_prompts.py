@@ -133,9 +133,7 @@ def _sampling(asked: SamplingFields, facts: ModelFacts, seed: int | None) -> Sam
 def _choices(request: GenerateRequest, n: int) -> list[GenerateRequest]:
     """Return `n` requests that differ in their seeds."""
     sampling = request.sampling
-    return [
-        replace(request, sampling=replace(sampling, seed=(sampling.seed + index) % _SEEDS)) for index in range(n)
-    ]
+    return [replace(request, sampling=replace(sampling, seed=(sampling.seed + index) % _SEEDS)) for index in range(n)]
 
 
 async def _with_format(sampling: Sampling, wanted: ResponseFormat | None) -> Sampling:

@@ -144,7 +144,7 @@ class ChunkChoice(Struct, frozen=True):
 
 
 class Progress(Struct, frozen=True):
-    """What happens before the first token: the place in the queue, the image that is encoded, positions that are read."""
+    """What happens before the first token: a place in the queue, an image encoded, positions read."""
 
     event: Literal["queued", "encode", "prefill"]
     choice: Count
@@ -165,7 +165,7 @@ class ChatChunk(Struct, frozen=True, kw_only=True):
     model: str
     system_fingerprint: str
     choices: list[ChunkChoice]
-    usage: Usage | None | UnsetType = UNSET
+    usage: Usage | UnsetType | None = UNSET
     bimedix: Progress | UnsetType = UNSET
     notice: str | UnsetType = UNSET
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
@@ -198,7 +198,7 @@ class Completion(Struct, frozen=True, kw_only=True):
     model: str
     system_fingerprint: str
     choices: list[CompletionChoice]
-    usage: Usage | None | UnsetType = UNSET
+    usage: Usage | UnsetType | None = UNSET
     bimedix: Progress | UnsetType = UNSET
     notice: str | UnsetType = UNSET
     object: Literal["text_completion"] = "text_completion"

@@ -17,7 +17,8 @@ from bimedix_edge.server.access import Access, Keys, Names
 from bimedix_edge.server.api_errors import ApiError, defect
 from bimedix_edge.server.limits import RateLimit
 from bimedix_edge.server.routes_completions import completion_routes
-from bimedix_edge.server.routes_service import OPEN_PATHS, service_routes
+from bimedix_edge.server.routes_page import SESSION, page_service_routes
+from bimedix_edge.server.routes_service import HEALTH, service_routes
 from bimedix_edge.server.service import Service
 from bimedix_edge.server.serving import log
 
@@ -55,10 +56,10 @@ def build_app(
         access_log: whether a line for each request is logged: method, route, status, milliseconds; never a query, a
             key, or anything of a body.
     """
-    routes = [*completion_routes(service), *service_routes(service), *page]
+    routes = [*completion_routes(service), *service_routes(service), *page_service_routes(service), *page]
     router = Router(routes, redirect_slashes=False)
     rate = RateLimit(service.limits.requests_per_s, service.limits.burst)
-    access = Access(router, names=names, keys=keys, open_paths=(*OPEN_PATHS, *page_open_paths), rate=rate)
+    access = Access(router, names=names, keys=keys, open_paths=(HEALTH, SESSION, *page_open_paths), rate=rate)
     return _Outermost(access, service, access_log=access_log)
 
 
@@ -93,7 +94,7 @@ class _Outermost:
                 await self._app(scope, receive, send_on)
         except ClientDisconnect:
             pass  # nobody is there to be told
-        except Exception as error:  # noqa: BLE001  every other error has an answer, too
+        except Exception as error:
             answer = _answer(error)
             if answer.code == "defect":
                 # the message and the request stay out: they may hold what somebody wrote

@@ -95,7 +95,7 @@ class Connection(H11Protocol):
             return
         # uvicorn calls this while it handles h11's error
         fault = sys.exc_info()[1]
-        if isinstance(fault, h11.RemoteProtocolError) and fault.error_status_hint == 431:  # noqa: PLR2004
+        if isinstance(fault, h11.RemoteProtocolError) and fault.error_status_hint == 431:
             limit = self._limits.head_bytes
             error = ApiError(431, "headers_too_large", f"Expected headers of at most {limit} bytes; send fewer.")
         else:

@@ -30,7 +30,7 @@ def is_loopback(host: str) -> bool:
 def url_host(host: str) -> str:
     """Return an address as a URL has it."""
     address = _address(host)
-    return f"[{address}]" if address.version == 6 else str(address)  # noqa: PLR2004
+    return f"[{address}]" if address.version == 6 else str(address)
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -44,7 +44,7 @@ def bind(host: str, port: int) -> socket.socket:
         UsageError: the address is none of this machine's, or another program has the port.
     """
     address = _address(host)
-    listener = socket.socket(socket.AF_INET6 if address.version == 6 else socket.AF_INET)  # noqa: PLR2004
+    listener = socket.socket(socket.AF_INET6 if address.version == 6 else socket.AF_INET)
     try:
         if sys.platform == "win32":
             # there, the other option would let two programs share a port

@@ -110,7 +110,10 @@ def _operation(
         "operationId": f"{method} {path}",
         "summary": (asked or ErrorAnswer).__doc__ if asked else next(iter(answers.values()), None).__doc__,
         "responses": {
-            "200": {"description": "The answer.", "content": {kind: _content(kind, of) for kind, of in answers.items()}},
+            "200": {
+                "description": "The answer.",
+                "content": {kind: _content(kind, of) for kind, of in answers.items()},
+            },
             **{
                 str(status): {"description": _ERRORS[status], "content": {_JSON: _content(_JSON, ErrorAnswer)}}
                 for status in sorted(errors)
@@ -130,4 +133,6 @@ def _content(media_type: str, kind: type[Any] | None) -> dict[str, Any]:
         return {"schema": {"type": "string"}}
     reference = {"$ref": _REFS.format(name=kind.__name__)}
     # each event's data is one object, which no JSON Schema of the whole stream can say
-    return {"schema": {"type": "string"}, "x-event-schema": reference} if media_type == _STREAM else {"schema": reference}
+    return (
+        {"schema": {"type": "string"}, "x-event-schema": reference} if media_type == _STREAM else {"schema": reference}
+    )

@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
-from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
@@ -18,7 +16,7 @@ from bimedix_edge.server.api_fields import SamplingFields
 from bimedix_edge.server.api_prompts import chat_requests, completion_requests
 from bimedix_edge.server.api_requests import ChatRequest, CompletionRequest
 from bimedix_edge.server.messages import Failed, GenerateRequest, Queued
-from bimedix_edge.server.service import Service, answer, read
+from bimedix_edge.server.service import Service, answer, read, route
 
 __all__ = ["completion_routes"]
 
@@ -29,20 +27,25 @@ _MOST_SILENCE_S = 5.0
 def completion_routes(service: Service) -> list[Route]:
     """Return the routes."""
 
-    async def chat(request: Request) -> ASGIApp:
-        asked = await read(service, request, ChatRequest)
-        facts = service.facts()
-        holder: str = request.state.holder
-        requests = await chat_requests(asked, holder, facts, service.seed, service.limits.images)
-        return await _respond(service, request, asked, requests, ChatShape(facts, requests, asked.n or 1))
+    return [
+        route("POST", "/v1/chat/completions", _chat, service),
+        route("POST", "/v1/completions", _complete, service),
+    ]
 
-    async def complete(request: Request) -> ASGIApp:
-        asked = await read(service, request, CompletionRequest)
-        facts = service.facts()
-        requests = completion_requests(asked, request.state.holder, facts, service.seed)
-        return await _respond(service, request, asked, requests, CompletionShape(facts, requests, asked.n or 1))
 
-    return [_route("/v1/chat/completions", chat), _route("/v1/completions", complete)]
+async def _chat(service: Service, request: Request) -> ASGIApp:
+    asked = await read(service, request, ChatRequest)
+    facts = service.facts()
+    holder: str = request.state.holder
+    requests = await chat_requests(asked, holder, facts, service.seed, service.limits.images)
+    return await _respond(service, request, asked, requests, ChatShape(facts, requests, asked.n or 1))
+
+
+async def _complete(service: Service, request: Request) -> ASGIApp:
+    asked = await read(service, request, CompletionRequest)
+    facts = service.facts()
+    requests = completion_requests(asked, request.state.holder, facts, service.seed)
+    return await _respond(service, request, asked, requests, CompletionShape(facts, requests, asked.n or 1))
 
 
 async def _respond(
@@ -104,11 +107,3 @@ async def _all(
 
 async def _next(events: AsyncIterator[Numbered]) -> Numbered:
     return await anext(events)
-
-
-def _route(path: str, endpoint: Any) -> Route:
-    async def run(request: Request) -> Response:
-        response: Response = await endpoint(request)
-        return response
-
-    return Route(path, run, methods=["POST"])

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import re
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from bimedix_edge.errors import BimedixEdgeError, HardwareError, InputError, UsageError
 from bimedix_edge.server.access import OneTimeToken
@@ -20,11 +23,12 @@ from bimedix_edge.server.messages import ModelFacts
 from bimedix_edge.server.metrics import Requests
 from bimedix_edge.server.supervisor import ModelProcess
 
-__all__ = ["JSON", "Service", "answer", "read", "refused"]
+__all__ = ["JSON", "Service", "answer", "ask", "read", "route"]
 
 JSON = "application/json"
 _JSON_TYPE = re.compile(r"application/json\s*(;\s*charset=\"?utf-8\"?\s*)?", re.IGNORECASE)
 Asked = TypeVar("Asked")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -94,10 +98,32 @@ def answer(value: msgspec.Struct | bytes) -> Response:
     return Response(value if isinstance(value, bytes) else msgspec.json.encode(value), media_type=JSON)
 
 
-def refused(error: BimedixEdgeError, param: str | None = None) -> ApiError:
-    """Return the answer to an error of the model's side."""
-    if isinstance(error, (InputError, UsageError)):
-        return invalid(str(error), param)
-    if isinstance(error, HardwareError):
-        return ApiError(503, "lost", str(error), retry_after_s=2)
-    return ApiError(500, "engine_failed", str(error))
+async def ask(work: Awaitable[Result], param: str | None = None) -> Result:
+    """Return what the model's process answers.
+
+    Args:
+        work: a call of it.
+        param: the field of the request that it is about.
+
+    Raises:
+        ApiError: it refuses, or is not there.
+    """
+    try:
+        return await work
+    except (InputError, UsageError) as error:
+        raise invalid(str(error), param) from None
+    except HardwareError as error:
+        raise ApiError(503, "lost", str(error), retry_after_s=2) from None
+    except BimedixEdgeError as error:
+        raise ApiError(500, "engine_failed", str(error)) from None
+
+
+def route(
+    method: str, path: str, endpoint: Callable[[Service, Request], Awaitable[ASGIApp]], service: Service
+) -> Route:
+    """Return a route whose endpoint has the service."""
+
+    async def run(request: Request) -> Any:
+        return await endpoint(service, request)
+
+    return Route(path, run, methods=[method])

@@ -1,7 +1,8 @@
-"""From what an operator asked for to a server that runs: what is refused before anything is loaded, and what is told."""
+"""From what an operator asked for to a server that runs: what is refused before, and what is told."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import stat
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ from bimedix_edge.settings import Settings
 __all__ = ["Address", "run_server"]
 
 _MIN_KEY_CHARS = 20
+_LOOK_S = 1.0
 _MAX_KEYS_BYTES = 1 << 20
 
 
@@ -68,7 +70,7 @@ class Address:
         for name in self.names:
             if not name or any(char in name for char in ":/@ \t") or not name.isascii():
                 raise UsageError(
-                    f"Expected a host name without scheme and port in --allow-host, but it is {name[:60]!r}; correct it."
+                    f"Expected a host name without scheme and port in --allow-host, but it is {name[:60]!r}; change it."
                 )
 
 
@@ -125,7 +127,10 @@ async def run_server(
         await process.start()
         await process.ready()
         tell(_ready(process.facts))
-        await process.given_up()
+        while process.fault is None:
+            await asyncio.sleep(_LOOK_S)
+        # whoever started us should see that, and start us again
+        raise process.fault
 
     try:
         return await serve(app, listener, work, limits=limits, tls=tls)
