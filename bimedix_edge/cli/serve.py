@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import subprocess
+import multiprocessing
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import click
 
 from bimedix_edge.cli.options import encoder_options, model_options, sampling_options
+from bimedix_edge.cli.terminal import plain_console
 from bimedix_edge.server.start import Address, run_server
-from bimedix_edge.settings import load_settings
+from bimedix_edge.settings import Settings, load_settings
 from bimedix_edge.store import Store
 
 __all__ = ["serve"]
 
 _EXIT_INTERRUPTED = 130
-_CONVERT_DEMO = (
-    "import sys, json; sys.path[:] = json.loads(sys.argv[1]); sys.argv[1:] = ['convert', '--demo']; "
-    "from bimedix_edge.cli.main import main; main()"
-)
 
 
 @click.command()
@@ -61,18 +58,20 @@ def serve(
     directory = store.find(settings.model) if settings.model else store.default()
     if store.is_demo(directory):
         click.echo("This is the demo model, which knows no medicine.", err=True)
-        if not directory.is_dir() and (code := _convert_demo()):
-            return code
+        if not directory.is_dir():
+            # in a process of its own, since this one is to hold no engine
+            with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+                pool.submit(_convert_demo, settings).result()
     cut = asyncio.run(run_server(settings, directory, address, access_log=access_log, tell=_tell))
     return _EXIT_INTERRUPTED if cut else 0
 
 
-def _convert_demo() -> int:
-    """Convert the demo model in a process of its own, since the server's holds no engine; return the exit code."""
-    click.echo("Converting it, once …", err=True)
-    places = json.dumps([place for place in sys.path if place])
-    command = [sys.executable, "-I", "-c", _CONVERT_DEMO, places]
-    return subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode  # noqa: S603  this very Python
+def _convert_demo(settings: Settings) -> None:
+    from bimedix_edge.cli.convert import convert_demo
+
+    console = plain_console(stderr=True)
+    console.print("Converting it, once …", style="yellow")
+    convert_demo(Store(settings.store_dir, settings.cache_dir), console)
 
 
 def _tell(line: str) -> None:
