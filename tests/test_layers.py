@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # low to high; a module may import what stands in an earlier row, and what `SAME_ROW` allows
 LAYERS: list[set[str]] = [
     {"errors"},
-    {"settings", "prompt", "imaging", "staging", "events", "sampling", "bidi", "embeddings"},
+    {"settings", "prompt", "imaging", "staging", "events", "sampling", "bidi", "embeddings", "placement"},
     {"bundle", "kernels", "image_cache"},
     {"store", "vision", "decoder", "devices"},
     {"sessions", "lookahead"},
