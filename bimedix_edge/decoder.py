@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import collections
 import ctypes
+import functools
 import importlib.metadata
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 
 from bimedix_edge.bundle import DecoderSpec
 from bimedix_edge.errors import DecoderError, HardwareError
+from bimedix_edge.hardware import Backend, ComputeDevice, DeviceKind
 from bimedix_edge.kernels import AUTO, Kernels, load_kernels
 from bimedix_edge.placement import Placement
 from bimedix_edge.sampling import Sampling
@@ -41,8 +43,11 @@ __all__ = [
     "Aborted",
     "Decoder",
     "Sampler",
+    "backend_faults",
+    "backends",
     "built_for_amx",
     "check_version",
+    "compute_devices",
     "library_version",
     "open_kernels",
     "system_info",
@@ -55,6 +60,8 @@ _FLASH_ATTENTION_ON = 1
 _KV_TYPES = {"f32": llama_cpp.GGML_TYPE_F32, "f16": llama_cpp.GGML_TYPE_F16, "q8_0": llama_cpp.GGML_TYPE_Q8_0}
 _PENALTY_WINDOW_TOKENS = 64
 _LOG_ERROR = 3
+# in the order of ggml's enum ggml_backend_dev_type
+_DEVICE_KINDS: tuple[DeviceKind, ...] = ("cpu", "gpu", "igpu", "accel", "meta")
 _recent_errors: collections.deque[str] = collections.deque(maxlen=4)
 
 
@@ -435,24 +442,69 @@ def open_kernels(choice: str) -> Kernels:
     Raises:
         HardwareError: certain kernels were asked for, and they cannot be used here.
     """
-    llama_cpp.llama_log_set(_LOG_CALLBACK, ctypes.c_void_p(0))
+    backend_faults()
     return load_kernels(choice, library_version(), _register)
 
 
-def _ggml() -> ctypes.CDLL:
-    """Return the ggml that llama.cpp uses.
-
-    By way of libllama, where the system searches what a library depends on: the binding opens ggml under its other name,
-    and where a wheel holds a copy instead of a link, that is a second ggml.
-    """
-    library: ctypes.CDLL = llama_ggml.libggml if sys.platform == "win32" else llama_cpp.llama_cpp._lib
-    return library
-
-
 def _register(path: Path) -> bool:
-    load = _ggml().ggml_backend_load
-    load.argtypes, load.restype = [ctypes.c_char_p], ctypes.c_void_p
-    return bool(load(str(path).encode()))
+    return bool(_ggml("ggml_backend_load", ctypes.c_void_p, ctypes.c_char_p)(str(path).encode()))
+
+
+def _ggml(name: str, result: Any, *arguments: Any) -> Any:
+    """Return one of ggml's functions with its types."""
+    # by way of libllama, where the system searches what a library depends on: the binding opens ggml under its other
+    # name, and where a wheel holds a copy instead of a link, that is a second ggml
+    library = llama_ggml.libggml if sys.platform == "win32" else llama_cpp.llama_cpp._lib
+    function = getattr(library, name)
+    function.restype, function.argtypes = result, list(arguments)
+    return function
+
+
+def backends() -> tuple[Backend, ...]:
+    """Return what llama.cpp was built with, and what was registered with it."""
+    backend_faults()
+    at = _ggml("ggml_backend_reg_get", ctypes.c_void_p, ctypes.c_size_t)
+    name = _ggml("ggml_backend_reg_name", ctypes.c_char_p, ctypes.c_void_p)
+    n_devices = _ggml("ggml_backend_reg_dev_count", ctypes.c_size_t, ctypes.c_void_p)
+    registries = [at(index) for index in range(_ggml("ggml_backend_reg_count", ctypes.c_size_t)())]
+    return tuple(Backend(name(registry).decode(), int(n_devices(registry))) for registry in registries)
+
+
+@functools.cache
+def backend_faults() -> tuple[str, ...]:
+    """Return what ggml's backends said when they could not start, the first time any of them is asked for."""
+    llama_cpp.llama_log_set(_LOG_CALLBACK, ctypes.c_void_p(0))
+    _recent_errors.clear()
+    _ggml("ggml_backend_reg_count", ctypes.c_size_t)()
+    return tuple(_recent_errors)
+
+
+def compute_devices() -> tuple[ComputeDevice, ...]:
+    """Return what ggml can compute on, in its order, with the memory that it states.
+
+    For the CPU it states that all memory of the machine is free.
+
+    Source: `ggml-backend.h` of the pinned version.
+    """
+    backend_faults()
+    at = _ggml("ggml_backend_dev_get", ctypes.c_void_p, ctypes.c_size_t)
+    return tuple(_compute_device(at(index)) for index in range(_ggml("ggml_backend_dev_count", ctypes.c_size_t)()))
+
+
+def _compute_device(device: int) -> ComputeDevice:
+    address, text = ctypes.c_void_p, ctypes.c_char_p
+    size = ctypes.POINTER(ctypes.c_size_t)
+    free, total = ctypes.c_size_t(), ctypes.c_size_t()
+    _ggml("ggml_backend_dev_memory", None, address, size, size)(device, ctypes.byref(free), ctypes.byref(total))
+    registry = _ggml("ggml_backend_dev_backend_reg", address, address)(device)
+    return ComputeDevice(
+        name=_ggml("ggml_backend_dev_name", text, address)(device).decode(),
+        description=_ggml("ggml_backend_dev_description", text, address)(device).decode("utf-8", "replace"),
+        kind=_DEVICE_KINDS[_ggml("ggml_backend_dev_type", ctypes.c_int, address)(device)],
+        backend=_ggml("ggml_backend_reg_name", text, address)(registry).decode(),
+        free_bytes=int(free.value),
+        total_bytes=int(total.value),
+    )
 
 
 def system_info() -> str:
@@ -502,9 +554,8 @@ def _device_list(names: Sequence[str]) -> Any:
     Raises:
         HardwareError: there is no device of such a name.
     """
-    library = _ggml()
-    library.ggml_backend_dev_by_name.argtypes, library.ggml_backend_dev_by_name.restype = [ctypes.c_char_p], ctypes.c_void_p
-    devices = [library.ggml_backend_dev_by_name(name.encode()) for name in names]
+    by_name = _ggml("ggml_backend_dev_by_name", ctypes.c_void_p, ctypes.c_char_p)
+    devices = [by_name(name.encode()) for name in names]
     for name, device in zip(names, devices, strict=True):
         if not device:
             raise HardwareError(
