@@ -21,8 +21,8 @@ class Placement:
         split: layers of each device, in that order; their sum is `n_gpu_layers`.
         kv_type: of the cached keys and values, one of `KV_TYPES`.
         kv_on_gpu: whether a layer's keys and values lie where the layer does, not in the machine's memory.
-        prefill_on_gpu: whether a GPU multiplies long prompts with the CPU's layers, too, for which it gets a copy of the
-            weights each time.
+        prefill_on_gpu: whether a GPU multiplies long prompts with the CPU's layers, too, for which it gets a
+            copy of the weights each time.
     """
 
     n_gpu_layers: int = 0
