@@ -181,7 +181,8 @@ def _die_first() -> None:
 
 
 def _settings(values: dict[str, Any]) -> Settings:
-    return Settings(**{name: Path(value) if name.endswith("_dir") else value for name, value in values.items()})
+    plain: dict[str, Any] = {name: Path(value) if name.endswith("_dir") else value for name, value in values.items()}
+    return Settings(**plain)
 
 
 def _facts(runtime: Runtime) -> ModelFacts:
