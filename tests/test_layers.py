@@ -13,8 +13,20 @@ ROOT = Path(__file__).resolve().parents[1]
 # low to high; a module may import what stands in an earlier row, and what `SAME_ROW` allows
 LAYERS: list[set[str]] = [
     {"errors"},
-    {"settings", "prompt", "imaging", "staging", "events", "sampling", "bidi", "embeddings", "hardware", "placement"},
-    {"bundle", "kernels", "image_cache", "cuda", "gguf_header"},
+    {
+        "settings",
+        "prompt",
+        "imaging",
+        "staging",
+        "events",
+        "sampling",
+        "bidi",
+        "embeddings",
+        "hardware",
+        "placement",
+        "control_groups",
+    },
+    {"bundle", "kernels", "image_cache", "cuda", "processor", "host_memory", "gpu_advice", "gguf_header"},
     {"store", "vision", "decoder"},
     {"sessions", "lookahead", "devices"},
     {"engine"},
