@@ -132,7 +132,8 @@ def _content(media_type: str, kind: type[Any] | None) -> dict[str, Any]:
     if kind is None:
         return {"schema": {"type": "string"}}
     reference = {"$ref": _REFS.format(name=kind.__name__)}
-    # each event's data is one object, which no JSON Schema of the whole stream can say
-    return (
-        {"schema": {"type": "string"}, "x-event-schema": reference} if media_type == _STREAM else {"schema": reference}
-    )
+    if media_type == _STREAM:
+        # of each event; the last one's data is `[DONE]`, or an error's object
+        data = {"type": "string", "contentMediaType": _JSON, "contentSchema": reference}
+        return {"schema": {"type": "object", "required": ["data"], "properties": {"data": data}}}
+    return {"schema": reference}

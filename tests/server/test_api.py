@@ -225,7 +225,7 @@ def _said(*turns: tuple[str, Any]) -> dict[str, Any]:
         (b'{"messages":' + b"[" * 200_000, "invalid_value", "messages[0]"),
         (b'{"metadata":' + b'{"a":' * 200_000, "invalid_json", None),
         ([], "invalid_value", None),
-        ({}, "invalid_value", None),
+        ({}, "invalid_value", "messages"),
         (_bad(temperature=2.5), "invalid_value", "temperature"),
         (_bad(temperature="0"), "invalid_value", "temperature"),
         (_bad(top_p=-1), "invalid_value", "top_p"),
@@ -272,6 +272,7 @@ def test_a_request_that_asks_for_what_there_is_not(
     answer = server.request("POST", CHAT, body)
     assert answer.status == 400, answer.body
     assert answer.error["code"] == code
+    assert answer.error["message"].startswith("Expected ")
     if param is not None:
         assert answer.error["param"] == param
 
