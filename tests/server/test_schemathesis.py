@@ -16,7 +16,7 @@ CHECKS = (
     "ignored_auth",
 )  # fmt: skip
 N_CASES = 2000
-N_FUZZED = 90  # of each operation, beside those that walk through the document
+N_FUZZED = 150  # of each operation, beside those that walk through the document
 
 
 def test_two_thousand_requests_made_from_the_document(start_server: Callable[..., Server], tmp_path: Path) -> None:
