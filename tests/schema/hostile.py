@@ -20,6 +20,12 @@ def _list(item: dict[str, Any], most: int) -> dict[str, Any]:
     return {"type": "array", "items": item, "maxItems": most}
 
 
+def _alternatives(levels: int) -> dict[str, Any]:
+    if levels == 0:
+        return {"type": "object", "required": ["k"]}
+    return {"anyOf": [_alternatives(levels - 1)] * 4}
+
+
 _TREE = {"$ref": "#/$defs/a"}
 _NESTED = _list(_list(_list({"type": "string", "maxLength": 1000}, 1000), 1000), 1000)
 
@@ -75,6 +81,10 @@ HOSTILE: dict[str, dict[str, Any]] = {
     },
     "many choices": {"enum": [f"x{index * 7919}" for index in range(500)]},
     "choices that start alike": {"enum": ["x" * length for length in range(1, 300)]},
+    "branches that must all be compared": {
+        "oneOf": [{"enum": [f"{row}-{column}" for column in range(90)]} for row in range(60)]
+    },
+    "branches of branches": {"oneOf": [_alternatives(4), _alternatives(4)]},
     "a large factor": {"type": "integer", "multipleOf": 982_451_653},
     "patterns that must all match": {"allOf": [_text(f"[a-z]{{{size}}}x.{{{3 * size}}}") for size in range(1, 12)]},
 }

@@ -11,7 +11,7 @@ from schema.machine import END, constraint
 
 from bimedix_edge.errors import SchemaError
 
-# far more than measured, since other programs may run: what is excluded are seconds without end
+# of the processor, several times what was measured: what is excluded are seconds without end
 MAX_COMPILE_S = 5.0
 MAX_STEP_S = 2.0
 STEPS = 120
@@ -20,16 +20,16 @@ STEPS = 120
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_schema_costs_a_bounded_time(name: str) -> None:
     rng = random.Random(1)
-    start_s = time.perf_counter()
+    start_s = time.process_time()
     try:
         held = constraint(HOSTILE[name])
-        assert time.perf_counter() - start_s < MAX_COMPILE_S
+        assert time.process_time() - start_s < MAX_COMPILE_S
         for _ in range(STEPS):
-            start_s = time.perf_counter()
+            start_s = time.process_time()
             token = int(rng.choice(held.allowed()))
             if token == END:
                 break
             held.accept(token)
-            assert time.perf_counter() - start_s < MAX_STEP_S
+            assert time.process_time() - start_s < MAX_STEP_S
     except SchemaError:
-        assert time.perf_counter() - start_s < MAX_COMPILE_S
+        assert time.process_time() - start_s < MAX_COMPILE_S
