@@ -14,6 +14,7 @@ import collections
 import ctypes
 import functools
 import importlib.metadata
+import platform
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -25,14 +26,25 @@ from numpy.typing import NDArray
 
 from bimedix_edge.bundle import DecoderSpec
 from bimedix_edge.errors import DecoderError, HardwareError
+from bimedix_edge.gpu_advice import build_command, missing_gpu_library
 from bimedix_edge.hardware import Backend, ComputeDevice, DeviceKind
 from bimedix_edge.kernels import AUTO, Kernels, load_kernels
+from bimedix_edge.placement import Placement
 from bimedix_edge.sampling import Sampling
+
+# the structs of llama.h are passed by value and change between versions
+PINNED_VERSION = "0.3.36"
 
 try:
     import llama_cpp
     from llama_cpp import _ggml as llama_ggml
 except (ImportError, OSError, RuntimeError) as error:  # its shared library or one that it needs is missing
+    if (cause := missing_gpu_library(str(error))) is not None:
+        raise HardwareError(
+            f"Expected llama-cpp-python to load, but it was built for a GPU and {cause}; install the driver or the "
+            "toolkit that has it, or build it without: "
+            f"{build_command(None, f'{platform.system()} {platform.machine()}', PINNED_VERSION)}"
+        ) from error
     raise DecoderError(
         f"Expected llama-cpp-python to load, but it fails ({error}); install it again, with a C++ compiler at hand."
     ) from error
@@ -52,10 +64,9 @@ __all__ = [
     "system_info",
 ]
 
-# the structs of llama.h are passed by value and change between versions
-PINNED_VERSION = "0.3.36"
 _ABORTED = 2
 _FLASH_ATTENTION_ON = 1
+_KV_TYPES = {"f32": llama_cpp.GGML_TYPE_F32, "f16": llama_cpp.GGML_TYPE_F16, "q8_0": llama_cpp.GGML_TYPE_Q8_0}
 _PENALTY_WINDOW_TOKENS = 64
 _LOG_ERROR = 3
 # in the order of ggml's enum ggml_backend_dev_type
@@ -115,6 +126,7 @@ class Decoder:
         n_batch: most positions of one evaluation.
         n_threads: threads of the matmuls.
         kernels: which kernels compute them, one of `kernels.CHOICES`.
+        placement: what goes to which device, and how keys and values are stored; see `fit`.
 
     Attributes:
         kernels: what was chosen, and why.
@@ -134,12 +146,14 @@ class Decoder:
         n_batch: int,
         n_threads: int,
         kernels: str = AUTO,
+        placement: Placement = Placement(),  # noqa: B008  it is frozen
     ) -> None:
         self._model: llama_cpp.llama_model_p | None = None
         self._context: llama_cpp.llama_context_p | None = None
         self.spec = spec
         self.n_batch = n_batch
         self.n_seq_max = n_seq_max
+        self.placement = placement
         check_version()
         llama_cpp.llama_log_set(_LOG_CALLBACK, ctypes.c_void_p(0))
         llama_cpp.llama_backend_init()
@@ -156,7 +170,11 @@ class Decoder:
 
     def _load(self, path: Path) -> None:
         params = llama_cpp.llama_model_default_params()
-        params.n_gpu_layers = 0
+        params.n_gpu_layers = self.placement.n_gpu_layers
+        devices = _device_list(self.placement.devices)
+        params.devices = ctypes.cast(devices, ctypes.c_void_p)
+        split = (ctypes.c_float * llama_cpp.llama_max_devices())(*self.placement.split)
+        params.tensor_split = split
         # ggml's repacked weights are of no use to our kernels, which read them as they are in the file
         # (and where ggml was built for AMX, "extra" means AMX first)
         params.use_extra_bufts = self.kernels.name is None and not built_for_amx()
@@ -189,12 +207,16 @@ class Decoder:
         params.n_ctx = n_ctx
         params.n_batch = params.n_ubatch = self.n_batch
         params.n_seq_max = n_seq_max
+        # at most one position of a sequence has logits; llama.cpp would keep room for those of a whole batch
+        params.n_outputs_max = min(n_seq_max, self.n_batch)
         params.kv_unified = True
         params.n_threads = params.n_threads_batch = n_threads
         params.no_perf = True
-        if self.kernels.name is not None:
-            # left to itself, llama.cpp sees a device it does not expect there, and does without
-            params.flash_attn_type = _FLASH_ATTENTION_ON
+        params.type_k = params.type_v = _KV_TYPES[self.placement.kv_type]
+        params.offload_kqv = self.placement.kv_on_gpu
+        params.op_offload = self.placement.prefill_on_gpu
+        # left to itself, llama.cpp does without where it sees our device; and what is not f16 needs it
+        params.flash_attn_type = _FLASH_ATTENTION_ON
         _recent_errors.clear()
         self._context = llama_cpp.llama_init_from_model(self._model, params)
         if not self._context:
@@ -533,6 +555,22 @@ def _samplers(sampling: Sampling, n_vocab: int) -> list[llama_cpp.llama_sampler_
     chain.append(llama_cpp.llama_sampler_init_temp(sampling.temperature))
     chain.append(llama_cpp.llama_sampler_init_dist(sampling.seed))
     return chain
+
+
+def _device_list(names: Sequence[str]) -> Any:
+    """Return ggml's devices of these names, and a null after the last; none at all keeps llama.cpp from choosing some.
+
+    Raises:
+        HardwareError: there is no device of such a name.
+    """
+    by_name = _ggml("ggml_backend_dev_by_name", ctypes.c_void_p, ctypes.c_char_p)
+    devices = [by_name(name.encode()) for name in names]
+    for name, device in zip(names, devices, strict=True):
+        if not device:
+            raise HardwareError(
+                f"Expected the device {name}, but llama.cpp does not have it any more; see `bimedix-edge doctor`."
+            )
+    return (ctypes.c_void_p * (len(devices) + 1))(*devices, None)
 
 
 def _abort_callback(should_stop: Callable[[], bool] | None) -> Any:
