@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 COMMAND = [sys.executable, "-m", "bimedix_edge.cli.main", "serve"]
-PATIENCE_S = 120.0
+PATIENCE_S = 300.0
 
 
 @dataclass

@@ -93,6 +93,7 @@ def test_no_host_two_hosts_and_a_whole_address_get_no_answer(server: Server) -> 
     assert with_host(server, "/v1/models", "X: y")[0] == 400
     assert with_host(server, "/v1/models", own, "Host: evil.example")[0] == 400
     assert with_host(server, f"http://{server.host}/v1/models", own)[0] in (400, 403)
+    assert raw(server, f"GET /health HTTP/2.0\r\nHost: {server.host}\r\nConnection: close\r\n\r\n")[0] == 505
     assert raw(server, f"GET /v1/models HTTP/1.0\r\nAuthorization: Bearer {server.key}\r\n\r\n")[0] == 403
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
-from server.conftest import Server
+from server_process import Server
 
 from bimedix_edge.report_schemas import load_schema
 

@@ -35,8 +35,9 @@ async def _app(scope: Scope, receive: Receive, send: Send) -> None:
         pass
     if message["type"] == "http.disconnect":
         return
-    await send({"type": "http.response.start", "status": 200, "headers": []})
     left = int(scope["path"].strip("/") or 2)
+    length = str(left).encode()
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", length)]})
     while left > 0:
         chunk = b"x" * min(left, 1 << 16)
         left -= len(chunk)
@@ -70,39 +71,22 @@ class _Enough(Exception):
     pass
 
 
-async def seconds_until_cut(port: int, sent: bytes, *, trickle: bytes = b"", read: bool = True) -> float:
-    """Connect, send, go on with a byte ten times a second, and return how long the server bore it."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 12)
+async def seconds_until_cut(port: int, sent: bytes, trickle: bytes) -> float:
+    """Connect, send, go on with a few bytes ten times a second, and return how long the server bore it."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
     start_s = time.monotonic()
     try:
         writer.write(sent)
         for _ in range(200):
-            if trickle:
-                writer.write(trickle)
-            if not read:
-                reader._transport.pause_reading()  # type: ignore[attr-defined]
+            writer.write(trickle)
             with contextlib.suppress(asyncio.TimeoutError):
-                if read and not await asyncio.wait_for(reader.read(1 << 16), 0.1):
-                    break
-            if not read:
-                await asyncio.sleep(0.1)
-                if _is_reset(writer):
+                if not await asyncio.wait_for(reader.read(1 << 16), 0.1):
                     break
     except ConnectionError:
         pass
     finally:
         writer.transport.abort()
     return time.monotonic() - start_s
-
-
-def _is_reset(writer: asyncio.StreamWriter) -> bool:
-    sock = writer.get_extra_info("socket")
-    return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)) or _tcp_state(sock) != 1
-
-
-def _tcp_state(sock: socket.socket) -> int:
-    """Return Linux's state of a connection; 1 is established."""
-    return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 8)[0]
 
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n"
@@ -127,7 +111,7 @@ CHUNKED = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
 def test_who_does_not_send_is_cut(sent: bytes, trickle: bytes, limit_s: float) -> None:
     async def check() -> None:
         async with quick_server() as port:
-            took_s = await seconds_until_cut(port, sent, trickle=trickle)
+            took_s = await seconds_until_cut(port, sent, trickle)
             assert limit_s * 0.9 <= took_s <= limit_s + LOOK_S + SLACK_S
 
     asyncio.run(check())
@@ -137,8 +121,18 @@ def test_who_does_not_read_is_cut() -> None:
     async def check() -> None:
         async with quick_server() as port:
             # more than the system's buffers hold
-            took_s = await seconds_until_cut(port, b"GET /50000000 HTTP/1.1\r\nHost: x\r\n\r\n", read=False)
-            assert QUICK.write_s * 0.9 <= took_s <= QUICK.write_s + LOOK_S + SLACK_S
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"GET /50000000 HTTP/1.1\r\nHost: x\r\n\r\n")
+            await reader.read(1)
+            writer.transport.pause_reading()  # type: ignore[attr-defined]
+            await asyncio.sleep(QUICK.write_s + LOOK_S + SLACK_S)
+            writer.transport.resume_reading()  # type: ignore[attr-defined]
+            total = 0
+            with contextlib.suppress(ConnectionError):
+                while data := await reader.read(1 << 20):
+                    total += len(data)
+            assert total < 50_000_000
+            writer.transport.abort()
 
     asyncio.run(check())
 
@@ -200,8 +194,6 @@ def test_when_there_are_too_many_the_one_that_waited_longest_goes() -> None:
     [
         (b"nonsense\r\n\r\n", 400, "invalid_http"),
         (b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"y" * 9000, 431, "headers_too_large"),
-        (b"GET / HTTP/2.0\r\nHost: x\r\n\r\n", 505, ""),
-        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505, ""),
         (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", 400, "invalid_http"),
         (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n", 400, "invalid_http"),
         (CHUNKED + b"zz\r\n", 400, "invalid_http"),
@@ -215,10 +207,8 @@ def test_what_is_no_http_is_told_so(sent: bytes, status: int, code: str) -> None
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(sent)
             head, _, body = (await asyncio.wait_for(reader.read(), 10)).partition(b"\r\n\r\n")
-            given = int(head.split()[1])
-            assert given == status or (status == 505 and given in (400, 505)), head
-            error = json.loads(body)["error"]
-            assert error["code"] in (code, "invalid_http")
+            assert int(head.split()[1]) == status
+            assert json.loads(body)["error"]["code"] == code
             writer.close()
 
     asyncio.run(check())
