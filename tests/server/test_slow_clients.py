@@ -25,7 +25,7 @@ QUICK = Limits(
     connections=20, head_bytes=4096, head_s=1.0, body_bytes=1 << 16, body_grace_s=1.0, body_s=3.0, write_s=1.0
 )
 LOOK_S = 1.0
-SLACK_S = 1.5
+SLACK_S = 3.0  # of a machine that has other things to do
 LIMITS = Limits()
 
 
@@ -94,25 +94,31 @@ POST = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 60000\r\n\r\n"
 CHUNKED = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
-@pytest.mark.parametrize(
-    ("sent", "trickle", "limit_s"),
-    [
-        pytest.param(b"", b"", QUICK.head_s, id="nothing is sent"),
-        pytest.param(REQUEST, b"", QUICK.head_s, id="half a head"),
-        pytest.param(b"", b"G", QUICK.head_s, id="a line that never ends"),
-        pytest.param(REQUEST, b"X: y\r\n", QUICK.head_s, id="headers that never end"),
-        pytest.param(REQUEST + b"\r\n", b"", QUICK.head_s, id="idle after an answer"),
-        pytest.param(REQUEST + b"\r\n" + REQUEST, b"X: y\r\n", QUICK.head_s, id="half a second head"),
-        pytest.param(POST, b"", QUICK.body_grace_s, id="no body"),
-        pytest.param(POST, b"x", QUICK.body_grace_s, id="a body in drops"),
-        pytest.param(CHUNKED, b"1\r\nx\r\n", QUICK.body_grace_s, id="a body in small chunks"),
-    ],
-)
-def test_who_does_not_send_is_cut(sent: bytes, trickle: bytes, limit_s: float) -> None:
+# what is sent at once, and then again and again
+SLOW = {
+    "nothing is sent": (b"", b""),
+    "half a head": (REQUEST, b""),
+    "a line that never ends": (b"", b"G"),
+    "headers that never end": (REQUEST, b"X: y\r\n"),
+    "idle after an answer": (REQUEST + b"\r\n", b""),
+    "half a second head": (REQUEST + b"\r\n" + REQUEST, b"X: y\r\n"),
+    "no body": (POST, b""),
+    "a body in drops": (POST, b"x"),
+    "a body in small chunks": (CHUNKED, b"1\r\nx\r\n"),
+}
+
+
+def test_who_does_not_send_is_cut() -> None:
     async def check() -> None:
         async with quick_server() as port:
-            took_s = await seconds_until_cut(port, sent, trickle)
-            assert limit_s * 0.9 <= took_s <= limit_s + LOOK_S + SLACK_S
+            took_s = await asyncio.gather(*(seconds_until_cut(port, *kind) for kind in SLOW.values()))
+            # heads and bodies have the same limit here
+            wrong = {
+                name: seconds
+                for name, seconds in zip(SLOW, took_s, strict=True)
+                if not QUICK.head_s * 0.9 <= seconds <= QUICK.head_s + LOOK_S + SLACK_S
+            }
+            assert wrong == {}
 
     asyncio.run(check())
 
@@ -157,12 +163,12 @@ def test_a_steady_body_and_requests_one_after_the_other_are_not_cut() -> None:
         limits = replace(QUICK, body_bytes_per_s=1000)
         async with quick_server(limits) as port:
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 10000\r\n\r\n")
-            for _ in range(20):
+            writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 7500\r\n\r\n")
+            for _ in range(15):
                 writer.write(b"x" * 500)
                 await asyncio.sleep(0.1)
             assert b"200 OK" in await reader.readuntil(b"\r\n\r\n")
-            for _ in range(8):
+            for _ in range(4):
                 await asyncio.sleep(0.4)
                 writer.write(REQUEST + b"\r\n")
                 assert b"200 OK" in await reader.readuntil(b"\r\n\r\n")
