@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import collections
 import ctypes
+import functools
 import importlib.metadata
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -24,7 +25,9 @@ from numpy.typing import NDArray
 
 from bimedix_edge.bundle import DecoderSpec
 from bimedix_edge.errors import DecoderError, HardwareError
+from bimedix_edge.hardware import Backend, ComputeDevice, DeviceKind
 from bimedix_edge.kernels import AUTO, Kernels, load_kernels
+from bimedix_edge.placement import Placement
 from bimedix_edge.sampling import Sampling
 
 try:
@@ -40,8 +43,11 @@ __all__ = [
     "Aborted",
     "Decoder",
     "Sampler",
+    "backend_faults",
+    "backends",
     "built_for_amx",
     "check_version",
+    "compute_devices",
     "library_version",
     "open_kernels",
     "system_info",
@@ -51,8 +57,11 @@ __all__ = [
 PINNED_VERSION = "0.3.36"
 _ABORTED = 2
 _FLASH_ATTENTION_ON = 1
+_KV_TYPES = {"f32": llama_cpp.GGML_TYPE_F32, "f16": llama_cpp.GGML_TYPE_F16, "q8_0": llama_cpp.GGML_TYPE_Q8_0}
 _PENALTY_WINDOW_TOKENS = 64
 _LOG_ERROR = 3
+# in the order of ggml's enum ggml_backend_dev_type
+_DEVICE_KINDS: tuple[DeviceKind, ...] = ("cpu", "gpu", "igpu", "accel", "meta")
 _recent_errors: collections.deque[str] = collections.deque(maxlen=4)
 
 
@@ -108,6 +117,7 @@ class Decoder:
         n_batch: most positions of one evaluation.
         n_threads: threads of the matmuls.
         kernels: which kernels compute them, one of `kernels.CHOICES`.
+        placement: what goes to which device, and how keys and values are stored; see `fit`.
 
     Attributes:
         kernels: what was chosen, and why.
@@ -127,12 +137,14 @@ class Decoder:
         n_batch: int,
         n_threads: int,
         kernels: str = AUTO,
+        placement: Placement = Placement(),  # noqa: B008  it is frozen
     ) -> None:
         self._model: llama_cpp.llama_model_p | None = None
         self._context: llama_cpp.llama_context_p | None = None
         self.spec = spec
         self.n_batch = n_batch
         self.n_seq_max = n_seq_max
+        self.placement = placement
         check_version()
         llama_cpp.llama_log_set(_LOG_CALLBACK, ctypes.c_void_p(0))
         llama_cpp.llama_backend_init()
@@ -149,7 +161,11 @@ class Decoder:
 
     def _load(self, path: Path) -> None:
         params = llama_cpp.llama_model_default_params()
-        params.n_gpu_layers = 0
+        params.n_gpu_layers = self.placement.n_gpu_layers
+        devices = _device_list(self.placement.devices)
+        params.devices = ctypes.cast(devices, ctypes.c_void_p)
+        split = (ctypes.c_float * llama_cpp.llama_max_devices())(*self.placement.split)
+        params.tensor_split = split
         # ggml's repacked weights are of no use to our kernels, which read them as they are in the file
         # (and where ggml was built for AMX, "extra" means AMX first)
         params.use_extra_bufts = self.kernels.name is None and not built_for_amx()
@@ -182,12 +198,16 @@ class Decoder:
         params.n_ctx = n_ctx
         params.n_batch = params.n_ubatch = self.n_batch
         params.n_seq_max = n_seq_max
+        # at most one position of a sequence has logits; llama.cpp would keep room for those of a whole batch
+        params.n_outputs_max = min(n_seq_max, self.n_batch)
         params.kv_unified = True
         params.n_threads = params.n_threads_batch = n_threads
         params.no_perf = True
-        if self.kernels.name is not None:
-            # left to itself, llama.cpp sees a device it does not expect there, and does without
-            params.flash_attn_type = _FLASH_ATTENTION_ON
+        params.type_k = params.type_v = _KV_TYPES[self.placement.kv_type]
+        params.offload_kqv = self.placement.kv_on_gpu
+        params.op_offload = self.placement.prefill_on_gpu
+        # left to itself, llama.cpp does without where it sees our device; and what is not f16 needs it
+        params.flash_attn_type = _FLASH_ATTENTION_ON
         _recent_errors.clear()
         self._context = llama_cpp.llama_init_from_model(self._model, params)
         if not self._context:
@@ -422,17 +442,69 @@ def open_kernels(choice: str) -> Kernels:
     Raises:
         HardwareError: certain kernels were asked for, and they cannot be used here.
     """
-    llama_cpp.llama_log_set(_LOG_CALLBACK, ctypes.c_void_p(0))
+    backend_faults()
     return load_kernels(choice, library_version(), _register)
 
 
 def _register(path: Path) -> bool:
+    return bool(_ggml("ggml_backend_load", ctypes.c_void_p, ctypes.c_char_p)(str(path).encode()))
+
+
+def _ggml(name: str, result: Any, *arguments: Any) -> Any:
+    """Return one of ggml's functions with its types."""
     # by way of libllama, where the system searches what a library depends on: the binding opens ggml under its other
     # name, and where a wheel holds a copy instead of a link, that is a second ggml
     library = llama_ggml.libggml if sys.platform == "win32" else llama_cpp.llama_cpp._lib
-    load = library.ggml_backend_load
-    load.argtypes, load.restype = [ctypes.c_char_p], ctypes.c_void_p
-    return bool(load(str(path).encode()))
+    function = getattr(library, name)
+    function.restype, function.argtypes = result, list(arguments)
+    return function
+
+
+def backends() -> tuple[Backend, ...]:
+    """Return what llama.cpp was built with, and what was registered with it."""
+    backend_faults()
+    at = _ggml("ggml_backend_reg_get", ctypes.c_void_p, ctypes.c_size_t)
+    name = _ggml("ggml_backend_reg_name", ctypes.c_char_p, ctypes.c_void_p)
+    n_devices = _ggml("ggml_backend_reg_dev_count", ctypes.c_size_t, ctypes.c_void_p)
+    registries = [at(index) for index in range(_ggml("ggml_backend_reg_count", ctypes.c_size_t)())]
+    return tuple(Backend(name(registry).decode(), int(n_devices(registry))) for registry in registries)
+
+
+@functools.cache
+def backend_faults() -> tuple[str, ...]:
+    """Return what ggml's backends said when they could not start, the first time any of them is asked for."""
+    llama_cpp.llama_log_set(_LOG_CALLBACK, ctypes.c_void_p(0))
+    _recent_errors.clear()
+    _ggml("ggml_backend_reg_count", ctypes.c_size_t)()
+    return tuple(_recent_errors)
+
+
+def compute_devices() -> tuple[ComputeDevice, ...]:
+    """Return what ggml can compute on, in its order, with the memory that it states.
+
+    For the CPU it states that all memory of the machine is free.
+
+    Source: `ggml-backend.h` of the pinned version.
+    """
+    backend_faults()
+    at = _ggml("ggml_backend_dev_get", ctypes.c_void_p, ctypes.c_size_t)
+    return tuple(_compute_device(at(index)) for index in range(_ggml("ggml_backend_dev_count", ctypes.c_size_t)()))
+
+
+def _compute_device(device: int) -> ComputeDevice:
+    address, text = ctypes.c_void_p, ctypes.c_char_p
+    size = ctypes.POINTER(ctypes.c_size_t)
+    free, total = ctypes.c_size_t(), ctypes.c_size_t()
+    _ggml("ggml_backend_dev_memory", None, address, size, size)(device, ctypes.byref(free), ctypes.byref(total))
+    registry = _ggml("ggml_backend_dev_backend_reg", address, address)(device)
+    return ComputeDevice(
+        name=_ggml("ggml_backend_dev_name", text, address)(device).decode(),
+        description=_ggml("ggml_backend_dev_description", text, address)(device).decode("utf-8", "replace"),
+        kind=_DEVICE_KINDS[_ggml("ggml_backend_dev_type", ctypes.c_int, address)(device)],
+        backend=_ggml("ggml_backend_reg_name", text, address)(registry).decode(),
+        free_bytes=int(free.value),
+        total_bytes=int(total.value),
+    )
 
 
 def system_info() -> str:
@@ -474,6 +546,22 @@ def _samplers(sampling: Sampling, n_vocab: int) -> list[llama_cpp.llama_sampler_
     chain.append(llama_cpp.llama_sampler_init_temp(sampling.temperature))
     chain.append(llama_cpp.llama_sampler_init_dist(sampling.seed))
     return chain
+
+
+def _device_list(names: Sequence[str]) -> Any:
+    """Return ggml's devices of these names, and a null after the last; none at all keeps llama.cpp from choosing some.
+
+    Raises:
+        HardwareError: there is no device of such a name.
+    """
+    by_name = _ggml("ggml_backend_dev_by_name", ctypes.c_void_p, ctypes.c_char_p)
+    devices = [by_name(name.encode()) for name in names]
+    for name, device in zip(names, devices, strict=True):
+        if not device:
+            raise HardwareError(
+                f"Expected the device {name}, but llama.cpp does not have it any more; see `bimedix-edge doctor`."
+            )
+    return (ctypes.c_void_p * (len(devices) + 1))(*devices, None)
 
 
 def _abort_callback(should_stop: Callable[[], bool] | None) -> Any:

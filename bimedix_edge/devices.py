@@ -6,34 +6,17 @@ import os
 import platform
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bimedix_edge.bundle import Manifest
+from bimedix_edge.cuda import inspect_driver
 from bimedix_edge.errors import HardwareError
+from bimedix_edge.hardware import ComputeDevice, Hardware, Machine
 
-__all__ = ["Machine", "MemoryNeed", "check_memory", "estimate_memory", "inspect_machine"]
+__all__ = ["MemoryNeed", "check_memory", "estimate_memory", "inspect_hardware", "inspect_machine"]
 
 _F16_BYTES = 2
-
-
-@dataclass(frozen=True)
-class Machine:
-    """The machine this runs on.
-
-    Attributes:
-        system: operating system and architecture.
-        cpu: the processor's name.
-        n_cores: processors this process may use, without the second threads of one core.
-        memory_bytes: memory of the machine, or of the control group where that is less; None when unknown.
-        available_bytes: what of it can be used without swapping; None when unknown.
-    """
-
-    system: str
-    cpu: str
-    n_cores: int
-    memory_bytes: int | None
-    available_bytes: int | None
 
 
 @dataclass(frozen=True)
@@ -54,6 +37,34 @@ def inspect_machine() -> Machine:
     """Return what is known about this machine."""
     total, available = _memory()
     return Machine(f"{platform.system()} {platform.machine()}", _cpu_name(), _n_cores(), total, available)
+
+
+def inspect_hardware() -> Hardware:
+    """Return what is known about this machine, and what the engines can compute on; this loads both of them.
+
+    Raises:
+        DecoderError, VisionError: an engine does not load.
+    """
+    # imported here: the machine alone can be asked without the engines
+    from bimedix_edge import decoder, vision
+
+    machine = inspect_machine()
+    devices = tuple(_with_memory(device, machine) for device in decoder.compute_devices())
+    return Hardware(
+        machine=machine,
+        backends=decoder.backends(),
+        backend_faults=decoder.backend_faults(),
+        devices=devices,
+        providers=vision.providers(),
+        cuda=inspect_driver(),
+    )
+
+
+def _with_memory(device: ComputeDevice, machine: Machine) -> ComputeDevice:
+    """Return a device with the memory that a process may use of it: ggml says that all of the machine's is free."""
+    if device.kind != "cpu" or machine.memory_bytes is None or machine.available_bytes is None:
+        return device
+    return replace(device, free_bytes=machine.available_bytes, total_bytes=machine.memory_bytes)
 
 
 def estimate_memory(manifest: Manifest, n_ctx: int) -> MemoryNeed:

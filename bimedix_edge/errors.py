@@ -11,6 +11,7 @@
     │   ├── DecoderError         llama.cpp failed
     │   └── VisionError          ONNX Runtime failed
     ├── HardwareError         5  this machine lacks memory, disk space or a device
+    │   └── LostError            the process that holds the model ended
     └── NetworkError          6  the hub cannot be reached, or what arrived is not what it states
 
 The number is the exit code of the command line. A message is one sentence: what was expected, what was given, what to
@@ -27,6 +28,7 @@ __all__ = [
     "HardwareError",
     "ImageError",
     "InputError",
+    "LostError",
     "ModelError",
     "NetworkError",
     "PromptError",
@@ -58,7 +60,16 @@ class ImageError(InputError):
 
 
 class PromptError(InputError):
-    """The text is not valid text, or the prompt does not fit the context."""
+    """The text is not valid text, or the prompt does not fit the context.
+
+    Attributes:
+        n_tokens, n_ctx: of a prompt that is too long: its tokens, and those of the context; otherwise None.
+    """
+
+    def __init__(self, message: str, *, n_tokens: int | None = None, n_ctx: int | None = None) -> None:
+        super().__init__(message)
+        self.n_tokens = n_tokens
+        self.n_ctx = n_ctx
 
 
 class ModelError(BimedixEdgeError):
@@ -87,6 +98,10 @@ class HardwareError(BimedixEdgeError):
     """The machine lacks memory, disk space or a device that was asked for."""
 
     exit_code = 5
+
+
+class LostError(HardwareError):
+    """The process that holds the model ended while it was needed, or cannot be started."""
 
 
 class NetworkError(BimedixEdgeError):

@@ -6,9 +6,21 @@ import threading
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["Cancel", "Done", "Encode", "Event", "ImageUse", "Prefill", "StopReason", "Timings", "Token", "Usage"]
+__all__ = [
+    "Cancel",
+    "Chance",
+    "Done",
+    "Encode",
+    "Event",
+    "ImageUse",
+    "Prefill",
+    "StopReason",
+    "Timings",
+    "Token",
+    "Usage",
+]
 
-StopReason = Literal["end", "max_tokens", "context", "cancelled"]
+StopReason = Literal["end", "stop", "max_tokens", "context", "cancelled"]
 
 
 class Cancel:
@@ -88,11 +100,36 @@ class Prefill:
 
 
 @dataclass(frozen=True)
+class Chance:
+    """How likely a token was.
+
+    Attributes:
+        id: of the token.
+        raw: its bytes, which may be part of a UTF-8 character; special tokens have none.
+        logprob: natural logarithm of its probability before temperature and the other samplers.
+    """
+
+    id: int
+    raw: bytes
+    logprob: float
+
+
+@dataclass(frozen=True)
 class Token:
-    """One token of the answer; `text` is empty while a UTF-8 character is incomplete."""
+    """One token of the answer.
+
+    Attributes:
+        id: of the token.
+        text: what is certain with it: nothing while a UTF-8 character is incomplete, or while the end of the text could
+            be the beginning of a stop text; later tokens, or `Done`, then bring it.
+        chance: of this token, where probabilities were asked for.
+        top: of the most likely ones, likewise.
+    """
 
     id: int
     text: str
+    chance: Chance | None = None
+    top: tuple[Chance, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -102,7 +139,8 @@ class Done:
     Attributes:
         text: all of it.
         token_ids: its tokens, without the one that ended it.
-        stop_reason: `end` (the model ended its turn), `max_tokens`, `context` (full) or `cancelled`.
+        stop_reason: `end` (the model ended its turn), `stop` (a stop text came, which is left out), `max_tokens`,
+            `context` (full) or `cancelled`.
         usage, images, timings: see there.
     """
 

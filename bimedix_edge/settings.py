@@ -36,6 +36,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "min_p": (0.0, 1.0),
     "repeat_penalty": (0.1, 10.0),
     "seed": (0, 2**32 - 1),
+    "parallel": (1, 64),
+    "queue": (0, 1024),
 }
 _CHOICES = {
     "bidi": ("auto", "on", "off"),
@@ -65,6 +67,8 @@ class Settings:
         max_tokens: most tokens of an answer.
         temperature, top_p, top_k, min_p, repeat_penalty: see `decoder.Sampling`; the authors' values by default.
         seed: of the sampling; None is a new one for each answer.
+        parallel: answers that the server writes together.
+        queue: requests that wait for these; more are refused.
         bidi: whether Arabic lines are reordered for the terminal.
     """
 
@@ -83,6 +87,8 @@ class Settings:
     min_p: float = 0.0
     repeat_penalty: float = 1.0
     seed: int | None = None
+    parallel: int = 8
+    queue: int = 64
     bidi: str = "auto"
 
     @property

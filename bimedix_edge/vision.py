@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import ctypes
 import functools
 import hashlib
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bimedix_edge.bundle import VisionSpec
+from bimedix_edge.cuda import inspect_driver
 from bimedix_edge.errors import HardwareError, UsageError, VisionError
+from bimedix_edge.hardware import Provider
 from bimedix_edge.imaging.preprocess import Preprocessing, preprocess
 
 # onnxruntime reads this when it is imported; its API call alone does not keep it silent. Patients' data stays here.
@@ -30,7 +30,7 @@ except (ImportError, OSError) as error:
 # what fails is told by our exceptions; a provider that does not load would be told on standard error
 onnxruntime.set_default_logger_severity(4)
 
-__all__ = ["AUTO", "Stop", "Stopped", "VisionEncoder", "devices_here", "embedding_key", "library_version"]
+__all__ = ["AUTO", "Stop", "Stopped", "VisionEncoder", "devices_here", "embedding_key", "library_version", "providers"]
 
 AUTO = "auto"
 
@@ -127,7 +127,7 @@ class VisionEncoder:
                 "the CPU computes; convert it again with --vision float32, or choose --vision-device cpu."
             )
         wanted = _PROVIDERS[device]
-        if wanted not in onnxruntime.get_available_providers() or (device == _CUDA and not _n_cuda_devices()):
+        if wanted not in onnxruntime.get_available_providers() or (device == _CUDA and _driver_fault() is not None):
             raise HardwareError(
                 f"Expected a device of the kind {device} for the image encoder, but there is none that ONNX Runtime "
                 "can use here; choose --vision-device cpu."
@@ -223,21 +223,33 @@ def _session_options(weights: str, n_threads: int) -> onnxruntime.SessionOptions
 def devices_here() -> list[str]:
     """Return the devices besides the CPU that are here and known to ONNX Runtime, the best first."""
     known = onnxruntime.get_available_providers()
-    found = [_CUDA] if _PROVIDERS[_CUDA] in known and _n_cuda_devices() else []
+    found = [_CUDA] if _PROVIDERS[_CUDA] in known and _driver_fault() is None else []
     return found + ([_COREML] if _PROVIDERS[_COREML] in known else [])
 
 
-@functools.cache
-def _n_cuda_devices() -> int:
-    """Return how many devices NVIDIA's driver has; ONNX Runtime lists CUDA on machines without one, too."""
-    try:
-        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-    except OSError:
-        return 0
-    count = ctypes.c_int()
-    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
-        return 0
-    return count.value
+def providers() -> tuple[Provider, ...]:
+    """Return the providers that this program knows, the best first, each tried if it is built in and has a device."""
+    return tuple(_try_provider(device, _PROVIDERS[device]) for device in (_CUDA, _COREML, _CPU))
+
+
+def _driver_fault() -> str | None:
+    """Return why NVIDIA's driver gives no device; ONNX Runtime lists CUDA on machines without one, too."""
+    driver = inspect_driver()
+    if driver is None:
+        return "no NVIDIA driver is installed"
+    return None if driver.fault is None else f"NVIDIA's driver cannot be used: {driver.fault}"
+
+
+def _try_provider(device: str, name: str) -> Provider:
+    if name not in onnxruntime.get_available_providers():
+        return Provider(name, built_in=False, loads=False, reason="not in this build of ONNX Runtime")
+    if device == _CUDA and (fault := _driver_fault()) is not None:
+        return Provider(name, built_in=True, loads=False, reason=fault)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _LOG_FATAL
+    probe = onnxruntime.InferenceSession(base64.b64decode(_PROBE), options, providers=[name], enable_fallback=0)
+    loads = name in probe.get_providers()
+    return Provider(name, built_in=True, loads=loads, reason="" if loads else "what it needs cannot be loaded")
 
 
 @functools.cache

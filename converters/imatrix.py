@@ -19,8 +19,8 @@ from gguf import GGMLQuantizationType, GGUFWriter
 from numpy.typing import NDArray
 
 from bimedix_edge.converters.decoder_gguf import PlannedTensor
-from bimedix_edge.converters.gguf_header import MAGIC, Cursor, TensorInfo, read_header
 from bimedix_edge.errors import InputError
+from bimedix_edge.gguf_header import MAGIC, Cursor, TensorInfo, read_header
 
 __all__ = ["read_imatrix", "with_importance", "write_imatrix"]
 

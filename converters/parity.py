@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 
 from bimedix_edge.converters.checkpoint import Checkpoint
 from bimedix_edge.converters.config import DecoderConfig
-from bimedix_edge.converters.gguf_header import TensorInfo, read_header
 from bimedix_edge.converters.quantize import row_bytes
 from bimedix_edge.converters.reference import image_embeds, inverse_frequencies
 from bimedix_edge.errors import CheckpointError
+from bimedix_edge.gguf_header import TensorInfo, read_header
 
 __all__ = ["TensorError", "cosines", "decoder_errors", "token_cosines"]
 

@@ -15,6 +15,7 @@ from bimedix_edge import vision
 from bimedix_edge.bundle import open_bundle
 from bimedix_edge.converters.convert import convert
 from bimedix_edge.errors import HardwareError, UsageError
+from bimedix_edge.hardware import CudaDriver, NvidiaGpu
 from bimedix_edge.imaging.picture import load_picture
 from bimedix_edge.store import demo_checkpoint
 from bimedix_edge.vision import Stop, Stopped, VisionEncoder
@@ -99,7 +100,8 @@ def test_a_device_that_does_not_load_is_an_error_and_for_auto_a_fault_that_is_to
     if vision.devices_here():
         pytest.skip("a device is here")
     # the driver says that there is one, and what ONNX Runtime needs for it is missing
-    monkeypatch.setattr(vision, "_n_cuda_devices", lambda: 1)
+    gpu = NvidiaGpu("a GPU", (8, 9), 8 << 30, 7 << 30)
+    monkeypatch.setattr(vision, "inspect_driver", lambda: CudaDriver("580.1", (13, 0), (gpu,), None))
     with pytest.raises(HardwareError, match="could not load what it needs"):
         opened(bundles["F16"], "cuda")
     encoder = opened(bundles["F16"], "auto")

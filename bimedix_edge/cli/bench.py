@@ -22,12 +22,12 @@ from bimedix_edge.cli.bench_report import About, as_json_object, print_tables
 from bimedix_edge.cli.opening import open_model
 from bimedix_edge.cli.terminal import cancel_on_interrupt, plain_console
 from bimedix_edge.converters.generate_config import SHAPES
-from bimedix_edge.converters.gguf_header import read_header
 from bimedix_edge.converters.quantize import FILE_TYPES
 from bimedix_edge.converters.random_decoder import random_decoder_bytes, write_random_decoder
 from bimedix_edge.decoder import Aborted
 from bimedix_edge.devices import inspect_machine
 from bimedix_edge.errors import HardwareError, UsageError
+from bimedix_edge.gguf_header import read_header
 from bimedix_edge.kernels import OFF
 from bimedix_edge.settings import Settings, load_settings
 from bimedix_edge.staging import disk_errors, exclusive, write_file

@@ -14,9 +14,9 @@ from test_vision_onnx import encoder, pixels
 from bimedix_edge.converters import decoder_gguf, quantize, vision_onnx
 from bimedix_edge.converters.checkpoint import Checkpoint
 from bimedix_edge.converters.convert import convert
-from bimedix_edge.converters.gguf_header import read_header
 from bimedix_edge.converters.parity import TensorError, decoder_errors, token_cosines
 from bimedix_edge.errors import CheckpointError
+from bimedix_edge.gguf_header import read_header
 
 # relative RMS of random weights; measured, with a quarter to spare
 BOUNDS = {"F32": 0, "BF16": 0, "F16": 1e-7, "Q8_0": 0.008, "Q6_K": 0.025, "Q5_K_M": 0.05, "Q4_K_M": 0.1, "Q4_0": 0.12}
