@@ -3,7 +3,7 @@
  */
 
 import { ApiError, complete } from "./api.js";
-import { changed, current, isUnanswered, runningTurn } from "./chats.js";
+import { changed, current, isUnanswered, runningTurn, sentImages } from "./chats.js";
 import { messagePart } from "./pictures.js";
 
 // how to stop the answer of a chat, by the chat
@@ -36,6 +36,7 @@ export async function answer(chat) {
     const body = { messages: await messages(chat), bimedix_chat: chat.id };
     for await (const chunk of complete(body, stop.signal)) {
       take(made, chunk);
+      checkImages(chat, chunk);
       tell();
     }
     made.state = "done";
@@ -90,8 +91,20 @@ function take(made, chunk) {
   if (choice.finish_reason) made.reason = STOP_REASONS[choice.finish_reason] ?? null;
 }
 
+/**
+ * Compare the pictures that the model saw, as the server tells with the end of an answer, with those of the chat.
+ * @throws {ApiError} they differ: the answer is about another picture, perhaps another patient.
+ */
+function checkImages(chat, chunk) {
+  const seen = chunk.choices?.[0]?.bimedix?.images;
+  if (!seen) return;
+  const sent = sentImages(chat).map((image) => image.sha256);
+  if (sent.join() !== seen.map((image) => image.sha256).join()) throw new ApiError(0, { code: "mixed" });
+}
+
 function fail(made, error) {
   made.state = "failed";
+  if (error.code === "mixed") made.text = "";
   // anything else is a defect of this page: it is shown as such, and the console has it
   made.problem = error instanceof ApiError ? error : new ApiError(0, { message: String(error) });
   if (!(error instanceof ApiError)) reportError(error);

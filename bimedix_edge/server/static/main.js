@@ -77,10 +77,10 @@ async function recover(made) {
 }
 
 function showState(error) {
-  const states = { loading: "state.loading", restarting: "state.restarting", failed: "state.failed" };
   byId("state").hidden = error === null;
   if (error === null) return;
-  byId("state").textContent = t(error.status === 0 ? "state.unreachable" : (states[error.details.state] ?? "state.loading"));
+  const key = error.status === 0 ? "unreachable" : error.code === "lost" ? "failed" : "loading";
+  byId("state").textContent = t(`state.${key}`);
 }
 
 /** Show the model's notice; it is in English, so the Arabic page says the gist of it in Arabic before. */

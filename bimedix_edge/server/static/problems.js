@@ -8,8 +8,9 @@ const BY_CODE = {
   broken: "error.broken",
   lost: "error.lost",
   loading: "error.loading",
+  mixed: "error.mixed",
   request_too_large: "error.too_large",
-  unsupported_media_type: "error.media",
+  unsupported_image: "error.media",
 };
 const BY_STATUS = { 401: "error.key", 413: "error.too_large", 415: "error.media", 500: "error.server" };
 

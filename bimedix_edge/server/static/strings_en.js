@@ -1,7 +1,6 @@
 /** What the page says, in English. `strings_ar.js` has the same keys; a test compares them. */
 export default {
   "app.title": "BiMediX2",
-  "app.subtitle": "Medical images and questions, in Arabic and English",
   "skip": "Skip to the question",
   "language.other": "العربية",
   "notice.standard": "Research only, not for clinical use.",
@@ -44,7 +43,6 @@ export default {
   "turn.retry": "Try again",
   "turn.edit": "Edit",
   "turn.edit_label": "Edit the last question",
-  "turn.edit_send": "Send",
   "turn.edit_cancel": "Cancel",
   "turn.empty": "(The model gave an empty answer.)",
   "turn.usage": { one: "{n} token in {seconds} s", other: "{n} tokens in {seconds} s" },
@@ -73,7 +71,6 @@ export default {
 
   "image.n": "Image {n}",
   "image.open": "Image {n}: what the model sees",
-  "image.seen": "What the model sees",
   "image.seen_alt": "Image {n}, as the model sees it",
   "image.loading": "Preparing what the model sees …",
   "image.remove": "Remove the picture {name}",
@@ -97,7 +94,10 @@ export default {
   "image.failed": "Please remove the picture that cannot be used, or correct its values.",
   "image.not_image": "Nothing that was dropped or pasted is a file.",
   "image.too_large": "The file {name} is larger than the {size} MB that this server takes; export a single frame, or scale it down.",
-  "image.too_many": { one: "A question takes one picture at most here.", other: "A question takes {n} pictures at most here." },
+  "image.too_many": {
+    one: "A chat takes one picture at most here. Start a new chat for another one.",
+    other: "A chat takes {n} pictures at most here. Start a new chat for more.",
+  },
   "window.soft": "Soft tissue",
   "window.lung": "Lung",
   "window.brain": "Brain",
@@ -128,6 +128,7 @@ export default {
   "key.use": "Open",
   "key.wrong": "This key is not the server's.",
 
+  "error.mixed": "The server answered about other pictures than those of this chat, so the answer is not shown. Please report this.",
   "error.title": "No answer",
   "error.part": "The answer broke off",
   "error.too_long": "The question is too long by {over} tokens: it takes {prompt} of {context}. Shorten it, leave out a picture, or start a new chat.",
@@ -143,7 +144,6 @@ export default {
   "error.server": "The server had an error of its own. Please try again.",
   "error.other": "The server says: {message}",
   "state.loading": "The model is being loaded …",
-  "state.restarting": "The model is being started again …",
   "state.failed": "The model could not be started; see the terminal of the server.",
   "state.unreachable": "The server cannot be reached; trying again …",
 };

@@ -24,7 +24,7 @@ const BASE64 = 4 / 3;
 const MAX_LINES_PX = 240;
 // the cards on the page, by the picture they are of
 const cards = new Map();
-let limits = { body_bytes: Infinity, images: Infinity };
+let limits = { max_body_bytes: Infinity, max_images: Infinity };
 let field = null;
 
 /** Begin; `setLimits` may follow when the server has told them. */
@@ -56,7 +56,7 @@ export function startComposer() {
 
 /** Use what `/api/facts` says of the server's limits. */
 export function setLimits(told) {
-  limits = { ...limits, ...told };
+  limits = told;
 }
 
 /** Take files into the draft of the chat that is shown, or give a chat back the pictures it lost. */
@@ -67,9 +67,9 @@ export async function addFiles(files) {
   const lost = lostImages(chat);
   if (lost.length) return giveFiles(chat, lost, files);
   for (const file of files) {
-    if (chat.draft.images.length >= limits.images) return complain(t("image.too_many", { n: limits.images }));
-    if (file.size * BASE64 > limits.body_bytes) {
-      return complain(t("image.too_large", { name: file.name, size: megabytes(limits.body_bytes / BASE64) }));
+    if (keptImages(chat).length >= limits.max_images) return complain(t("image.too_many", { n: limits.max_images }));
+    if (file.size * BASE64 > limits.max_body_bytes) {
+      return complain(t("image.too_large", { name: file.name, size: megabytes(limits.max_body_bytes / BASE64) }));
     }
     const image = fromFile(file);
     chat.draft.images.push(image);
