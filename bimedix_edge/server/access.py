@@ -22,7 +22,8 @@ from bimedix_edge.server.limits import RateLimit
 __all__ = ["Access", "Keys", "Names", "OneTimeToken", "new_key"]
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
-_OWN_SITE = (None, "same-origin", "none")
+# `none` is an address typed, or opened by another program
+_OWN_SITE = {"same-origin", "none"}
 _KEY_PREFIX = "bmx-"
 
 
@@ -113,7 +114,7 @@ class Names:
         own = f"{self.scheme}://{hosts[0].lower()}"
         # browsers state the site in one header, the other, or both
         foreign = any(origin.lower() != own for origin in origins)
-        if foreign or any(site not in _OWN_SITE for site in headers.getlist("sec-fetch-site") or [None]):
+        if foreign or not set(headers.getlist("sec-fetch-site")) <= _OWN_SITE:
             raise ApiError(
                 403,
                 "origin_not_allowed",
