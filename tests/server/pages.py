@@ -19,7 +19,8 @@ READY = "main:not([aria-busy])"
 ENOUGH_BYTES_PER_S = 1500  # about four tokens a second: slow enough to watch
 # what a page must not do whatever it is given; printed, since a test reads the console
 WATCH = """
-addEventListener('securitypolicyviolation', (event) => console.error(`CSP ${event.violatedDirective} ${event.blockedURI}`));
+const tell = (event) => console.error(`CSP ${event.violatedDirective} ${event.blockedURI}`);
+addEventListener('securitypolicyviolation', tell);
 window.ran = [];
 window.alert = window.prompt = window.confirm = (text) => window.ran.push(String(text));
 """
@@ -51,7 +52,9 @@ def opened(
     context = browser.new_context(viewport={"width": size[0], "height": size[1]}, locale=locale, **options)
     context.add_init_script(WATCH)
     if key is not None:
-        context.add_init_script(f"sessionStorage.getItem('bimedix.key') ?? sessionStorage.setItem('bimedix.key', '{key}')")
+        context.add_init_script(
+            f"sessionStorage.getItem('bimedix.key') ?? sessionStorage.setItem('bimedix.key', '{key}')"
+        )
     page = context.new_page()
     problems: list[str] = []
     own = ("data:", "blob:", url.partition("#")[0])

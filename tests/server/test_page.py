@@ -118,18 +118,20 @@ def test_chats_never_mix(browser: Browser, server: Any, samples: Path) -> None:
     question = "Describe this image."
     with opened(browser, server.url, server.key) as page:
         sent = sent_images(page)
+        attach(page, files[0])
+        page.click("#new-chat")
+        assert page.locator(".card").count() == 0
+        attach(page, files[1])
         with slowly(page):
-            attach(page, files[0])
+            page.locator(".chat").nth(1).click()
             send(page, question)
             page.locator(".text p").wait_for()
-            page.click("#new-chat")
+            page.locator(".chat").first.click()
             assert page.locator(".turn").count() == 0
-            assert page.locator(".card").count() == 0
-            attach(page, files[1])
             send(page, question)
             page.locator(".text p").wait_for()
             page.locator(".chat").nth(1).click()
-            # one answer is still being written, in either chat
+            # answers are being written in both chats
             assert page.locator("#chat-list .spinner").count() == 2
         first = answer(page, 0)
         thumb = page.locator(".thumb img").get_attribute("src")
@@ -147,14 +149,21 @@ def test_chats_never_mix(browser: Browser, server: Any, samples: Path) -> None:
 
 def test_the_picture_that_is_prepared_belongs_to_its_chat(browser: Browser, server: Any, samples: Path) -> None:
     with opened(browser, server.url, server.key) as page:
-        with slowly(page, 30_000):
-            page.set_input_files("#file", samples / "normal.png")
-            page.locator(".card[data-state=loading]").wait_for()
-            page.fill("#question", "for the first chat")
-            page.click("#new-chat")
-            page.wait_for_timeout(1500)
-            assert page.locator(".card").count() == 0
-            assert page.input_value("#question") == ""
+        held: list[Any] = []
+
+        def hold(route: Any) -> None:
+            held.append(route)
+
+        page.route("**/api/look", hold)
+        page.set_input_files("#file", samples / "normal.png")
+        page.locator(".card[data-state=loading]").wait_for()
+        page.fill("#question", "for the first chat")
+        page.click("#new-chat")
+        with page.expect_response("**/api/look"):
+            held[0].continue_()
+        page.wait_for_timeout(200)
+        assert page.locator(".card").count() == 0
+        assert page.input_value("#question") == ""
         page.locator(".chat").nth(1).click()
         page.locator(".card[data-state=ready]").wait_for()
         assert page.input_value("#question") == "for the first chat"
