@@ -18,8 +18,6 @@ using F = S::F;
 
 constexpr int kHigh = 4, kRows = kHigh * 16;  // two: activations would come from the third-level cache twice as often
 constexpr int kTile = 16;
-// three tokens of Q4_0 take a third less in a panel here, four of Q8_0 a sixth; K-quants are as soon or later
-constexpr int64_t kDotsOf32 = 2;
 constexpr int64_t kFewest = 20;  // tokens; for less, unpacking for tiles costs more than they gain
 
 // 256 columns of a panel's rows; a tile's row is four consecutive columns of 16 rows, 64 bytes.
