@@ -359,7 +359,7 @@ void compute_block(Weight weight, const char * row, size_t stride, const Activat
     }
 }
 
-int rows_of_tiles(int64_t n_tokens) { return n_tokens >= kFewest ? kRows : panel_rows<S>(); }
+int rows_of_tiles(int64_t n_tokens) { return n_tokens >= kFewest ? kRows : rows_of_a_panel<S>(n_tokens); }
 
 // float32 products have no tiles: two panels of the other kind
 void float_panels(const Rows & rows, const Activations & x, float * y, TileWorkspace & work) {

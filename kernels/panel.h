@@ -11,6 +11,7 @@
 #include <cstring>
 #include <utility>
 
+#include "dots.h"
 #include "table.h"
 
 namespace bmx {
@@ -36,9 +37,10 @@ constexpr int panel_rows() {
     return S::kHigh * S::kLanes;
 }
 
+// A few tokens have more, so that two matrices whose panels take turns are read in longer runs.
 template <class S>
-int rows_of_a_panel(int64_t) {
-    return panel_rows<S>();
+int rows_of_a_panel(int64_t n_tokens) {
+    return n_tokens <= kMostDots ? 4 * panel_rows<S>() : panel_rows<S>();
 }
 
 // ---- unpacking; `row` points at the block of the first of S::kLanes rows, h is their place in the panel
@@ -519,7 +521,7 @@ void float_panel(const Rows & rows, const Activations & x, float * y, int y_stri
 
 template <class S>
 void panel(const Rows & rows, const Activations & x, float * y, char * scratch) {
-    if (x.n_tokens <= S::Few::most(rows.weight)) return S::Few::multiply(rows, x, y, panel_rows<S>());
+    if (x.n_tokens <= S::Few::most(rows.weight)) return S::Few::multiply(rows, x, y, rows_of_a_panel<S>(x.n_tokens));
     Workspace<S> & work = *reinterpret_cast<Workspace<S> *>(scratch);
     memset(y, 0, x.n_tokens * panel_rows<S>() * sizeof(float));
     if (rows.weight == Weight::f16) return float_panel<S>(rows, x, y, panel_rows<S>(), work);
