@@ -32,7 +32,7 @@ LAYERS: list[set[str]] = [
         "constraint",
     },
     {"bundle", "kernels", "image_cache", "cuda", "processor", "host_memory", "gpu_advice", "gguf_header", "grammar"},
-    {"store", "vision", "decoder"},
+    {"store", "vision", "decoder", "cuda_bandwidth"},
     {"sessions", "lookahead", "devices"},
     {"engine"},
     {"chat"},
