@@ -92,7 +92,11 @@ class Engine:
         Args:
             segments: see `prompt`.
             images: what the indices of the image slots refer to.
+
+        Raises:
+            UsageError: the engine is closed.
         """
+        self._scheduler.check_open()
         items: list[Item] = []
         for segment in segments:
             if isinstance(segment, Special):

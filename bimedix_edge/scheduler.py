@@ -80,6 +80,11 @@ class Scheduler:
                 self._thread.start()
         self.wake()
 
+    def check_open(self) -> None:
+        """Raise UsageError if this was closed."""
+        if self._closing:
+            raise UsageError(_CLOSED)
+
     def wake(self) -> None:
         """Let the thread look again at what can be done."""
         with self._condition:
