@@ -114,9 +114,9 @@ class Generation:
         self._sampler: Sampler = decoder.sampler(request.sampling)
         self._sampler.accept(item for item in request.prompt[-_PENALTY_PROMPT_TOKENS:] if isinstance(item, int))
         self._runs = _runs(request.prompt)
-        shown = [(at, item.image) for at, item in enumerate(request.prompt) if _begins_image(item)]
-        self._image_starts = [at for at, _ in shown]
-        self._images = [image for _, image in shown]
+        rows = ((at, item) for at, item in enumerate(request.prompt) if isinstance(item, ImageRow))
+        shown = {at: item.image for at, item in rows if item.row == 0}
+        self._image_starts, self._images = list(shown), list(shown.values())
         self._uses: list[ImageUse] = []
         self._embeds: Embeds | None = None
         self._embeds_index = self._encoding_index = -1
@@ -286,10 +286,6 @@ class Generation:
     def _encode(self, image: PromptImage) -> None:
         assert self.lookahead is not None, "the reader made it"
         self.lookahead.begin(image.key, functools.partial(self._source.encode, image), self._wake)
-
-
-def _begins_image(item: Item) -> bool:
-    return isinstance(item, ImageRow) and item.row == 0
 
 
 def _runs(prompt: Sequence[Item]) -> list[int]:
