@@ -65,7 +65,9 @@ class Engine:
         self.sessions = SessionTable(decoder, parked_bytes)
         ends = frozenset(self._special(name) for name in _END_TOKENS)
         n_parallel = min(n_parallel or decoder.n_seq_max, decoder.n_seq_max, decoder.n_batch)
-        self._scheduler = Scheduler(decoder, self.sessions, ends, n_parallel, lambda: self.overlap)
+        self._scheduler = Scheduler(
+            decoder, self.sessions, ends, n_parallel, lambda: self.overlap, shared_cores=vision.device == "cpu"
+        )
 
     def session(self) -> Session:
         """Return a new, empty session; give it back with `release`."""

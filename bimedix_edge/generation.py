@@ -149,6 +149,11 @@ class Generation:
         left = self._request.max_tokens - len(self._tokens)
         return max(1, min(left, LEAST_STEP, self._decoder.n_ctx - max(self.n_prompt, len(self.session.items))))
 
+    @property
+    def encoding(self) -> bool:
+        """Return whether it can only go on when an image is encoded."""
+        return self._encoding_index > self._embeds_index
+
     def abandon(self) -> None:
         """Stop it, since nobody reads it any more."""
         self._abandoned = True
@@ -182,7 +187,7 @@ class Generation:
         """Return what of the prompt is to be evaluated next, all tokens or all rows of one image.
 
         Args:
-            limit: most positions, a multiple of `LEAST_STEP`; a few more where few would be left.
+            limit: most positions, `LEAST_STEP` or more; a few more where few would be left.
 
         Returns:
             Nothing while it waits for an image to be encoded.

@@ -39,6 +39,7 @@ class Scheduler:
         end_tokens: that end an answer.
         n_parallel: answers that are made together; more wait.
         overlap: whether an image is encoded while a lone prompt is read.
+        shared_cores: whether images are encoded on the cores that evaluate.
     """
 
     def __init__(
@@ -48,12 +49,15 @@ class Scheduler:
         end_tokens: frozenset[int],
         n_parallel: int,
         overlap: Callable[[], bool],
+        *,
+        shared_cores: bool,
     ) -> None:
         self._decoder = decoder
         self._sessions = sessions
         self._end_tokens = end_tokens
         self._n_parallel = n_parallel
         self._overlap = overlap
+        self._shared_cores = shared_cores
         self._pace = Pace(decoder.n_batch)
         self._condition = threading.Condition()
         self._woken = False
@@ -132,8 +136,7 @@ class Scheduler:
                 self._do_errands()
                 self._end_stopped()
                 self._admit()
-                if not self._step():
-                    self._sleep()
+                self._step()
         except BaseException as error:  # a defect: whoever waits must hear of it
             failure = error
         with self._condition:
@@ -142,12 +145,16 @@ class Scheduler:
         for generation in (*self._live, *self._parked, *self._waiting):
             generation.retire(failure)
 
-    def _sleep(self) -> None:
+    def _encoding(self) -> bool:
+        """Tell whether an answer can only go on when an image is encoded."""
+        return any(generation.encoding for generation in self._live)
+
+    def _sleep(self, seconds: float) -> None:
         """Wait for something to do: without limit if there is nothing, else until it may be time to look again."""
         with self._condition:
             idle = not (self._live or self._parked or self._waiting or self._errands or self._closing)
             if not self._woken:
-                self._condition.wait(None if idle else _POLL_S)
+                self._condition.wait(None if idle else seconds)
             self._woken = False
 
     def _do_errands(self) -> None:
@@ -184,10 +191,16 @@ class Scheduler:
             self._live.append(self._waiting.popleft())
             generation.begin(n_reused)
 
-    def _step(self) -> bool:
-        """Advance every answer that is being written, and one prompt; return whether there was anything to do."""
+    def _step(self) -> None:
+        """Advance every answer that is being written, and one prompt; wait if there is nothing to do."""
         wrote = self._write([generation for generation in self._live if generation.pending is not None])
-        return self._read() or wrote
+        if self._read():
+            return
+        if not wrote:
+            self._sleep(_POLL_S)
+        elif self._shared_cores and self._encoding():
+            # those who write leave the cores to an image's encoding for a while, as they do to a prompt
+            self._sleep(self._pace.pause_s())
 
     def _write(self, writing: list[Generation]) -> bool:
         for generation in list(writing):
@@ -212,7 +225,8 @@ class Scheduler:
             for generation in writing:
                 self._retire(generation, error)
             return True
-        self._pace.wrote(time.perf_counter() - start_s)
+        if not self._encoding():
+            self._pace.wrote(time.perf_counter() - start_s)
         for index, generation in enumerate(writing):
             generation.was_written()
             self._sample(generation, index)
