@@ -34,7 +34,7 @@ LAYERS: list[set[str]] = [
         "pace",
     },
     {"bundle", "kernels", "image_cache", "cuda", "processor", "host_memory", "gpu_advice", "gguf_header", "grammar"},
-    {"store", "vision", "decoder"},
+    {"store", "vision", "decoder", "cuda_bandwidth"},
     {"sessions", "lookahead", "devices"},
     {"generation"},
     {"scheduler"},

@@ -68,7 +68,9 @@ def _work(request: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytes]:
     if request["work"] == "series":
         from bimedix_edge.imaging.dicom_series import describe_files
 
-        return {"files": describe_files(request["paths"])}, b""
+        _limit_memory(0)
+        files, n_unreadable = describe_files(request["paths"])
+        return {"files": files, "n_unreadable": n_unreadable}, b""
     if request["work"] == "dicom":
         from bimedix_edge.imaging.dicom import decode_dicom
         from bimedix_edge.imaging.window import Window
