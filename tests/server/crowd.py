@@ -75,8 +75,8 @@ def cases(n_pictures: int, seed: int = 1) -> tuple[list[Case], list[Case]]:
 
 @asynccontextmanager
 async def running(bundle: Path, **settings: object) -> AsyncIterator[ModelProcess]:
-    """Run a model process until the block ends."""
-    chosen = replace(Settings(temperature=0.0, ctx_size=2048), **settings)  # type: ignore[arg-type]
+    """Run a model process until the block ends, by default with one thread: so small a model gains nothing by more."""
+    chosen = replace(Settings(temperature=0.0, ctx_size=2048, threads=1), **settings)  # type: ignore[arg-type]
     process = ModelProcess(chosen, bundle)
     await process.start()
     try:

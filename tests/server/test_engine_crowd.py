@@ -25,11 +25,15 @@ def differing(told: list[tuple[Case, object]], known: dict[Case, tuple[int, ...]
 
 
 @pytest.mark.parametrize(
-    ("n_clients", "n_each", "n_pictures"),
-    [(12, 4, 4), pytest.param(64, 50, 40, marks=pytest.mark.slow)],
+    ("n_clients", "n_each", "n_pictures", "threads"),
+    [
+        (12, 4, 4, 2),
+        pytest.param(64, 50, 40, 1, marks=pytest.mark.slow),
+        pytest.param(64, 50, 40, 2, marks=pytest.mark.slow),
+    ],
 )
 def test_answers_under_load_are_those_alone(
-    n_clients: int, n_each: int, n_pictures: int, bundles: dict[str, Path]
+    n_clients: int, n_each: int, n_pictures: int, threads: int, bundles: dict[str, Path]
 ) -> None:
     shown, plain = cases(n_pictures)
     chance = random.Random(7)
@@ -38,7 +42,7 @@ def test_answers_under_load_are_those_alone(
     ]
 
     async def check() -> None:
-        async with running(bundles["Q4_K_M"]) as process:
+        async with running(bundles["Q4_K_M"], threads=threads) as process:
             known = await alone(process, [*shown, *plain])
             start_s = time.monotonic()
             # half of the clients have a key of their own, the others share a few
