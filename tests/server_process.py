@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
@@ -143,3 +144,13 @@ def _listen(server: Server, seen: threading.Event, awaited: str) -> None:
         if line.startswith(awaited):
             seen.set()
     seen.set()  # it has ended
+
+
+def data_url(path: Path, media_type: str = "image/png") -> str:
+    return f"data:{media_type};base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def about(image: str, text: str, **hint: object) -> list[Any]:
+    """Return one message about one image."""
+    picture = {"type": "image_url", "image_url": {"url": image}, **({"bimedix": hint} if hint else {})}
+    return [{"role": "user", "content": [picture, {"type": "text", "text": text}]}]
