@@ -336,9 +336,14 @@ def _images_from(prompt: Sequence[Item], start: int) -> Iterator[PromptImage]:
 
 def _steps(prompt: Sequence[Item], start: int) -> Iterator[list[Item]]:
     """Cut a prompt from `start` on into steps that are all tokens or all rows of one image."""
+    n_begun = 0
 
-    def kind(item: Item) -> PromptImage | None:
-        return item.image if isinstance(item, ImageRow) else None
+    def kind(item: Item) -> tuple[bool, int]:
+        # not by the image itself: of two equal ones side by side, rows of both would make one step
+        nonlocal n_begun
+        is_row = isinstance(item, ImageRow)
+        n_begun += isinstance(item, ImageRow) and item.row == 0
+        return is_row, n_begun
 
     for _, group in itertools.groupby(prompt[start:], kind):
         run = list(group)
