@@ -72,7 +72,7 @@ _ABORTED = 2
 _FLASH_ATTENTION_ON = 1
 _KV_TYPES = {"f32": llama_cpp.GGML_TYPE_F32, "f16": llama_cpp.GGML_TYPE_F16, "q8_0": llama_cpp.GGML_TYPE_Q8_0}
 _PENALTY_WINDOW_TOKENS = 64
-_LOG_ERROR = 3
+_LOG_ERROR = 4
 # in the order of ggml's enum ggml_backend_dev_type
 _DEVICE_KINDS: tuple[DeviceKind, ...] = ("cpu", "gpu", "igpu", "accel", "meta")
 # llama_token_data of llama.h

@@ -41,6 +41,7 @@ def read_vocabulary(path: Path) -> tuple[Vocabulary, Callable[[str], list[int]],
     model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
     vocab = llama_cpp.llama_model_get_vocab(model)
     n_vocab = llama_cpp.llama_vocab_n_tokens(vocab)
+    start_s = time.process_time()
     buffer = ctypes.create_string_buffer(1024)
     sizes = (llama_cpp.llama_token_to_piece(vocab, token, buffer, 1024, 0, False) for token in range(n_vocab))
     pieces = [buffer.raw[:size] for size in sizes]
@@ -52,7 +53,6 @@ def read_vocabulary(path: Path) -> tuple[Vocabulary, Callable[[str], list[int]],
         count = llama_cpp.llama_tokenize(vocab, data, len(data), tokens, len(tokens), False, False)
         return list(tokens[:count])
 
-    start_s = time.process_time()
     vocabulary = Vocabulary(pieces, special, llama_cpp.llama_vocab_eot(vocab), tokenize)
     print(f"{n_vocab} tokens, prepared once in {time.process_time() - start_s:.2f} s")
     return vocabulary, tokenize, n_vocab
