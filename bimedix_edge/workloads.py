@@ -167,7 +167,7 @@ class Workloads:
         self.stop_if_asked()
         tokens = self._tokens(n)
         start_s = time.perf_counter()
-        decoder.evaluate_together(position, tokens)
+        decoder.evaluate_each(range(n), [position] * n, tokens)
         return time.perf_counter() - start_s
 
     def _evaluate(self, decoder: Decoder, position: int, n: int) -> float:
