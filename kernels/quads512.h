@@ -223,32 +223,27 @@ void quad_q6_k(Quad quad, const Activations & x, __m512 * sum) {
     }
 }
 
-// ---- Q8_0, Q4_0: blocks of 32, each with a scale of its own on both sides; bytes are 128 or 8 too large
+// ---- Q8_0, Q4_0: blocks of 32, each with a scale of its own on both sides; bytes are 128 too large, nibbles are made into
+// such bytes by being stored times 16, which the scale undoes
 
 template <int kTokens, Weight kWeight>
 void quad_of_32(Quad quad, const Activations & x, __m512 * sum) {
-    constexpr bool kBytesWhole = kWeight == Weight::q8_0;
-    constexpr int kBytes = kBytesWhole ? 34 : 18;
+    constexpr bool kWhole = kWeight == Weight::q8_0;
+    constexpr int kBytes = kWhole ? 34 : 18;
     for (int64_t b = 0; b < x.n_columns / 32; b++, quad.advance(kBytes)) {
         quad.fetch<kBytes>();
         const int64_t at = b / 8 * x.n_tokens, sub = b % 8;
-        __m512i w[2] = {quad.load(2), {}};
-        if (kBytesWhole) {
-            w[0] = _mm512_xor_si512(w[0], _mm512_set1_epi8(char(0x80)));
-            w[1] = _mm512_xor_si512(quad.load(18), _mm512_set1_epi8(char(0x80)));
-        } else {
-            w[1] = _mm512_and_si512(_mm512_srli_epi16(w[0], 4), _mm512_set1_epi8(15));
-            w[0] = _mm512_and_si512(w[0], _mm512_set1_epi8(15));
-        }
-        const __m512 scale = Halves(quad.load_dwords(0)).low;
+        const __m512i v = quad.load(2), flip = _mm512_set1_epi8(char(0x80)), upper = _mm512_set1_epi8(char(0xf0));
+        const __m512i first = kWhole ? _mm512_xor_si512(v, flip) : _mm512_and_si512(_mm512_slli_epi16(v, 4), upper);
+        const __m512i second = kWhole ? _mm512_xor_si512(quad.load(18), flip) : _mm512_and_si512(v, upper);
+        const __m512 scale = _mm512_mul_ps(Halves(quad.load_dwords(0)).low, _mm512_set1_ps(kWhole ? 1.0f : 1.0f / 16));
         BMX_UNROLL
         for (int t = 0; t < kTokens; t++) {
             const int8_t * values = x.values + (at + t) * kBlock + sub * 32;
-            // sums16 holds -128 times the sum
-            const int offset = kBytesWhole ? x.sums16[(at + t) * 16 + sub] : x.sums16[(at + t) * 16 + sub] / 16;
-            __m512i block = _mm512_maskz_set1_epi32(0x1111, offset);
-            block = _mm512_dpbusd_epi32(block, w[0], sixteen_of(values));
-            block = _mm512_dpbusd_epi32(block, w[1], sixteen_of(values + 16));
+            // what sums start with takes off what bytes are too large, once a row
+            __m512i block = _mm512_maskz_set1_epi32(0x1111, x.sums16[(at + t) * 16 + sub]);
+            block = _mm512_dpbusd_epi32(block, first, sixteen_of(values));
+            block = _mm512_dpbusd_epi32(block, second, sixteen_of(values + 16));
             const __m512 both = _mm512_mul_ps(scale, _mm512_set1_ps(x.scales[(at + t) * 8 + sub]));
             sum[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(block), both, sum[t]);
         }
