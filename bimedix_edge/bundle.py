@@ -20,7 +20,7 @@ from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from bimedix_edge.errors import BundleError
-from bimedix_edge.imaging.preprocess import Preprocessing
+from bimedix_edge.imaging.spec import Preprocessing
 from bimedix_edge.prompt import PromptSpec
 
 __all__ = [

@@ -10,14 +10,17 @@ from __future__ import annotations
 import ctypes
 import functools
 import sys
+from pathlib import Path
 
 from bimedix_edge.hardware import CudaDriver, NvidiaGpu
 
-__all__ = ["inspect_driver"]
+__all__ = ["count_cards", "inspect_driver"]
 
 _WINDOWS = sys.platform == "win32"
 _DRIVER, _NVML = ("nvcuda.dll", "nvml.dll") if _WINDOWS else ("libcuda.so.1", "libnvidia-ml.so.1")
 _NAME_BYTES = 256
+# PCI's number of the vendor, and its class of display controllers
+_VENDOR, _DISPLAY = "0x10de", "0x03"
 # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
 _CAPABILITY = (75, 76)
 
@@ -39,6 +42,14 @@ def inspect_driver() -> CudaDriver | None:
     except _DriverError as error:
         return CudaDriver(nvml.version, _cuda_of(library), (), str(error))
     return CudaDriver(nvml.version, _cuda_of(library), gpus, None if gpus else "it finds no device")
+
+
+def count_cards(root: Path = Path("/")) -> int:
+    """Return how many NVIDIA cards Linux sees on the PCI bus, with or without a driver; 0 on other systems."""
+    return sum(
+        (device / "vendor").read_text().strip() == _VENDOR and (device / "class").read_text().startswith(_DISPLAY)
+        for device in (root / "sys/bus/pci/devices").glob("*")
+    )
 
 
 def _load(name: str) -> ctypes.CDLL | None:

@@ -14,6 +14,7 @@ import collections
 import ctypes
 import functools
 import importlib.metadata
+import platform
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -25,15 +26,25 @@ from numpy.typing import NDArray
 
 from bimedix_edge.bundle import DecoderSpec
 from bimedix_edge.errors import DecoderError, HardwareError
+from bimedix_edge.gpu_advice import build_command, missing_gpu_library
 from bimedix_edge.hardware import Backend, ComputeDevice, DeviceKind
 from bimedix_edge.kernels import AUTO, Kernels, load_kernels
 from bimedix_edge.placement import Placement
 from bimedix_edge.sampling import Sampling
 
+# the structs of llama.h are passed by value and change between versions
+PINNED_VERSION = "0.3.36"
+
 try:
     import llama_cpp
     from llama_cpp import _ggml as llama_ggml
 except (ImportError, OSError, RuntimeError) as error:  # its shared library or one that it needs is missing
+    if (cause := missing_gpu_library(str(error))) is not None:
+        raise HardwareError(
+            f"Expected llama-cpp-python to load, but it was built for a GPU and {cause}; install the driver or the "
+            "toolkit that has it, or build it without: "
+            f"{build_command(None, f'{platform.system()} {platform.machine()}', PINNED_VERSION)}"
+        ) from error
     raise DecoderError(
         f"Expected llama-cpp-python to load, but it fails ({error}); install it again, with a C++ compiler at hand."
     ) from error
@@ -53,8 +64,6 @@ __all__ = [
     "system_info",
 ]
 
-# the structs of llama.h are passed by value and change between versions
-PINNED_VERSION = "0.3.36"
 _ABORTED = 2
 _FLASH_ATTENTION_ON = 1
 _KV_TYPES = {"f32": llama_cpp.GGML_TYPE_F32, "f16": llama_cpp.GGML_TYPE_F16, "q8_0": llama_cpp.GGML_TYPE_Q8_0}

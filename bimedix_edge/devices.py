@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import platform
-import re
-import sys
+import shutil
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from bimedix_edge.bundle import Manifest
-from bimedix_edge.cuda import inspect_driver
+from bimedix_edge.cuda import count_cards, inspect_driver
 from bimedix_edge.errors import HardwareError
 from bimedix_edge.hardware import ComputeDevice, Hardware, Machine
+from bimedix_edge.host_memory import huge_pages, memory
+from bimedix_edge.processor import count_cores, cpu_name, instruction_sets
 
 __all__ = ["MemoryNeed", "check_memory", "estimate_memory", "inspect_hardware", "inspect_machine"]
 
@@ -35,8 +34,16 @@ class MemoryNeed:
 
 def inspect_machine() -> Machine:
     """Return what is known about this machine."""
-    total, available = _memory()
-    return Machine(f"{platform.system()} {platform.machine()}", _cpu_name(), _n_cores(), total, available)
+    total, available = memory()
+    return Machine(
+        system=f"{platform.system()} {platform.machine()}",
+        cpu=cpu_name(),
+        n_cores=count_cores(),
+        memory_bytes=total,
+        available_bytes=available,
+        features=instruction_sets(),
+        huge_pages=huge_pages(),
+    )
 
 
 def inspect_hardware() -> Hardware:
@@ -57,6 +64,8 @@ def inspect_hardware() -> Hardware:
         devices=devices,
         providers=vision.providers(),
         cuda=inspect_driver(),
+        n_nvidia_cards=count_cards(),
+        cuda_compiler=shutil.which("nvcc") is not None,
     )
 
 
@@ -93,44 +102,3 @@ def check_memory(manifest: Manifest, n_ctx: int) -> MemoryNeed:
             f"{machine.memory_bytes / 1e9:.1f} GB; choose a smaller --ctx-size or a smaller quantization."
         )
     return need
-
-
-def _n_cores() -> int:
-    """Return usable cores; llama.cpp's matmuls gain nothing from the second hardware thread of a core."""
-    if sys.platform != "linux":
-        return max(1, os.cpu_count() or 1)
-    usable = os.sched_getaffinity(0)
-    siblings = set()
-    for cpu in usable:
-        path = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
-        siblings.add(path.read_text().strip() if path.exists() else str(cpu))
-    return max(1, min(len(siblings), _cgroup_cores() or len(siblings)))
-
-
-def _cgroup_cores() -> int | None:
-    """Return the processor quota of the control group, rounded up, if there is one."""
-    path = Path("/sys/fs/cgroup/cpu.max")
-    if not path.exists():
-        return None
-    quota, period = path.read_text().split()
-    return None if quota == "max" else max(1, -(-int(quota) // int(period)))
-
-
-def _memory() -> tuple[int | None, int | None]:
-    if sys.platform == "linux":
-        fields = dict(re.findall(r"^(\w+):\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE))
-        total, available = int(fields["MemTotal"]) * 1024, int(fields["MemAvailable"]) * 1024
-        limit = Path("/sys/fs/cgroup/memory.max")
-        if limit.exists() and (text := limit.read_text().strip()) != "max":
-            total = min(total, int(text))
-        return total, min(available, total)
-    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), None
-    return None, None
-
-
-def _cpu_name() -> str:
-    path = Path("/proc/cpuinfo")
-    if path.exists() and (match := re.search(r"^model name\s*:\s*(.+)$", path.read_text(), re.MULTILINE)):
-        return match.group(1)
-    return platform.processor() or platform.machine()

@@ -76,9 +76,14 @@ class Engine:
         with self.lock:
             self.sessions.close(session)
 
-    def prompt_image(self, picture: Picture) -> PromptImage:
-        """Return a picture as the model will see it, with its key; nothing is encoded yet."""
-        key = embedding_key(picture.pixels, self.vision.preprocessing, self.vision.identity)
+    def prompt_image(self, picture: Picture, scope: str = "") -> PromptImage:
+        """Return a picture as the model will see it, with its key; nothing is encoded yet.
+
+        Args:
+            picture: the picture.
+            scope: part of the key: what is computed about a picture is not reused in another scope.
+        """
+        key = embedding_key(picture.pixels, self.vision.preprocessing, f"{scope}{self.vision.identity}")
         seen = square(picture.pixels, self.vision.preprocessing)
         return PromptImage(key, seen, picture.sha256, picture.width_px, picture.height_px)
 
@@ -130,7 +135,9 @@ class Engine:
         if (excess := len(prompt) + 1 - self.decoder.n_ctx) > 0:
             raise PromptError(
                 f"Expected a prompt of at most {self.decoder.n_ctx - 1} tokens, but it has {len(prompt)}, {excess} too "
-                "many; shorten the question, start a new conversation, or choose a larger --ctx-size."
+                "many; shorten the question, start a new conversation, or choose a larger --ctx-size.",
+                n_tokens=len(prompt),
+                n_ctx=self.decoder.n_ctx,
             )
         return _Run(self, session, prompt, sampling, max_tokens, cancel or Cancel()).events()
 

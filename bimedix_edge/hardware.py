@@ -5,7 +5,7 @@
     ├── backends: Backend, ...               what llama.cpp was built with
     ├── devices: ComputeDevice, ...          what it can compute on
     ├── providers: Provider, ...             what ONNX Runtime can compute on
-    └── cuda: CudaDriver | None              NVIDIA's driver, and the libraries that are loaded on top of it
+    └── cuda: CudaDriver | None              NVIDIA's driver, its version and devices
 
 This imports nothing, so that every engine's door can state its part of it.
 """
@@ -112,12 +112,14 @@ class Provider:
         built_in: whether the installed library knows it.
         loads: whether a session was really opened with it; a library may know a provider that cannot load.
         reason: why it does not load, in words; empty where it does.
+        remedy: what would change that; None where nothing here would.
     """
 
     name: str
     built_in: bool
     loads: bool
     reason: str
+    remedy: str | None = None
 
 
 @dataclass(frozen=True)
@@ -165,6 +167,8 @@ class Hardware:
         devices: of llama.cpp, in ggml's order.
         providers: of ONNX Runtime, the best first.
         cuda: NVIDIA's driver; None where none is installed.
+        n_nvidia_cards: on the PCI bus, whether or not a driver is installed; 0 where that cannot be asked.
+        cuda_compiler: whether the CUDA toolkit's compiler is in the path.
     """
 
     machine: Machine
@@ -173,3 +177,5 @@ class Hardware:
     devices: tuple[ComputeDevice, ...]
     providers: tuple[Provider, ...]
     cuda: CudaDriver | None
+    n_nvidia_cards: int = 0
+    cuda_compiler: bool = False

@@ -30,6 +30,7 @@ class Runtime:
     """A verified bundle, loaded. Made by `Runtime.open`; close it, or use it in a `with` block.
 
     Attributes:
+        directory: of the bundle.
         manifest: what the model is; `manifest.notice` belongs on every output.
         settings: what was in force when it was opened.
         kernels: what computes the decoder's matrix products, and why.
@@ -38,6 +39,7 @@ class Runtime:
 
     def __init__(self, bundle: Bundle, settings: Settings, notify: Callable[[str], None] | None = None) -> None:
         start_s = time.perf_counter()
+        self.directory = bundle.directory
         self.manifest: Manifest = bundle.manifest
         self.settings = settings
         check_memory(self.manifest, settings.ctx_size)

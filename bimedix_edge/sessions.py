@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from bimedix_edge.decoder import Decoder
 from bimedix_edge.errors import PromptError, UsageError
 
-__all__ = ["ImageRow", "Item", "PromptImage", "Session", "SessionTable"]
+__all__ = ["ImageRow", "Item", "PromptImage", "Session", "SessionTable", "common_prefix"]
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class SessionTable:
             if session.seq is None:
                 session.seq = self._free_sequence()
             # the last position is always evaluated, since its logits are not kept
-            kept = min(_common_prefix(session.items, prompt), len(prompt) - 1)
+            kept = min(common_prefix(session.items, prompt), len(prompt) - 1)
             self.truncate(session, kept)
             if not self.make_room(needed := len(prompt) - kept + 1):
                 raise PromptError(
@@ -117,9 +117,14 @@ class SessionTable:
             raise
         return kept
 
+    @property
+    def n_cells(self) -> int:
+        """Return how many cells of the KV cache are in use."""
+        return sum(len(session.items) for session in list(self._sessions))
+
     def make_room(self, n_cells: int) -> bool:
         """Evict idle sessions, the least recently used first, until `n_cells` are free; return whether they are."""
-        while sum(len(session.items) for session in self._sessions) + n_cells > self._decoder.n_ctx:
+        while self.n_cells + n_cells > self._decoder.n_ctx:
             if not self._evict_oldest():
                 return False
         return True
@@ -154,6 +159,7 @@ class SessionTable:
         session.seq = None
 
 
-def _common_prefix(held: Sequence[Item], wanted: Sequence[Item]) -> int:
+def common_prefix(held: Sequence[Item], wanted: Sequence[Item]) -> int:
+    """Return how many items two lists have in common from their beginning on."""
     pairs = zip(held, wanted, strict=False)
     return next((index for index, (a, b) in enumerate(pairs) if a != b), min(len(held), len(wanted)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import ctypes
 import functools
 import hashlib
 import os
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from bimedix_edge.bundle import VisionSpec
 from bimedix_edge.cuda import inspect_driver
 from bimedix_edge.errors import HardwareError, UsageError, VisionError
+from bimedix_edge.gpu_advice import Missing, vision_cuda
 from bimedix_edge.hardware import Provider
 from bimedix_edge.imaging.preprocess import Preprocessing, preprocess
 
@@ -38,7 +40,10 @@ _INPUT = "pixel_values"
 _OUTPUT = "image_embeds"
 _LOG_FATAL = 4
 _CPU, _CUDA, _COREML = "cpu", "cuda", "coreml"
-_PROVIDERS = {_CPU: "CPUExecutionProvider", _CUDA: "CUDAExecutionProvider", _COREML: "CoreMLExecutionProvider"}
+# the best first
+_PROVIDERS = {_CUDA: "CUDAExecutionProvider", _COREML: "CoreMLExecutionProvider", _CPU: "CPUExecutionProvider"}
+# the shared part first, which the other one needs
+_LIBRARIES = {_CUDA: ("*onnxruntime_providers_shared.*", "*onnxruntime_providers_cuda.*")}
 # int8 products exist on the CPU only: a session elsewhere would leave them to the CPU without a word
 _CPU_ONLY_WEIGHTS = "int8"
 # ONNX: c = MatMulInteger(a uint8 (1, 64), b int8 (64, 16))
@@ -118,7 +123,9 @@ class VisionEncoder:
 
     def _open(self, device: str) -> onnxruntime.InferenceSession:
         if device not in _PROVIDERS:
-            raise UsageError(f"Expected a device among {', '.join(_PROVIDERS)}, but it is {device[:40]!r}; name one.")
+            raise UsageError(
+                f"Expected a device among {', '.join(sorted(_PROVIDERS))}, but it is {device[:40]!r}; name one."
+            )
         if device == _CPU:
             return self._session_on([_PROVIDERS[_CPU]])
         if self.spec.weights == _CPU_ONLY_WEIGHTS:
@@ -126,26 +133,20 @@ class VisionEncoder:
                 f"Expected float32 vision weights for {device}, but this model's are {self.spec.weights}, which only "
                 "the CPU computes; convert it again with --vision float32, or choose --vision-device cpu."
             )
-        wanted = _PROVIDERS[device]
-        if wanted not in onnxruntime.get_available_providers() or (device == _CUDA and _driver_fault() is not None):
-            raise HardwareError(
-                f"Expected a device of the kind {device} for the image encoder, but there is none that ONNX Runtime "
-                "can use here; choose --vision-device cpu."
-            )
-        if device == _CUDA:
-            # finds CUDA where pip has put it; what it prints is told by the session's failure
-            with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
-                getattr(onnxruntime, "preload_dlls", lambda: None)()
-        session = self._session_on([wanted, _PROVIDERS[_CPU]])
-        # a provider that fails to load is left out with a log line: what was asked for must really be there
-        if wanted not in session.get_providers():
-            raise HardwareError(
-                f"Expected the image encoder to run on {device}, but ONNX Runtime could not load what it needs for "
-                "that; install the CUDA and cuDNN of its version, or choose --vision-device cpu."
-            )
-        return session
+        if (missing := _missing(device, failure=None)) is None:
+            session = self._session_on([_PROVIDERS[device], _PROVIDERS[_CPU]])
+            # a provider that fails to load is left out with a log line: what was asked for must really be there
+            if _PROVIDERS[device] in session.get_providers():
+                return session
+            missing = _missing(device, failure=_load_failure(device))
+        assert missing is not None, "a provider that fails has a reason"
+        raise HardwareError(
+            f"Expected the image encoder to run on {device}, but {missing.cause}; "
+            f"{missing.remedy or 'leave that'}, or choose --vision-device cpu."
+        )
 
     def _session_on(self, providers: list[str]) -> onnxruntime.InferenceSession:
+        _preload(providers)
         try:
             # without its fall-back to the CPU, which it would print
             return onnxruntime.InferenceSession(str(self._path), self._options, providers=providers, enable_fallback=0)
@@ -222,34 +223,64 @@ def _session_options(weights: str, n_threads: int) -> onnxruntime.SessionOptions
 
 def devices_here() -> list[str]:
     """Return the devices besides the CPU that are here and known to ONNX Runtime, the best first."""
-    known = onnxruntime.get_available_providers()
-    found = [_CUDA] if _PROVIDERS[_CUDA] in known and _driver_fault() is None else []
-    return found + ([_COREML] if _PROVIDERS[_COREML] in known else [])
+    return [device for device in (_CUDA, _COREML) if _missing(device, failure=None) is None]
 
 
 def providers() -> tuple[Provider, ...]:
-    """Return the providers that this program knows, the best first, each tried if it is built in and has a device."""
-    return tuple(_try_provider(device, _PROVIDERS[device]) for device in (_CUDA, _COREML, _CPU))
+    """Return the providers that this program knows, the best first, each tried if nothing is known against it."""
+    return tuple(_try_provider(device) for device in _PROVIDERS)
 
 
-def _driver_fault() -> str | None:
-    """Return why NVIDIA's driver gives no device; ONNX Runtime lists CUDA on machines without one, too."""
-    driver = inspect_driver()
-    if driver is None:
-        return "no NVIDIA driver is installed"
-    return None if driver.fault is None else f"NVIDIA's driver cannot be used: {driver.fault}"
+def _try_provider(device: str) -> Provider:
+    name = _PROVIDERS[device]
+    built_in = name in onnxruntime.get_available_providers()
+    if (missing := _missing(device, failure=None)) is None:
+        _preload([name])
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = _LOG_FATAL
+        probe = onnxruntime.InferenceSession(base64.b64decode(_PROBE), options, providers=[name], enable_fallback=0)
+        if name in probe.get_providers():
+            return Provider(name, built_in=built_in, loads=True, reason="")
+        missing = _missing(device, failure=_load_failure(device))
+    assert missing is not None, "a provider that fails has a reason"
+    return Provider(name, built_in=built_in, loads=False, reason=missing.cause, remedy=missing.remedy)
 
 
-def _try_provider(device: str, name: str) -> Provider:
-    if name not in onnxruntime.get_available_providers():
-        return Provider(name, built_in=False, loads=False, reason="not in this build of ONNX Runtime")
-    if device == _CUDA and (fault := _driver_fault()) is not None:
-        return Provider(name, built_in=True, loads=False, reason=fault)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = _LOG_FATAL
-    probe = onnxruntime.InferenceSession(base64.b64decode(_PROBE), options, providers=[name], enable_fallback=0)
-    loads = name in probe.get_providers()
-    return Provider(name, built_in=True, loads=loads, reason="" if loads else "what it needs cannot be loaded")
+def _missing(device: str, *, failure: str | None) -> Missing | None:
+    """Return why a device cannot be used; None where nothing is known against it.
+
+    Args:
+        device: a key of `_PROVIDERS`.
+        failure: what its provider said when it did not load.
+    """
+    built_in = _PROVIDERS[device] in onnxruntime.get_available_providers()
+    if device == _CUDA:
+        # ONNX Runtime lists CUDA on machines without a device, too
+        built_for = str(getattr(onnxruntime, "cuda_version", "")) if built_in else ""
+        return vision_cuda(inspect_driver(), built_for=built_for, version=library_version(), failure=failure)
+    if not built_in:
+        return Missing("this ONNX Runtime was built without it", None)
+    return None if failure is None else Missing(f"its provider does not load ({failure})", None)
+
+
+def _preload(providers: Sequence[str]) -> None:
+    """Load CUDA and cuDNN from where pip has put them, before ONNX Runtime looks for them."""
+    if _PROVIDERS[_CUDA] in providers:
+        # what it prints is told by the session's failure
+        with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
+            getattr(onnxruntime, "preload_dlls", lambda: None)()
+
+
+def _load_failure(device: str) -> str:
+    """Return what the system says when the library of a provider is loaded: ONNX Runtime only logs it."""
+    folder = Path(onnxruntime.__file__).parent / "capi"
+    libraries = [path for pattern in _LIBRARIES.get(device, ()) for path in sorted(folder.glob(pattern))]
+    for path in libraries:
+        try:
+            ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL)
+        except OSError as error:
+            return str(error)
+    return "it gives no reason"
 
 
 @functools.cache

@@ -13,8 +13,20 @@ ROOT = Path(__file__).resolve().parents[1]
 # low to high; a module may import what stands in an earlier row, and what `SAME_ROW` allows
 LAYERS: list[set[str]] = [
     {"errors"},
-    {"settings", "prompt", "imaging", "staging", "events", "sampling", "bidi", "embeddings", "hardware", "placement"},
-    {"bundle", "kernels", "image_cache", "cuda", "gguf_header"},
+    {
+        "settings",
+        "prompt",
+        "imaging",
+        "staging",
+        "events",
+        "sampling",
+        "bidi",
+        "embeddings",
+        "hardware",
+        "placement",
+        "control_groups",
+    },
+    {"bundle", "kernels", "image_cache", "cuda", "processor", "host_memory", "gpu_advice", "gguf_header"},
     {"store", "vision", "decoder"},
     {"sessions", "lookahead", "devices"},
     {"engine"},
@@ -31,9 +43,33 @@ DOORS = {
     # calibrate.py looks into a running graph, which no other file has a use for
     "llama_cpp": {"bimedix_edge/decoder.py", "converters/calibrate.py", "converters/quantize.py"},
     "onnxruntime": {"bimedix_edge/vision.py"},
+    # the server's protocol, and what runs it
+    "h11": {"bimedix_edge/server/connections.py"},
+    "uvicorn": {"bimedix_edge/server/connections.py", "bimedix_edge/server/serving.py"},
 }
-# what can open a connection; huggingface_hub's door is the only one
-NETWORK = {"http", "httpx", "requests", "socket", "socketserver", "ssl", "urllib", "urllib3"}
+# what can open a connection; huggingface_hub's door is the only one that does
+NETWORK = {
+    "aiohttp",
+    "http.client",
+    "httpx",
+    "httpx2",
+    "requests",
+    "socket",
+    "socketserver",
+    "ssl",
+    "urllib",
+    "urllib3",
+}
+# the server listens: with these modules, and with none of the calls that go out
+MAY_LISTEN = {
+    "bimedix_edge/server/listening.py": {"socket", "ssl"},
+    "bimedix_edge/server/serving.py": {"socket", "ssl"},  # for their types
+}
+GOING_OUT = {
+    "connect", "connect_ex", "create_connection", "create_datagram_endpoint", "getaddrinfo", "gethostbyaddr",
+    "gethostbyname", "getnameinfo", "open_connection", "open_unix_connection", "sendto", "sock_connect",
+}  # fmt: skip
+SERVER_ALONE = {"h11", "msgspec", "starlette", "uvicorn"}
 MAY_IMPORT_CONVERTERS = {"bimedix_edge/cli/bench.py", "bimedix_edge/cli/convert.py", "bimedix_edge/cli/pull.py"}
 CONVERTERS_MAY_IMPORT = {"errors", "settings", "prompt", "bundle", "store", "staging", "imaging", "converters"}
 CONVERTERS_MAY_IMPORT |= {"vision"}  # a graph is judged by what will run it
@@ -95,14 +131,48 @@ def test_each_engine_has_one_door(engine: str) -> None:
     assert importers
 
 
+def _reaches(path: Path) -> set[str]:
+    """Return which modules of `NETWORK` a file imports."""
+    return {name for name in NETWORK if any(f"{each}.".startswith(f"{name}.") for each in _imports(path))}
+
+
 def test_only_pull_can_reach_a_network() -> None:
     sources = [*_sources("bimedix_edge"), *_sources("converters")]
-    assert not [path for path in sources if {name.split(".")[0] for name in _imports(path)} & NETWORK]
+    found = {str(path.relative_to(ROOT)): _reaches(path) for path in sources}
+    assert {path: names for path, names in found.items() if names} == MAY_LISTEN
     hub = "bimedix_edge.converters.hub"
     users = {path.name for path in sources if any(name.startswith(hub) for name in _imports(path))}
     assert users == {"fetch.py", "pull.py"}
     fetch = "bimedix_edge.converters.fetch"
     assert {path.name for path in sources if any(name.startswith(fetch) for name in _imports(path))} == {"pull.py"}
+
+
+def test_nothing_calls_out() -> None:
+    for path in [*_sources("bimedix_edge"), *_sources("converters")]:
+        names = {
+            node.attr
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            if isinstance(node, ast.Attribute)
+        }
+        assert not names & GOING_OUT, path
+
+
+def test_what_speaks_http_is_imported_by_the_server_alone() -> None:
+    importers = {
+        path.relative_to(ROOT).parts[:2]
+        for path in [*_sources("bimedix_edge"), *_sources("converters")]
+        if {name.split(".")[0] for name in _imports(path)} & SERVER_ALONE
+    }
+    assert importers == {("bimedix_edge", "server")}
+
+
+def test_the_servers_parent_holds_no_engine_and_no_decoder_of_images() -> None:
+    import subprocess
+
+    engines = "llama_cpp onnxruntime onnx numpy PIL pydicom huggingface_hub"
+    code = f"import sys, bimedix_edge.cli.serve; print([m for m in '{engines}'.split() if m in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
 
 
 def test_neither_torch_nor_transformers_is_imported() -> None:

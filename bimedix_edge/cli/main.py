@@ -22,6 +22,7 @@ _COMMANDS = {
     "image": "Show what the model sees of a picture, and what was done to it.",
     "models": "List, show, verify and remove installed models.",
     "pull": "Fetch a published checkpoint and convert it.",
+    "serve": "Serve OpenAI clients and a web page on this machine.",
 }
 _EXIT_INTERRUPTED = 130
 

@@ -1,0 +1,37 @@
+"""The constants of preprocessing, apart from what computes with them: a manifest is read where no image ever is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+__all__ = ["CLIP_MEAN", "CLIP_PAD_RGB", "CLIP_STD", "Preprocessing"]
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+CLIP_PAD_RGB = (122, 116, 104)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """The constants of a bundle's image preprocessing.
+
+    Attributes:
+        image_size_px: side of the square the encoder takes.
+        aspect: `pad` to a square before the resize (LLaVA), or `crop` the centre after it (transformers' default).
+        pad_rgb: the colour of the padding, 0 to 255.
+        mean, std: per channel, in units of the image scaled to 0..1.
+    """
+
+    image_size_px: int = 336
+    aspect: Literal["pad", "crop"] = "pad"
+    pad_rgb: tuple[int, int, int] = CLIP_PAD_RGB
+    mean: tuple[float, float, float] = CLIP_MEAN
+    std: tuple[float, float, float] = CLIP_STD
+
+    @property
+    def sha256(self) -> str:
+        """Return a hash of every field, part of the key under which embeddings are reused."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()

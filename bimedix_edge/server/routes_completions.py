@@ -1,0 +1,109 @@
+"""`/v1/chat/completions` and `/v1/completions`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+
+from starlette.requests import Request
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from bimedix_edge.server.answer_shapes import ChatShape, CompletionShape
+from bimedix_edge.server.answers import EventStream, Numbered, failure, unless_gone, writing
+from bimedix_edge.server.api_fields import SamplingFields
+from bimedix_edge.server.api_prompts import chat_requests, completion_requests
+from bimedix_edge.server.api_requests import ChatRequest, CompletionRequest
+from bimedix_edge.server.messages import Failed, GenerateRequest, Queued
+from bimedix_edge.server.service import Service, answer, read, route
+
+__all__ = ["completion_routes"]
+
+# a stream begins with its status; what fails before this is told by the status, what fails later within the stream
+_MOST_SILENCE_S = 5.0
+
+
+def completion_routes(service: Service) -> list[Route]:
+    """Return the routes."""
+
+    return [
+        route("POST", "/v1/chat/completions", _chat, service),
+        route("POST", "/v1/completions", _complete, service),
+    ]
+
+
+async def _chat(service: Service, request: Request) -> ASGIApp:
+    asked = await read(service, request, ChatRequest)
+    facts = service.facts()
+    holder: str = request.state.holder
+    requests = await chat_requests(asked, holder, facts, service.seed, service.limits.images)
+    return await _respond(service, request, asked, requests, ChatShape(facts, requests, asked.n or 1))
+
+
+async def _complete(service: Service, request: Request) -> ASGIApp:
+    asked = await read(service, request, CompletionRequest)
+    facts = service.facts()
+    requests = completion_requests(asked, request.state.holder, facts, service.seed)
+    return await _respond(service, request, asked, requests, CompletionShape(facts, requests, asked.n or 1))
+
+
+async def _respond(
+    service: Service,
+    request: Request,
+    asked: SamplingFields,
+    requests: Sequence[GenerateRequest],
+    shape: ChatShape | CompletionShape,
+) -> ASGIApp:
+    stack: contextlib.AsyncExitStack = request.state.until_answered
+    events = await stack.enter_async_context(writing(service.model, requests))
+    if not asked.stream:
+        return answer(await unless_gone(request.receive, shape.whole(events)))
+    options = asked.stream_options
+    progress = bool(options and options.bimedix_progress)
+    begun = await unless_gone(request.receive, _begin(events, at_once=progress))
+    usage = bool(options and options.include_usage)
+    return EventStream(shape.chunks(begun, usage=usage, progress=progress))
+
+
+async def _begin(events: AsyncIterator[Numbered], *, at_once: bool) -> AsyncIterator[Numbered]:
+    """Wait until the work has begun, and return all events.
+
+    Args:
+        events: of the answers.
+        at_once: whether a place in the queue is news enough.
+
+    Raises:
+        ApiError: it failed before.
+    """
+    loop = asyncio.get_running_loop()
+    until_s = loop.time() + _MOST_SILENCE_S
+    held: list[Numbered] = []
+    upcoming: asyncio.Future[Numbered] = asyncio.ensure_future(_next(events))
+    while loop.time() < until_s:
+        done, _ = await asyncio.wait({upcoming}, timeout=until_s - loop.time())
+        if not done:
+            break
+        index, event = upcoming.result()
+        if isinstance(event, Failed):
+            raise failure(event)
+        held.append((index, event))
+        if at_once or not isinstance(event, Queued):
+            return _all(held, None, events)
+        upcoming = asyncio.ensure_future(_next(events))
+    return _all(held, upcoming, events)
+
+
+async def _all(
+    held: list[Numbered], upcoming: asyncio.Future[Numbered] | None, events: AsyncIterator[Numbered]
+) -> AsyncIterator[Numbered]:
+    for item in held:
+        yield item
+    if upcoming is not None:
+        yield await upcoming
+    async for item in events:
+        yield item
+
+
+async def _next(events: AsyncIterator[Numbered]) -> Numbered:
+    return await anext(events)

@@ -1,0 +1,67 @@
+"""The model in a process of its own: it answers, dies, comes back, and takes nothing with it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bimedix_edge.errors import ImageError
+from bimedix_edge.events import Done, Encode, Prefill, Token
+from bimedix_edge.sampling import Sampling
+from bimedix_edge.server.messages import Failed, GenerateRequest, ImagePart, Message, ServerEvent, TextPart
+from bimedix_edge.server.supervisor import ModelProcess
+from bimedix_edge.settings import Settings
+
+GREEDY = Sampling(temperature=0.0)
+QUESTION = "Is there a nodule?"
+PATIENCE_S = 120.0
+
+
+def request(text: str, *images: Path, holder: str = "a", **options: object) -> GenerateRequest:
+    parts = (*(ImagePart(image.read_bytes()) for image in images), TextPart(text))
+    return replace(GenerateRequest(holder, GREEDY, (Message("user", parts),)), **options)  # type: ignore[arg-type]
+
+
+async def answer(process: ModelProcess, asked: GenerateRequest) -> ServerEvent:
+    return [event async for event in process.generate(asked)][-1]
+
+
+@asynccontextmanager
+async def running(bundle: Path, **settings: object) -> AsyncIterator[ModelProcess]:
+    process = ModelProcess(Settings(temperature=0.0, ctx_size=1024, **settings), bundle)  # type: ignore[arg-type]
+    await process.start()
+    try:
+        await asyncio.wait_for(process.ready(), PATIENCE_S)
+        yield process
+    finally:
+        await process.close()
+
+
+def test_an_answer_comes_through_the_process(bundles: dict[str, Path], samples: Path) -> None:
+    async def check() -> None:
+        async with running(bundles["F16"]) as process:
+            asked = request(QUESTION, samples / "nodule_right_upper.png")
+            events = [event async for event in process.generate(asked)]
+            assert {Encode, Prefill, Token, Done} == {type(event) for event in events}
+            done = events[-1]
+            assert isinstance(done, Done)
+            assert "".join(event.text for event in events if isinstance(event, Token)) == done.text == "Yes."
+            assert process.facts is not None
+            assert "not for clinical use" in process.facts.notice
+            assert await process.detokenize(await process.tokenize("قلب heart")) == "قلب heart"
+            look = await process.look(ImagePart((samples / "normal.png").read_bytes()))
+            assert look.png.startswith(b"\x89PNG")
+            with pytest.raises(ImageError, match="no image format"):
+                await process.look(ImagePart(b"nothing"))
+            refused = await answer(process, request(QUESTION, Path(__file__)))
+            assert isinstance(refused, Failed)
+            assert refused.kind == "image"
+            stats = await process.stats()
+            assert (stats.n_encodes, stats.n_generated_tokens) == (1, len(done.token_ids))
+
+    asyncio.run(check())
