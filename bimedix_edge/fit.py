@@ -13,7 +13,7 @@ from typing import Literal
 
 from bimedix_edge.errors import HardwareError, UsageError
 from bimedix_edge.hardware import ComputeDevice, Hardware
-from bimedix_edge.memory import DecoderFacts, HostNeed, Load, device_need, host_need, n_cells
+from bimedix_edge.memory import DecoderFacts, HostNeed, Load, device_need, host_need, layers_need, n_cells
 from bimedix_edge.placement import KV_TYPES, Placement
 
 __all__ = ["ALL", "AUTO", "DeviceUse", "Plan", "Speed", "VisionFacts", "Wishes", "plan"]
@@ -258,23 +258,18 @@ class _Planner:
         Layers are in one row, cut into one piece a device: if any cuts fit, those do in which each device, from the
         last on, takes all it can.
         """
-        left, split = base.n_gpu_layers, [0] * len(self._gpus)
+        end, split = self._facts.n_layer, [0] * len(self._gpus)
+        first = end - base.n_gpu_layers
         for index in reversed(range(len(self._gpus))):
             limit = int(self._room(self._gpus[index]) * part)
-            while left and self._need(load, base, index, split, split[index] + 1) <= limit:
-                split[index] += 1
-                left -= 1
-        if left or not self._vision_fits():
+            start = end
+            while start > first and layers_need(self._facts, load, base, range(start - 1, end)) <= limit:
+                start -= 1
+            split[index], end = end - start, start
+        if end > first or not self._vision_fits():
             return None
         used = [(gpu.name, n) for gpu, n in zip(self._gpus, split, strict=True) if n]
         return replace(base, devices=tuple(name for name, _ in used), split=tuple(n for _, n in used))
-
-    def _need(self, load: Load, base: Placement, index: int, split: Sequence[int], n: int) -> int:
-        """Return what a device needs with `n` layers before those that the devices after it have."""
-        after = sum(split[index + 1 :])
-        # those that the devices before it will take are of no account to it
-        trial = [base.n_gpu_layers - after - n, n, after]
-        return device_need(self._facts, load, replace(base, split=tuple(trial)), 1)
 
     def _room(self, gpu: ComputeDevice) -> int:
         return gpu.free_bytes - self._wishes.target_bytes - self._vision_on(gpu)
@@ -313,9 +308,8 @@ class _Planner:
             return "as asked"
         if not self._gpus:
             return self._no_gpu()
-        layer = device_need(
-            self._facts, load, replace(placement, n_gpu_layers=1, devices=(self._gpus[-1].name,), split=(1,)), 0
-        )
+        last = range(self._facts.n_layer - 1, self._facts.n_layer)
+        layer = layers_need(self._facts, load, replace(placement, n_gpu_layers=1), last)
         rooms = ", ".join(f"{gpu.name} has {_gb(max(0, self._room(gpu)))}" for gpu in self._gpus)
         return f"{rooms} beside the {self._wishes.target_bytes // _MIB} MiB kept free, and one layer takes {_gb(layer)}"
 
@@ -333,7 +327,12 @@ class _Planner:
         n = self._n_wanted or 0
         placement = Placement(n_gpu_layers=0, kv_type=kv_type)
         host = host_need(
-            self._facts, load, placement, kernels=self._kernels, repacks=self._repacks, vision_bytes=self._vision.host_bytes
+            self._facts,
+            load,
+            placement,
+            kernels=self._kernels,
+            repacks=self._repacks,
+            vision_bytes=self._vision.host_bytes,
         )
         if n:
             free = ", ".join(f"{gpu.name} {_gb(gpu.free_bytes)}" for gpu in self._gpus)
@@ -382,7 +381,9 @@ def _gpus(hardware: Hardware, names: Sequence[str]) -> list[ComputeDevice]:
     for name in names:
         if name not in [device.name for device in here]:
             known = ", ".join(device.name for device in here) or "none"
-            raise UsageError(f"Expected a device among those that exist ({known}), but {name[:40]!r} is none; name one.")
+            raise UsageError(
+                f"Expected a device among those that exist ({known}), but {name[:40]!r} is none; name one."
+            )
     if names:
         return [device for device in here if device.name in names]
     cards = [device for device in here if device.kind == "gpu"]

@@ -17,7 +17,19 @@ from bimedix_edge.errors import BundleError
 from bimedix_edge.gguf_header import GgufHeader, read_header
 from bimedix_edge.placement import KV_TYPES, Placement
 
-__all__ = ["DecoderFacts", "HostNeed", "Load", "device_need", "host_need", "n_cells", "read_facts", "vision_need"]
+__all__ = [
+    "DecoderFacts",
+    "HostNeed",
+    "Load",
+    "compute_bytes",
+    "device_need",
+    "host_need",
+    "kv_bytes",
+    "layers_need",
+    "n_cells",
+    "read_facts",
+    "vision_need",
+]
 
 _F32_BYTES, _F16_BYTES = 4, 2
 # llama_context: a context is a multiple of this
@@ -26,22 +38,27 @@ _LAYER = re.compile(r"blk\.(\d{1,4})\.")
 _EMBEDDING, _OUTPUT, _OUTPUT_NORM = "token_embd.weight", "output.weight", "output_norm.weight"
 # ggml_repack_get_optimal_repack_type on x86-64: Q4_0 and Q4_K
 _REPACKED_TYPES = frozenset({2, 12})
-# vectors of the model's width, and of the feed-forward layer's, that a token's graph holds at once (the allocation of
-# ggml_backend_sched for models of this family, which llama.cpp logs; equal for the demo's, the 1B's and the 8B's shape)
-_WIDE, _HIDDEN = 3, 3
+# vectors of the model's width, and of the feed-forward layer's, that a token's graph holds at once: what the allocator
+# of ggml_backend_sched needs for this family's graphs, as llama.cpp logs it; the same for the demo's, the 1B's and the
+# 8B's shape. In the order that our kernels give to the graph, one vector less
+_WIDE, _WIDE_KERNELS, _HIDDEN = 4, 3, 3
 # of which our kernels, which fuse them, never write the gate and the up projection
 _FUSED = 2
-# bytes a value rounded for our kernels takes, with its share of scales and sums (kernels/matmul.cpp, `place`)
+# bytes that a value rounded for our kernels takes, with its share of scales and sums (kernels/matmul.cpp, `place`)
 _ROUNDED_BYTES = 1.45
-# graphs are offloaded in parts; each copies the weights that its products need
-_OFFLOADED_LAYERS = 1
+# without layers, the CPU looks up embeddings, which a GPU then gets
+_WIDE_LOOKED_UP = 2
 # measured, Python 3.11 on Linux: the interpreter with numpy, both engines and the command line, before a model is
 # loaded; llama.cpp's graphs and bookkeeping; what its vocabulary takes for each token
 _PROCESS_BYTES = 97 << 20
-_CONTEXT_BYTES = 7 << 20
+_CONTEXT_BYTES = 13 << 19
 _VOCABULARY_BYTES = 154
-# measured: what ONNX Runtime keeps of a weight, by the manifest's kind of weights, as a multiple of the file
-_VISION_WEIGHTS = {"float32": 1.0, "int8": 1.0, "weights8": 1.0}
+# measured, ViT-L/14-336 and the demo's encoder: what ONNX Runtime keeps of the weights, as a multiple of the file, since
+# it rearranges products' weights and does not let go of the originals; what any session takes; and the results of a
+# graph, for each token and value of its embedding
+_VISION_WEIGHTS = {"int8": 1.91, "int8_weights": 1.91, "float32": 1.36, "float16": 1.36}
+_VISION_SESSION_BYTES = 3 << 20
+_VISION_RESULT_BYTES = 33
 
 
 @dataclass(frozen=True)
@@ -55,6 +72,7 @@ class DecoderFacts:
         embedding_bytes: the token embeddings, which are only looked up.
         layer_bytes: of each layer's weights.
         output_bytes: the output layer; a copy of the embeddings where the model has no other.
+        largest_bytes: the largest weight of a layer.
         repacked_bytes: weights of types that llama.cpp rearranges where our kernels do not compute.
     """
 
@@ -64,6 +82,7 @@ class DecoderFacts:
     embedding_bytes: int
     layer_bytes: tuple[int, ...]
     output_bytes: int
+    largest_bytes: int
     repacked_bytes: int
 
     @property
@@ -125,7 +144,7 @@ def read_facts(path: Path, spec: DecoderSpec) -> DecoderFacts:
     """
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            header, file_bytes = read_header(data), len(data)
+            header, file_bytes = read_header(memoryview(data)), len(data)
         return _facts(header, file_bytes, spec)
     except (OSError, ValueError, KeyError) as error:
         raise BundleError(
@@ -153,6 +172,7 @@ def _facts(header: GgufHeader, file_bytes: int, spec: DecoderSpec) -> DecoderFac
         embedding_bytes=sizes[_EMBEDDING],
         layer_bytes=tuple(layers),
         output_bytes=sizes.get(_OUTPUT, sizes[_EMBEDDING]) + sizes[_OUTPUT_NORM],
+        largest_bytes=max(size for name, size in sizes.items() if _LAYER.match(name)),
         repacked_bytes=sum(
             size for name, size in sizes.items() if tensors[name].kind in _REPACKED_TYPES and name != _EMBEDDING
         ),
@@ -174,16 +194,16 @@ def kv_bytes(spec: DecoderSpec, n_layer: int, n_ctx: int, kv_type: str) -> int:
     return 2 * n_layer * row * n_cells(n_ctx)
 
 
-def compute_bytes(facts: DecoderFacts, load: Load, *, with_output: bool) -> int:
+def compute_bytes(facts: DecoderFacts, load: Load, *, with_output: bool, n_wide: int = _WIDE) -> int:
     """Return what llama.cpp allocates for the results of one evaluation on one device.
 
     Source: `llama_context::sched_reserve`, with flash attention: at most, a token holds its feed-forward layer's gate, up
-    and product beside three vectors of the model's width; the mask has two bytes for each token and cell.
+    and product beside some vectors of the model's width; the mask has two bytes for each token and cell.
     """
     spec, n = facts.spec, min(load.n_batch, load.n_ctx)
-    layer = n * _F32_BYTES * (_HIDDEN * facts.n_ff + _WIDE * spec.n_embd)
+    layer = n * _F32_BYTES * (_HIDDEN * facts.n_ff + n_wide * spec.n_embd)
     n_outputs = min(load.n_seq_max, n)
-    output = n_outputs * _F32_BYTES * spec.n_vocab + _WIDE * n * _F32_BYTES * spec.n_embd if with_output else 0
+    output = n_outputs * _F32_BYTES * spec.n_vocab + n_wide * n * _F32_BYTES * spec.n_embd if with_output else 0
     return max(layer, output) + _F16_BYTES * n * n_cells(load.n_ctx)
 
 
@@ -204,47 +224,61 @@ def host_need(
         repacks: whether llama.cpp keeps rearranged copies of weights; see `decoder.repacks`.
         vision_bytes: of the image encoder, where it is not on a device of its own; see `vision_need`.
     """
-    spec, n = facts.spec, min(load.n_batch, load.n_ctx)
-    on_gpu = placement.n_gpu_layers
-    weights = facts.file_bytes - _gpu_weights(facts, range(facts.n_layer - on_gpu, facts.n_layer))
-    kv_layers = spec.n_layer - (max(0, on_gpu - 1) if placement.kv_on_gpu else 0)
-    compute = 0
-    if on_gpu < facts.n_layer:
-        compute = compute_bytes(facts, load, with_output=on_gpu == 0)
-        if kernels:
-            compute += int(n * facts.n_ff * (_ROUNDED_BYTES - _FUSED * _F32_BYTES))
-    logits = load.n_seq_max * spec.n_vocab * _F32_BYTES
+    spec, on_gpu = facts.spec, placement.n_gpu_layers
+    kept = range(facts.n_layer - on_gpu)
+    kv_layers = len(kept[: spec.n_layer]) if placement.kv_on_gpu else spec.n_layer
+    # of rearranged weights, the share of the layers that stay
+    repacked = facts.repacked_bytes * len(kept) // facts.n_layer if repacks and not kernels else 0
     return HostNeed(
-        weights=weights,
-        repacked=facts.repacked_bytes if repacks and not kernels else 0,
+        weights=facts.file_bytes - layers_bytes(facts, range(len(kept), facts.n_layer)),
+        repacked=repacked,
         kv=kv_bytes(spec, kv_layers, load.n_ctx, placement.kv_type),
-        compute=compute + logits,
+        compute=_host_compute(facts, load, n_layers=len(kept), kernels=kernels)
+        + load.n_seq_max * spec.n_vocab * _F32_BYTES,
         vision=vision_bytes,
         process=_PROCESS_BYTES + _CONTEXT_BYTES + spec.n_vocab * _VOCABULARY_BYTES,
     )
 
 
-def device_need(facts: DecoderFacts, load: Load, placement: Placement, index: int) -> int:
-    """Return what the `index`-th of a placement's devices must hold, in bytes; 0 if no layer goes there."""
-    layers = _layers_of(facts, placement, index)
+def _host_compute(facts: DecoderFacts, load: Load, *, n_layers: int, kernels: bool) -> int:
+    """Return what the CPU's results take, as far as it is ever written."""
+    n = min(load.n_batch, load.n_ctx)
+    if n_layers == 0:
+        return n * (_WIDE_LOOKED_UP * facts.spec.n_embd * _F32_BYTES + _F16_BYTES * n_cells(load.n_ctx))
+    if not kernels:
+        return compute_bytes(facts, load, with_output=n_layers == facts.n_layer)
+    whole = compute_bytes(facts, load, with_output=n_layers == facts.n_layer, n_wide=_WIDE_KERNELS)
+    return whole + int(n * facts.n_ff * (_ROUNDED_BYTES - _FUSED * _F32_BYTES))
+
+
+def layers_need(facts: DecoderFacts, load: Load, placement: Placement, layers: range) -> int:
+    """Return what a device must hold for some layers in a row, in bytes; the output layer is the one after the last.
+
+    Args:
+        facts, load: what runs.
+        placement: of which only how keys and values are stored, and how many layers stay, matters.
+        layers: of the device; the first of all devices multiplies long prompts with the CPU's layers, too, and needs
+            room for a copy of the largest weight.
+    """
     if not layers:
         return 0
     has_output = layers[-1] == facts.spec.n_layer
     n_kv = len(layers) - has_output if placement.kv_on_gpu else 0
-    need = _gpu_weights(facts, layers) + kv_bytes(facts.spec, n_kv, load.n_ctx, placement.kv_type)
+    need = layers_bytes(facts, layers) + kv_bytes(facts.spec, n_kv, load.n_ctx, placement.kv_type)
     need += compute_bytes(facts, load, with_output=has_output)
-    if placement.prefill_on_gpu and index == 0 and placement.n_gpu_layers < facts.n_layer:
-        need += _OFFLOADED_LAYERS * max(facts.layer_bytes)
+    if placement.prefill_on_gpu and 0 < layers[0] == facts.n_layer - placement.n_gpu_layers:
+        need += facts.largest_bytes
     return need
 
 
-def _layers_of(facts: DecoderFacts, placement: Placement, index: int) -> range:
-    """Return the layers of one device; the output layer has the number after the last one."""
+def device_need(facts: DecoderFacts, load: Load, placement: Placement, index: int) -> int:
+    """Return what the `index`-th of a placement's devices must hold, in bytes."""
     first = facts.n_layer - placement.n_gpu_layers + sum(placement.split[:index])
-    return range(first, first + placement.split[index])
+    return layers_need(facts, load, placement, range(first, first + placement.split[index]))
 
 
-def _gpu_weights(facts: DecoderFacts, layers: range) -> int:
+def layers_bytes(facts: DecoderFacts, layers: range) -> int:
+    """Return what the weights of some layers take, in bytes; the output layer is the one after the last."""
     sizes = [*facts.layer_bytes, facts.output_bytes]
     return sum(sizes[layer] for layer in layers)
 
@@ -252,5 +286,5 @@ def _gpu_weights(facts: DecoderFacts, layers: range) -> int:
 def vision_need(manifest: Manifest) -> int:
     """Return what the image encoder takes, in bytes."""
     vision = manifest.vision
-    weights = manifest.files["vision"].size_bytes * _VISION_WEIGHTS.get(vision.weights, 1.0)
-    return int(weights)
+    weights = manifest.files["vision"].size_bytes * _VISION_WEIGHTS.get(vision.weights, max(_VISION_WEIGHTS.values()))
+    return int(weights) + _VISION_SESSION_BYTES + vision.n_tokens * vision.n_embd * _VISION_RESULT_BYTES
