@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from bimedix_edge.errors import HardwareError, UsageError
+from bimedix_edge.gpu_advice import decoder_gpu
 from bimedix_edge.hardware import ComputeDevice, Hardware
 from bimedix_edge.memory import DecoderFacts, HostNeed, Load, device_need, host_need, layers_need, n_cells
 from bimedix_edge.placement import KV_TYPES, Placement
@@ -19,9 +20,8 @@ from bimedix_edge.placement import KV_TYPES, Placement
 __all__ = ["ALL", "AUTO", "DeviceUse", "Plan", "Speed", "VisionFacts", "Wishes", "plan"]
 
 AUTO, ALL = "auto", "all"
-# BiMediX2 was trained with this many
-_N_CTX = 4096
-_SMALLER_CONTEXTS = (4096, 2048, 1024)
+# BiMediX2 was trained with the first; the last holds an image, a question and an answer
+_CONTEXTS = (4096, 2048, 1024)
 _N_BATCH = 512
 # what is tried in turn: the first is exact, the second loses little
 _KV_TYPES = ("f16", "q8_0")
@@ -43,7 +43,7 @@ class Wishes:
     Attributes:
         gpu_layers: how many layers leave the CPU, `all`, or `auto`: as many as fit.
         ctx_size: tokens of context, or `auto`: 4096, which BiMediX2 was trained with, less where memory is short.
-        kv_type: of keys and values, one of `KV_TYPES`, or `auto`: f16, and q8_0 where that takes more layers off the CPU.
+        kv_type: of keys and values, one of `KV_TYPES`, or `auto`: f16, and q8_0 where that moves more layers.
         kv_placement: `gpu`, each layer's lie where it does; `cpu`, in the machine's memory; or `auto`, which is `gpu`:
             reading them from there costs more than the layers that would find room instead.
         target_bytes: kept free on each device.
@@ -125,6 +125,7 @@ def plan(
     wishes: Wishes,
     vision: VisionFacts,
     *,
+    version: str,
     kernels: bool,
     repacks: bool = False,
 ) -> Plan:
@@ -135,6 +136,7 @@ def plan(
         hardware: what is here.
         wishes: what the user asks for.
         vision: the image encoder, whose place is decided before.
+        version: of llama-cpp-python, for the command that would add a GPU.
         kernels: whether our kernels compute what stays with the CPU.
         repacks: whether llama.cpp keeps rearranged copies of weights otherwise.
 
@@ -142,7 +144,7 @@ def plan(
         UsageError: more layers than there are, a context longer than trained, or a device that does not exist.
         HardwareError: there is no GPU, or it does not fit; the message names the nearest plans that would.
     """
-    return _Planner(facts, hardware, wishes, vision, kernels=kernels, repacks=repacks).plan()
+    return _Planner(facts, hardware, wishes, vision, version=version, kernels=kernels, repacks=repacks).plan()
 
 
 class _Planner:
@@ -153,6 +155,7 @@ class _Planner:
         wishes: Wishes,
         vision: VisionFacts,
         *,
+        version: str,
         kernels: bool,
         repacks: bool,
     ) -> None:
@@ -160,6 +163,7 @@ class _Planner:
         self._hardware = hardware
         self._wishes = wishes
         self._vision = vision
+        self._version = version
         self._kernels = kernels
         self._repacks = repacks
         self._gpus = _gpus(hardware, wishes.devices)
@@ -169,17 +173,10 @@ class _Planner:
         warnings = _context_warnings(self._facts, self._wishes)
         if self._n_wanted and not self._gpus:
             raise HardwareError(
-                f"Expected a GPU for --gpu-layers {self._wishes.gpu_layers}, but {self._no_gpu()}; "
-                "`bimedix-edge doctor` names the command that adds one, --gpu-layers 0 stays with the CPU."
+                f"Expected a GPU for --gpu-layers {self._wishes.gpu_layers}, but {self._missing()}"
+                "--gpu-layers 0 stays with the CPU."
             )
-        best: Plan | None = None
-        for load, kv_type in self._choices():
-            found = self._plan_for(load, kv_type)
-            if found is not None and (best is None or found.placement.n_gpu_layers > best.placement.n_gpu_layers):
-                best = found
-            # a shorter context is no means to move more layers
-            if best is not None and (kv_type == self._kv_types()[-1] or self._all_moved(best)):
-                break
+        best = self._best()
         if best is None:
             raise HardwareError(self._does_not_fit())
         available = self._hardware.machine.available_bytes
@@ -190,6 +187,18 @@ class _Planner:
             )
         return replace(best, warnings=tuple(warnings))
 
+    def _best(self) -> Plan | None:
+        """Return the plan with the most layers on GPUs, of these the first that is tried."""
+        best: Plan | None = None
+        for load, kv_type in self._choices():
+            found = self._plan_for(load, kv_type)
+            if found is not None and (best is None or found.placement.n_gpu_layers > best.placement.n_gpu_layers):
+                best = found
+            # a shorter context is no means to move more layers
+            if best is not None and (kv_type == self._kv_types()[-1] or self._all_moved(best)):
+                break
+        return best
+
     def _all_moved(self, found: Plan) -> bool:
         wanted = self._facts.n_layer if self._n_wanted is None else self._n_wanted
         return not self._gpus or found.placement.n_gpu_layers == wanted
@@ -199,10 +208,12 @@ class _Planner:
 
     def _choices(self) -> Iterator[tuple[Load, str]]:
         """Yield what is tried, the best first."""
-        contexts = _SMALLER_CONTEXTS if self._wishes.ctx_size == AUTO else (int(self._wishes.ctx_size),)
+        trained = self._facts.spec.n_ctx_train
+        if self._wishes.ctx_size == AUTO:
+            contexts = list(dict.fromkeys(min(n_ctx, trained) for n_ctx in _CONTEXTS))
+        else:
+            contexts = [int(self._wishes.ctx_size)]
         for n_ctx in contexts:
-            if self._wishes.ctx_size == AUTO:
-                n_ctx = min(n_ctx, self._facts.spec.n_ctx_train)
             for kv_type in self._kv_types():
                 yield Load(n_ctx, min(_N_BATCH, n_ctx), self._wishes.n_seq_max), kv_type
 
@@ -217,7 +228,13 @@ class _Planner:
 
     def _with_layers(self, load: Load, kv_type: str, n: int) -> Plan | None:
         """Return a plan with `n` layers on GPUs, shared out by what is free there; None if it does not fit."""
-        base = Placement(n_gpu_layers=n, kv_type=kv_type, kv_on_gpu=self._wishes.kv_placement != "cpu")
+        base = Placement(
+            n_gpu_layers=n,
+            kv_type=kv_type,
+            kv_on_gpu=self._wishes.kv_placement != "cpu",
+            # our kernels come first: llama.cpp offers to a GPU only what would be its own CPU backend's
+            prefill_on_gpu=not self._kernels,
+        )
         placement = self._share_out(load, base)
         if placement is None:
             return None
@@ -321,6 +338,13 @@ class _Planner:
         faults = "; ".join(self._hardware.backend_faults)
         return f"llama.cpp's {' and '.join(backends)} found no device" + (f" ({faults})" if faults else "")
 
+    def _missing(self) -> str:
+        """Say the same with what to do about it, up to a semicolon."""
+        missing = decoder_gpu(self._hardware, self._version)
+        if missing is None or missing.remedy is None:
+            return f"{self._no_gpu() if missing is None else missing.cause}; "
+        return f"{missing.cause}; {missing.remedy}; "
+
     def _does_not_fit(self) -> str:
         """Say what is missing, and which plans come nearest."""
         load, kv_type = next(self._choices())
@@ -367,12 +391,15 @@ class _Planner:
 
     def _try(self, wishes: Wishes) -> Plan | None:
         other = _Planner(
-            self._facts, self._hardware, wishes, self._vision, kernels=self._kernels, repacks=self._repacks
+            self._facts,
+            self._hardware,
+            wishes,
+            self._vision,
+            version=self._version,
+            kernels=self._kernels,
+            repacks=self._repacks,
         )
-        for load, kv_type in other._choices():
-            if (found := other._plan_for(load, kv_type)) is not None:
-                return found
-        return None
+        return other._best()
 
 
 def _gpus(hardware: Hardware, names: Sequence[str]) -> list[ComputeDevice]:

@@ -50,13 +50,13 @@ _ROUNDED_BYTES = 1.45
 _WIDE_LOOKED_UP = 2
 # measured, Python 3.11 on Linux: the interpreter with numpy, both engines and the command line, before a model is
 # loaded; llama.cpp's graphs and bookkeeping; what its vocabulary takes for each token
-_PROCESS_BYTES = 97 << 20
+_PROCESS_BYTES = 76 << 20
 _CONTEXT_BYTES = 13 << 19
 _VOCABULARY_BYTES = 154
-# measured, ViT-L/14-336 and the demo's encoder: what ONNX Runtime keeps of the weights, as a multiple of the file, since
+# measured, ViT-L/14-336 and the demo's encoder: what ONNX Runtime keeps of the weights, as a multiple of the file, for
 # it rearranges products' weights and does not let go of the originals; what any session takes; and the results of a
 # graph, for each token and value of its embedding
-_VISION_WEIGHTS = {"int8": 1.91, "int8_weights": 1.91, "float32": 1.36, "float16": 1.36}
+_VISION_WEIGHTS = {"int8": 1.94, "int8_weights": 2.73, "float32": 1.36, "float16": 1.36}
 _VISION_SESSION_BYTES = 3 << 20
 _VISION_RESULT_BYTES = 33
 
@@ -148,8 +148,8 @@ def read_facts(path: Path, spec: DecoderSpec) -> DecoderFacts:
         return _facts(header, file_bytes, spec)
     except (OSError, ValueError, KeyError) as error:
         raise BundleError(
-            f"Expected a decoder of {spec.n_layer} layers, but {path.name} cannot be read as one ({error}); convert the "
-            "checkpoint again."
+            f"Expected a decoder of {spec.n_layer} layers, but {path.name} cannot be read as one ({error}); "
+            "convert the checkpoint again."
         ) from error
 
 
@@ -197,8 +197,8 @@ def kv_bytes(spec: DecoderSpec, n_layer: int, n_ctx: int, kv_type: str) -> int:
 def compute_bytes(facts: DecoderFacts, load: Load, *, with_output: bool, n_wide: int = _WIDE) -> int:
     """Return what llama.cpp allocates for the results of one evaluation on one device.
 
-    Source: `llama_context::sched_reserve`, with flash attention: at most, a token holds its feed-forward layer's gate, up
-    and product beside some vectors of the model's width; the mask has two bytes for each token and cell.
+    Source: `llama_context::sched_reserve`, with flash attention: at most, a token holds its feed-forward layer's gate,
+    up and product beside some vectors of the model's width; the mask has two bytes for each token and cell.
     """
     spec, n = facts.spec, min(load.n_batch, load.n_ctx)
     layer = n * _F32_BYTES * (_HIDDEN * facts.n_ff + n_wide * spec.n_embd)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from bimedix_edge.bundle import Manifest
-from bimedix_edge.decoder import backend_faults, backends, compute_devices, open_kernels, repacks
-from bimedix_edge.devices import inspect_machine
+from bimedix_edge.decoder import PINNED_VERSION, open_kernels, repacks
+from bimedix_edge.devices import inspect_hardware
 from bimedix_edge.fit import Plan, VisionFacts, Wishes, plan
-from bimedix_edge.hardware import Hardware
 from bimedix_edge.memory import read_facts, vision_need
 from bimedix_edge.settings import Settings
 
@@ -39,17 +38,18 @@ def plan_model(
     """
     facts = read_facts(directory / manifest.files["decoder"].path, manifest.decoder)
     kernels = open_kernels(settings.kernels).name is not None
-    hardware = Hardware(
-        machine=inspect_machine(),
-        backends=backends(),
-        backend_faults=backend_faults(),
-        devices=compute_devices(),
-        providers=(),
-        cuda=None,
-    )
     need, device = vision_need(manifest), _VISION_DEVICES.get(vision_device)
     vision = VisionFacts(need, None) if device is None else VisionFacts(0, device, 0 if vision_open else need)
-    return plan(facts, hardware, wishes(settings), vision, kernels=kernels, repacks=repacks(kernels=kernels))
+    hardware = inspect_hardware(with_providers=False)
+    return plan(
+        facts,
+        hardware,
+        wishes(settings),
+        vision,
+        version=PINNED_VERSION,
+        kernels=kernels,
+        repacks=repacks(kernels=kernels),
+    )
 
 
 def wishes(settings: Settings) -> Wishes:

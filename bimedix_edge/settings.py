@@ -66,15 +66,15 @@ class Settings:
         model: a bundle's name in the store or its directory; None is the demo model if nothing else is installed.
         store_dir: where installed bundles live.
         cache_dir: where the demo model is converted to.
-        ctx_size: tokens of context, image tokens included; `auto` is 4096, which BiMediX2 was trained with, or less where
-            memory is short.
+        ctx_size: tokens of context, image tokens included; `auto` is 4096, which BiMediX2 was trained with, or less
+            where memory is short.
         allow_long_context: whether `ctx_size` may be more than the model was trained with, `on` or `off`.
-        gpu_layers: how many layers leave the CPU, the output layer first; `auto` is as many as fit, `all` is all of them.
+        gpu_layers: how many layers leave the CPU, the output layer first; `auto` is what fits, `all` is all of them.
         device: ggml's names of the devices that may be used, with commas between; None is all.
         fit_target: MiB that stay free on each device.
         kv_type: of the cached keys and values; `auto` is f16, and q8_0 where that takes more layers off the CPU.
-        kv_placement: where a layer's keys and values lie: `gpu`, where the layer does, `cpu`, in the machine's memory, or
-            `auto`, which is `gpu`.
+        kv_placement: where a layer's keys and values lie: `gpu`, where the layer does, `cpu`, in the machine's memory,
+            or `auto`, which is `gpu`.
         threads: of the matmuls; 0 is one a core.
         kernels: which kernels compute the decoder's matrix products; `off` leaves them to llama.cpp.
         vision_device: what computes the image encoder; `auto` takes a device that is here and suits its weights.

@@ -60,7 +60,13 @@ Ctrl-C stops an answer."""
 @click.option("-v", "--verbose", is_flag=True, help="Print timings after each answer.")
 @click.option("--dry-run", is_flag=True, help="Only say what would go where, and what memory it takes.")
 def chat(
-    images: tuple[str, ...], window: str | None, frame: str, series: int | None, verbose: bool, dry_run: bool, **flags: Any
+    images: tuple[str, ...],
+    window: str | None,
+    frame: str,
+    series: int | None,
+    verbose: bool,
+    dry_run: bool,
+    **flags: Any,
 ) -> None:
     """Talk with the model in the terminal."""
     settings = load_settings(flags)
