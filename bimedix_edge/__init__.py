@@ -26,11 +26,14 @@ if TYPE_CHECKING:
         ModelError,
         NetworkError,
         PromptError,
+        SchemaError,
         UsageError,
         VisionError,
     )
     from bimedix_edge.events import Cancel, Done, Encode, Event, ImageUse, Prefill, Timings, Token, Usage
+    from bimedix_edge.grammar import grammar_for
     from bimedix_edge.imaging.picture import Picture, load_picture
+    from bimedix_edge.report_schemas import load_schema
     from bimedix_edge.runtime import Runtime
     from bimedix_edge.sampling import Sampling
     from bimedix_edge.settings import Settings, load_settings
@@ -56,6 +59,7 @@ __all__ = [
     "PromptError",
     "Runtime",
     "Sampling",
+    "SchemaError",
     "Settings",
     "Timings",
     "Token",
@@ -63,7 +67,9 @@ __all__ = [
     "Usage",
     "UsageError",
     "VisionError",
+    "grammar_for",
     "load_picture",
+    "load_schema",
     "load_settings",
 ]
 
@@ -84,7 +90,9 @@ _MODULES = {
     "Token": "events",
     "Turn": "chat",
     "Usage": "events",
+    "grammar_for": "grammar",
     "load_picture": "imaging.picture",
+    "load_schema": "report_schemas",
     "load_settings": "settings",
 }
 

@@ -19,7 +19,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +30,11 @@ from bimedix_edge.gpu_advice import build_command, missing_gpu_library
 from bimedix_edge.hardware import Backend, ComputeDevice, DeviceKind
 from bimedix_edge.kernels import AUTO, Kernels, load_kernels
 from bimedix_edge.placement import Placement
+from bimedix_edge.prompt import END_OF_TURN
 from bimedix_edge.sampling import Sampling
+
+if TYPE_CHECKING:
+    from bimedix_edge.constraint import Constraint, Vocabulary
 
 # the structs of llama.h are passed by value and change between versions
 PINNED_VERSION = "0.3.36"
@@ -72,6 +76,8 @@ _PENALTY_WINDOW_TOKENS = 64
 _LOG_ERROR = 3
 # in the order of ggml's enum ggml_backend_dev_type
 _DEVICE_KINDS: tuple[DeviceKind, ...] = ("cpu", "gpu", "igpu", "accel", "meta")
+# llama_token_data of llama.h
+_CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 _recent_errors: collections.deque[str] = collections.deque(maxlen=4)
 
 
@@ -90,9 +96,17 @@ class Aborted(Exception):
 
 
 class Sampler:
-    """A chain of llama.cpp's samplers with the state of one answer; made by `Decoder.sampler`."""
+    """A chain of llama.cpp's samplers with the state of one answer; made by `Decoder.sampler`.
 
-    def __init__(self, sampling: Sampling, n_vocab: int) -> None:
+    Args:
+        sampling: how tokens are chosen.
+        n_vocab: tokens of the vocabulary.
+        constraint: which tokens may come next; None is all of them.
+    """
+
+    def __init__(self, sampling: Sampling, n_vocab: int, constraint: Constraint | None = None) -> None:
+        self._n_vocab = n_vocab
+        self._constraint = constraint
         chain = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
         if not chain:
             raise DecoderError("Expected llama.cpp to create a sampler, but it could not; restart the program.")
@@ -105,9 +119,38 @@ class Sampler:
         for token in tokens:
             llama_cpp.llama_sampler_accept(self._chain, token)
 
-    def sample(self, context: llama_cpp.llama_context_p) -> int:
-        """Choose a token from the logits of the last evaluated position."""
-        return int(llama_cpp.llama_sampler_sample(self._chain, context, -1))
+    def sample(self, context: llama_cpp.llama_context_p, index: int = -1) -> int:
+        """Choose a token from the logits of one position of the last evaluation.
+
+        Args:
+            context: that evaluated.
+            index: of the position in its batch; -1 is the last one whose logits were wanted.
+
+        Raises:
+            SchemaError: the grammar became too much work.
+        """
+        if self._constraint is None:
+            return int(llama_cpp.llama_sampler_sample(self._chain, context, index))
+        logits = _logits(context, index, self._n_vocab)
+        token = self._choose(self._constraint.allowed(), logits)
+        self._constraint.accept(token)
+        return token
+
+    def _choose(self, allowed: NDArray[np.int32], logits: NDArray[np.float32]) -> int:
+        """Let the chain choose among the allowed tokens alone, which is why it needs no sampler of a grammar."""
+        candidates = np.zeros(len(allowed), dtype=_CANDIDATE)
+        candidates["id"] = allowed
+        candidates["logit"] = logits[allowed]
+        array = llama_cpp.llama_token_data_array(
+            data=candidates.ctypes.data_as(ctypes.POINTER(llama_cpp.llama_token_data)),
+            size=len(allowed),
+            selected=-1,
+            sorted=False,
+        )
+        llama_cpp.llama_sampler_apply(self._chain, ctypes.byref(array))
+        token = int(array.data[array.selected].id)
+        llama_cpp.llama_sampler_accept(self._chain, token)
+        return token
 
     def close(self) -> None:
         """Free the chain; calling it again does nothing."""
@@ -351,18 +394,34 @@ class Decoder:
         )
 
     def sampler(self, sampling: Sampling) -> Sampler:
-        """Return a new sampler for one answer; close it when the answer is complete."""
-        return Sampler(sampling, self.spec.n_vocab)
+        """Return a new sampler for one answer; close it when the answer is complete.
 
-    def sample(self, sampler: Sampler) -> int:
-        """Choose the next token from the logits of the last evaluated position."""
+        The first one with a grammar takes about a second longer, to prepare the vocabulary.
+
+        Raises:
+            SchemaError: the grammar allows nothing, or is too much work.
+        """
+        constraint = None if sampling.grammar is None else self._vocabulary.constraint(sampling.grammar)
+        return Sampler(sampling, self.spec.n_vocab, constraint)
+
+    @functools.cached_property
+    def _vocabulary(self) -> Vocabulary:
+        # imported here, since most answers are held to no grammar
+        from bimedix_edge.constraint import Vocabulary
+
+        tokens = range(self.spec.n_vocab)
+        special = [token for token in tokens if llama_cpp.llama_vocab_is_control(self._vocab, token)]
+        return Vocabulary([self.piece(token) for token in tokens], special, self.special(END_OF_TURN), self.tokenize)
+
+    def sample(self, sampler: Sampler, index: int = -1) -> int:
+        """Choose the next token from the logits of a position of the last evaluation, by default the last."""
         assert self._context is not None
-        return sampler.sample(self._context)
+        return sampler.sample(self._context, index)
 
-    def logits(self) -> NDArray[np.float32]:
-        """Return a copy of the last evaluated position's logits, float32 (n_vocab,)."""
-        pointer = llama_cpp.llama_get_logits_ith(self._context, -1)
-        logits: NDArray[np.float32] = np.ctypeslib.as_array(pointer, shape=(self.spec.n_vocab,)).copy()
+    def logits(self, index: int = -1) -> NDArray[np.float32]:
+        """Return a copy of the logits of a position of the last evaluation, float32 (n_vocab,)."""
+        assert self._context is not None
+        logits: NDArray[np.float32] = _logits(self._context, index, self.spec.n_vocab).copy()
         return logits
 
     def truncate(self, seq: int, position: int) -> None:
@@ -561,6 +620,13 @@ def _samplers(sampling: Sampling, n_vocab: int) -> list[llama_cpp.llama_sampler_
     chain.append(llama_cpp.llama_sampler_init_temp(sampling.temperature))
     chain.append(llama_cpp.llama_sampler_init_dist(sampling.seed))
     return chain
+
+
+def _logits(context: llama_cpp.llama_context_p, index: int, n_vocab: int) -> NDArray[np.float32]:
+    """Return the logits of a position of the last batch, float32 (n_vocab,), valid until the next evaluation."""
+    pointer = llama_cpp.llama_get_logits_ith(context, index)
+    logits: NDArray[np.float32] = np.ctypeslib.as_array(pointer, shape=(n_vocab,))
+    return logits
 
 
 def _device_list(names: Sequence[str]) -> Any:

@@ -4,7 +4,8 @@
     ├── UsageError            2  options that contradict each other or do not exist
     ├── InputError            3  what the user gave cannot be used
     │   ├── ImageError           not an image, damaged, too large
-    │   └── PromptError          text that is no text, or does not fit the context
+    │   ├── PromptError          text that is no text, or does not fit the context
+    │   └── SchemaError          no JSON schema, or one that says what cannot be enforced
     ├── ModelError            4  the model on disk cannot be used
     │   ├── CheckpointError      a published checkpoint that cannot be converted
     │   ├── BundleError          a converted model that is damaged, incomplete or foreign
@@ -32,6 +33,7 @@ __all__ = [
     "ModelError",
     "NetworkError",
     "PromptError",
+    "SchemaError",
     "UsageError",
     "VisionError",
 ]
@@ -70,6 +72,10 @@ class PromptError(InputError):
         super().__init__(message)
         self.n_tokens = n_tokens
         self.n_ctx = n_ctx
+
+
+class SchemaError(InputError):
+    """A JSON schema is damaged, too large, or says what cannot be enforced on an answer."""
 
 
 class ModelError(BimedixEdgeError):

@@ -146,7 +146,7 @@ def read_bandwidth(n_threads: int, seconds: float) -> float | None:
         seconds: about how long this takes.
 
     Returns:
-        The best of many passes over 256 MB, or more where a cache holds that; None before any kernels were loaded, or
+        What lasts over many passes over 256 MB, or more where a cache holds that; None before any kernels were loaded, or
         where there is no memory for it.
     """
     if not _registered:

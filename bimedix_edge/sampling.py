@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 __all__ = ["Sampling"]
 
@@ -18,6 +18,7 @@ class Sampling:
         min_p: drop tokens below this fraction of the best one's probability; 0 drops none.
         repeat_penalty: divides the logits of the last 64 tokens; 1 is none.
         seed: of the random choice.
+        grammar: what the answer is held to, as `grammar.grammar_for` made it; None is any text.
     """
 
     temperature: float = 0.1
@@ -26,3 +27,4 @@ class Sampling:
     min_p: float = 0.0
     repeat_penalty: float = 1.0
     seed: int = 0
+    grammar: str | None = field(default=None, repr=False)

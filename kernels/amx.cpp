@@ -377,7 +377,7 @@ void float_panels(const Rows & rows, const Activations & x, float * y, TileWorks
 
 void tile_panel(const Rows & rows, const Activations & x, float * y, char * scratch) {
     TileWorkspace & work = *reinterpret_cast<TileWorkspace *>(scratch);
-    if (x.n_tokens < kFewest) return panel<S, kDotsOf32>(rows, x, y, reinterpret_cast<char *>(&work.few));
+    if (x.n_tokens < kFewest) return panel<S>(rows, x, y, reinterpret_cast<char *>(&work.few));
     memset(y, 0, x.n_tokens * kRows * sizeof(float));
     if (rows.weight == Weight::f16) return float_panels(rows, x, y, work);
     const Configured configured(configuration(x.rounding));

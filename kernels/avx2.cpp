@@ -15,7 +15,7 @@ struct DotsAvx2 {
 };
 
 struct Avx2 : Avx2Base {
-    using Dots = DotsAvx2;
+    using Few = Dots<DotsAvx2>;
     static constexpr int kWide = 4;
     static constexpr bool kSignedBytes = true;
     // a pair of products is at most 2 * 15 * 127, 2 * 31 * 127, 2 * 63 * 127 or 2 * 128 * 127: that many fit 16 bits

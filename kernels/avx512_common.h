@@ -3,15 +3,15 @@
 
 #include <immintrin.h>
 
-#include "dots512.h"
 #include "panel.h"
 #include "peak.h"
+#include "quads512.h"
 
 namespace bmx {
 namespace {
 
 struct Avx512Vnni {
-    using Dots = Dots512Vnni;
+    using Few = Quads512;
     using I = __m512i;
     using F = __m512;
     static constexpr int kLanes = 16, kHigh = 2;

@@ -9,10 +9,11 @@ namespace bmx {
 namespace {
 
 struct AvxVnni : Avx2Base {
-    struct Dots {
+    struct Sums {
         static I add_pairs(I sum, I a, I b) { return dot16(sum, a, b); }
         static I add_bytes(I sum, I u, I s) { return dot(sum, u, s); }
     };
+    using Few = Dots<Sums>;
     static constexpr int kWide = 4;
     static constexpr bool kSignedBytes = false;
     template <Sum>

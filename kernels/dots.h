@@ -1,5 +1,5 @@
 // A few tokens: each row of weights is multiplied where it lies, in the order in which memory holds it. Such products
-// wait for memory, not for arithmetic, so vectors of 256 bits serve (but see dots512.h); `D` adds up pairs of products:
+// wait for memory, not for arithmetic, so vectors of 256 bits serve (but see quads512.h); `D` adds up pairs of products:
 //
 //   D::add_pairs(sum, a, b)   eight sums of two products of 16-bit numbers
 //   D::add_bytes(sum, u, s)   eight sums of four products of an unsigned and a signed byte that fit 16 bits in pairs
@@ -7,6 +7,7 @@
 
 #include <immintrin.h>
 
+#include <cstddef>
 #include <cstring>
 
 #include "table.h"
@@ -15,7 +16,7 @@ namespace bmx {
 namespace {
 
 constexpr int64_t kMostDots = 4;  // from five on, unpacking into panels pays; both at four: rows are 8 % to 25 % sooner
-constexpr int kAheadBytes = 2560;  // not 4096: lines that far apart share a place in the first-level cache
+constexpr ptrdiff_t kAheadBytes = 8192;
 
 inline __m256i load_bytes(const void * p) { return _mm256_loadu_si256(static_cast<const __m256i *>(p)); }
 
@@ -31,10 +32,11 @@ inline float sum_of(__m256 v) {
     return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
 }
 
-// Fetches what will be read a few rows later: the processor's own prefetcher stops at the end of every 4 KB page.
+// Fetches what will be read a few rows later, `ahead` bytes on: the processor's own prefetcher stops at the end of every 4 KB
+// page. Into the second-level cache: the first has room for too few lines on their way from memory.
 template <int kBytes>
-inline void fetch_ahead_of(const uint8_t * row) {
-    for (int i = 0; i < kBytes; i += 64) _mm_prefetch(reinterpret_cast<const char *>(row + kAheadBytes + i), _MM_HINT_T0);
+inline void fetch_ahead_of(const uint8_t * row, ptrdiff_t ahead) {
+    for (int i = 0; i < kBytes; i += 64) BMX_PREFETCH(reinterpret_cast<const char *>(row + ahead + i));
 }
 
 // The eight scales, then the eight minimums, of Q4_K and Q5_K, as 16-bit numbers.
@@ -51,10 +53,29 @@ inline __m256i repeated(__m256i scales, int index) {
     return _mm256_shuffle_epi8(scales, _mm256_set1_epi16(short(2 * index | (2 * index + 1) << 8)));
 }
 
+// y[m * panel_rows + r], as a panel's, for at most kMostDots tokens
+template <class Format>
+void row_by_row(const Rows & rows, const Activations & x, float * y, int panel_rows) {
+    const char * const end = rows.data + rows.n_rows * rows.stride;
+    for (int r = 0; r < rows.n_rows; r++) {
+        const char * const start = rows.data + r * rows.stride;
+        const ptrdiff_t ahead = kAheadBytes + (rows.after && start + kAheadBytes >= end ? rows.after - end : 0);
+        const uint8_t * const row = reinterpret_cast<const uint8_t *>(start);
+        float out[kMostDots];
+        switch (x.n_tokens) {
+            case 1: Format::template dot<1>(rows.weight, row, ahead, x, out); break;
+            case 2: Format::template dot<2>(rows.weight, row, ahead, x, out); break;
+            case 3: Format::template dot<3>(rows.weight, row, ahead, x, out); break;
+            default: Format::template dot<4>(rows.weight, row, ahead, x, out);
+        }
+        for (int64_t m = 0; m < x.n_tokens; m++) y[m * panel_rows + r] = out[m];
+    }
+}
+
 // Each of the following writes the products of one row with kTokens tokens to `out`.
 
 template <class D, int kTokens, bool kFifthBit>
-void dot_with_minimums(const uint8_t * row, const Activations & x, float * out) {
+void dot_with_minimums(const uint8_t * row, ptrdiff_t ahead, const Activations & x, float * out) {
     constexpr int kBytes = kFifthBit ? 176 : 144;
     const __m256i four = _mm256_set1_epi8(15), fifth = _mm256_set1_epi8(16);
     __m256 sum[kTokens];
@@ -64,7 +85,7 @@ void dot_with_minimums(const uint8_t * row, const Activations & x, float * out) 
         minimum[t] = _mm_setzero_ps();
     }
     for (int64_t b = 0; b < x.n_blocks(); b++, row += kBytes) {
-        fetch_ahead_of<kBytes>(row);
+        fetch_ahead_of<kBytes>(row, ahead);
         const int64_t at = b * x.n_tokens;
         const int8_t * values = x.values + at * kBlock;
         const __m256i both = scales_and_minimums(row + 4);
@@ -106,12 +127,12 @@ void dot_with_minimums(const uint8_t * row, const Activations & x, float * out) 
 }
 
 template <class D, int kTokens>
-void dot_q6_k(const uint8_t * row, const Activations & x, float * out) {
+void dot_q6_k(const uint8_t * row, ptrdiff_t ahead, const Activations & x, float * out) {
     const __m256i four = _mm256_set1_epi8(15), two = _mm256_set1_epi8(48);
     __m256 sum[kTokens];
     for (int t = 0; t < kTokens; t++) sum[t] = _mm256_setzero_ps();
     for (int64_t b = 0; b < x.n_blocks(); b++, row += 210) {
-        fetch_ahead_of<210>(row);
+        fetch_ahead_of<210>(row, ahead);
         const int64_t at = b * x.n_tokens;
         const int8_t * values = x.values + at * kBlock;
         const __m128i scales = _mm_loadu_si128(reinterpret_cast<const __m128i *>(row + 192));
@@ -156,12 +177,12 @@ void dot_q6_k(const uint8_t * row, const Activations & x, float * out) {
 
 // Signed bytes in blocks of 32, each with a scale on both sides
 template <class D, int kTokens, Weight kWeight>
-void dot_of_32(const uint8_t * row, const Activations & x, float * out) {
+void dot_of_32(const uint8_t * row, ptrdiff_t ahead, const Activations & x, float * out) {
     constexpr int kBytes = kWeight == Weight::q8_0 ? 34 : 18;
     __m256 sum[kTokens];
     for (int t = 0; t < kTokens; t++) sum[t] = _mm256_setzero_ps();
     for (int64_t b = 0; b < x.n_columns / 32; b++, row += kBytes) {
-        fetch_ahead_of<kBytes>(row);
+        fetch_ahead_of<kBytes>(row, ahead);
         const int64_t at = b / 8 * x.n_tokens;
         __m256i q;
         if (kWeight == Weight::q8_0) {
@@ -200,41 +221,32 @@ void dot_f16(const uint8_t * row, const float * x, int64_t n, float * out) {
     for (int t = 0; t < kTokens; t++) out[t] = sum_of(_mm256_add_ps(sum[t][0], sum[t][1]));
 }
 
-// What an instruction set may have in wider vectors.
-template <class D, int kTokens>
-struct KQuantDots {
-    static void q4_k(const uint8_t * row, const Activations & x, float * out) { dot_with_minimums<D, kTokens, false>(row, x, out); }
-    static void q5_k(const uint8_t * row, const Activations & x, float * out) { dot_with_minimums<D, kTokens, true>(row, x, out); }
-    static void q6_k(const uint8_t * row, const Activations & x, float * out) { dot_q6_k<D, kTokens>(row, x, out); }
+// As `Few` in panel.h for F16 weights
+struct F16Dots {
+    template <int kTokens>
+    static void dot(Weight, const uint8_t * row, ptrdiff_t, const Activations & x, float * out) {
+        dot_f16<kTokens>(row, x.floats, x.n_columns, out);
+    }
 };
 
-template <class D, int kTokens>
-void dot(Weight weight, const uint8_t * row, const Activations & x, float * out) {
-    if (weight == Weight::f16) return dot_f16<kTokens>(row, x.floats, x.n_columns, out);
-    switch (weight) {
-        case Weight::q4_k: return KQuantDots<D, kTokens>::q4_k(row, x, out);
-        case Weight::q5_k: return KQuantDots<D, kTokens>::q5_k(row, x, out);
-        case Weight::q6_k: return KQuantDots<D, kTokens>::q6_k(row, x, out);
-        case Weight::q8_0: return dot_of_32<D, kTokens, Weight::q8_0>(row, x, out);
-        default: return dot_of_32<D, kTokens, Weight::q4_0>(row, x, out);
-    }
-}
-
-// y[m * panel_rows + r], as a panel's
+// ... and for all, where `D` is defined above
 template <class D>
-void dots(const Rows & rows, const Activations & x, float * y, int panel_rows) {
-    for (int r = 0; r < rows.n_rows; r++) {
-        const uint8_t * row = reinterpret_cast<const uint8_t *>(rows.data) + r * rows.stride;
-        float out[kMostDots];
-        switch (x.n_tokens) {
-            case 1: dot<D, 1>(rows.weight, row, x, out); break;
-            case 2: dot<D, 2>(rows.weight, row, x, out); break;
-            case 3: dot<D, 3>(rows.weight, row, x, out); break;
-            default: dot<D, 4>(rows.weight, row, x, out);
+struct Dots {
+    static constexpr int64_t most(Weight) { return kMostDots; }
+    static void multiply(const Rows & rows, const Activations & x, float * y, int panel_rows) { row_by_row<Dots>(rows, x, y, panel_rows); }
+
+    template <int kTokens>
+    static void dot(Weight weight, const uint8_t * row, ptrdiff_t ahead, const Activations & x, float * out) {
+        switch (weight) {
+            case Weight::f16: return dot_f16<kTokens>(row, x.floats, x.n_columns, out);
+            case Weight::q4_k: return dot_with_minimums<D, kTokens, false>(row, ahead, x, out);
+            case Weight::q5_k: return dot_with_minimums<D, kTokens, true>(row, ahead, x, out);
+            case Weight::q6_k: return dot_q6_k<D, kTokens>(row, ahead, x, out);
+            case Weight::q8_0: return dot_of_32<D, kTokens, Weight::q8_0>(row, ahead, x, out);
+            default: return dot_of_32<D, kTokens, Weight::q4_0>(row, ahead, x, out);
         }
-        for (int64_t m = 0; m < x.n_tokens; m++) y[m * panel_rows + r] = out[m];
     }
-}
+};
 
 }  // namespace
 }  // namespace bmx

@@ -111,7 +111,7 @@ void clear_spare(const Pass & pass) {
 
 Rows rows_of(const Matrix & matrix, int64_t panel, int rows, bool more, int64_t n_columns) {
     const int64_t first = panel * rows;
-    Rows result = {matrix.weight, matrix.data + first * matrix.stride, matrix.stride, 0, nullptr, 0};
+    Rows result = {matrix.weight, matrix.data + first * matrix.stride, matrix.stride, 0, nullptr, 0, nullptr};
     result.n_rows = int(std::min<int64_t>(rows, matrix.n_rows - first));
     const int64_t left = std::min<int64_t>(rows, matrix.n_rows - first - rows);
     if (more && left > 0) {
@@ -144,14 +144,17 @@ void write(const Pass & pass, const Product & product, int64_t first_row, int n_
 
 void compute_panel(Pass & pass, const Product & product, int64_t panel, bool more, float * y, char * scratch) {
     const int rows = pass.rows;
-    const auto multiply_one = [&](const Matrix & matrix, float * to) {
-        const Rows part = rows_of(matrix, panel, rows, more, pass.work.n_columns);
+    const auto multiply_one = [&](const Matrix & matrix, float * to, const char * after) {
+        Rows part = rows_of(matrix, panel, rows, more, pass.work.n_columns);
+        part.after = after;
         pass.table.panel(part, pass.x[int(rounding_of(matrix.weight))], to, scratch);
         return part.n_rows;
     };
-    const int n_rows = multiply_one(product.w, y);
+    const bool both = product.kind == Product::Kind::swiglu;
+    const auto data_of = [&](const Matrix & matrix, int64_t at) { return matrix.data + at * rows * matrix.stride; };
+    const int n_rows = multiply_one(product.w, y, both ? data_of(product.v, panel) : nullptr);
     float * const second = y + pass.n_tokens * rows;
-    if (product.kind == Product::Kind::swiglu) multiply_one(product.v, second);
+    if (both) multiply_one(product.v, second, more ? data_of(product.w, panel + 1) : nullptr);
     write(pass, product, panel * rows, n_rows, y, second);
 }
 
@@ -168,6 +171,16 @@ void compute_panels(Pass & pass, int64_t begin, int64_t end, float * y, char * s
     }
 }
 
+// Takes a run of panels, so that memory is read in order; the last ones are short, so that no thread waits long for another.
+bool take_panels(Pass & pass, int n_threads, int64_t & begin, int64_t & end) {
+    begin = pass.next.load();
+    do {
+        if (begin >= pass.n_panels) return false;
+        end = begin + std::max<int64_t>(1, (pass.n_panels - begin) / (n_threads * 2));
+    } while (!pass.next.compare_exchange_weak(begin, end));
+    return true;
+}
+
 void run(void * data, Team & team, int index) {
     Pass & pass = *static_cast<Pass *>(data);
     const int n_threads = team.size();
@@ -177,10 +190,8 @@ void run(void * data, Team & team, int index) {
     team.barrier();
     float * y = pass.y + size_t(index) * 2 * pass.n_tokens * pass.rows;
     char * scratch = pass.scratch + index * aligned(pass.table.scratch_bytes);
-    // runs of panels, so that memory is read in order; several a thread, so that none waits long for the last one
-    const int64_t step = std::max<int64_t>(1, pass.n_panels / (n_threads * 8));
-    for (int64_t begin; (begin = pass.next.fetch_add(step)) < pass.n_panels;)
-        compute_panels(pass, begin, std::min(begin + step, pass.n_panels), y, scratch);
+    int64_t begin, end;
+    while (take_panels(pass, n_threads, begin, end)) compute_panels(pass, begin, end, y, scratch);
 }
 
 }  // namespace

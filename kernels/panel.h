@@ -366,13 +366,15 @@ void block_of_32(const Panel<S> & p, const Activations & x, int64_t at, int n_su
 template <class S>
 using BlockFunction = void (*)(const Panel<S> &, const Activations &, int64_t at, int n_sub, float * y);
 
-// All tokens over one block: kWide at a time, then the rest at once.
+// All tokens over one block, in as few passes of at most kWide as possible, all about as wide: a narrow one waits for itself.
 template <class S>
 void all_tokens(const BlockFunction<S> * by_tokens, const Panel<S> & p, const Activations & x, int64_t block, int n_sub, float * y) {
     const int64_t start = block * x.n_tokens;
-    for (int64_t m = 0; m < x.n_tokens; m += S::kWide) {
-        const int n = int(std::min<int64_t>(S::kWide, x.n_tokens - m));
-        by_tokens[n - 1](p, x, start + m, n_sub, y + m * panel_rows<S>());
+    const int64_t n_passes = (x.n_tokens + S::kWide - 1) / S::kWide;
+    for (int64_t i = 0, m = 0; i < n_passes; i++) {
+        const int64_t end = x.n_tokens * (i + 1) / n_passes;
+        by_tokens[end - m - 1](p, x, start + m, n_sub, y + m * panel_rows<S>());
+        m = end;
     }
 }
 
@@ -516,9 +518,9 @@ void float_panel(const Rows & rows, const Activations & x, float * y, int y_stri
     }
 }
 
-template <class S, int64_t kDotsOf32 = kMostDots>
+template <class S>
 void panel(const Rows & rows, const Activations & x, float * y, char * scratch) {
-    if (x.n_tokens <= (x.rounding == Rounding::per_32 ? kDotsOf32 : kMostDots)) return dots<typename S::Dots>(rows, x, y, panel_rows<S>());
+    if (x.n_tokens <= S::Few::most(rows.weight)) return S::Few::multiply(rows, x, y, panel_rows<S>());
     Workspace<S> & work = *reinterpret_cast<Workspace<S> *>(scratch);
     memset(y, 0, x.n_tokens * panel_rows<S>() * sizeof(float));
     if (rows.weight == Weight::f16) return float_panel<S>(rows, x, y, panel_rows<S>(), work);

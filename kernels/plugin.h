@@ -31,7 +31,7 @@ BMX_EXPORT int bimedix_edge_kernels_multiply(
     const char * name, int weight, const void * w, long long stride, long long n_rows, const float * x, long long n_tokens,
     long long n_columns, float * y, int n_threads);
 
-// What this machine can do at most, for benchmarks: the best of passes of some milliseconds in about `seconds`.
+// What this machine can do at most, for benchmarks, in about `seconds`: what reading lasts at, and products at best.
 // Bytes that all threads together read from memory in a second; 0 if there is no memory for it.
 BMX_EXPORT double bimedix_edge_kernels_read_bandwidth(int n_threads, double seconds);
 

@@ -67,8 +67,9 @@ struct Rows {
     const char * data;
     size_t stride;  // bytes from row to row
     int n_rows;
-    const char * next;  // the bytes that will be read after these, to be fetched ahead; or null
+    const char * next;  // the next rows of the same matrix, to be fetched ahead; or null
     size_t next_bytes;
+    const char * after;  // the rows that are multiplied right after these, where they are another matrix's; or null
 };
 
 struct Table {

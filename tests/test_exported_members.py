@@ -28,6 +28,7 @@ SURFACE = [
     "PromptError",
     "Runtime",
     "Sampling",
+    "SchemaError",
     "Settings",
     "Timings",
     "Token",
@@ -35,7 +36,9 @@ SURFACE = [
     "Usage",
     "UsageError",
     "VisionError",
+    "grammar_for",
     "load_picture",
+    "load_schema",
     "load_settings",
 ]
 
@@ -70,6 +73,7 @@ def test_every_error_has_its_documented_exit_code() -> None:
         "InputError": 3,
         "ImageError": 3,
         "PromptError": 3,
+        "SchemaError": 3,
         "ModelError": 4,
         "BundleError": 4,
         "CheckpointError": 4,

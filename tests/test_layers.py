@@ -25,8 +25,13 @@ LAYERS: list[set[str]] = [
         "hardware",
         "placement",
         "control_groups",
+        "patterns",
+        "schema_keywords",
+        "schema_branches",
+        "report_schemas",
+        "constraint",
     },
-    {"bundle", "kernels", "image_cache", "cuda", "processor", "host_memory", "gpu_advice", "gguf_header"},
+    {"bundle", "kernels", "image_cache", "cuda", "processor", "host_memory", "gpu_advice", "gguf_header", "grammar"},
     {"store", "vision", "decoder", "memory"},
     {"sessions", "lookahead", "devices", "fit"},
     {"engine", "planning"},
@@ -42,6 +47,7 @@ DOORS = {
     "huggingface_hub": {"converters/hub.py"},
     # calibrate.py looks into a running graph, which no other file has a use for
     "llama_cpp": {"bimedix_edge/decoder.py", "converters/calibrate.py", "converters/quantize.py"},
+    "llguidance": {"bimedix_edge/constraint.py"},
     "onnxruntime": {"bimedix_edge/vision.py"},
     # the server's protocol, and what runs it
     "h11": {"bimedix_edge/server/connections.py"},
@@ -202,6 +208,7 @@ def test_every_module_is_in_the_table() -> None:
 def test_importing_the_package_loads_no_engine() -> None:
     import subprocess
 
-    code = "import sys, bimedix_edge; print([m for m in ('llama_cpp', 'onnxruntime', 'onnx') if m in sys.modules])"
+    engines = ("llama_cpp", "llguidance", "onnxruntime", "onnx")
+    code = f"import sys, bimedix_edge; print([m for m in {engines} if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import click
@@ -13,6 +14,7 @@ from bimedix_edge.cli.opening import open_runtime
 from bimedix_edge.cli.options import encoder_options, model_options, placement_options, sampling_options
 from bimedix_edge.cli.pictures import load_all, picture_options, picture_report, show_pictures
 from bimedix_edge.cli.plan_report import plan_json, show_dry_run
+from bimedix_edge.cli.schemas import read_schema, value_of
 from bimedix_edge.cli.terminal import (
     AnswerPrinter,
     ProgressLine,
@@ -24,6 +26,7 @@ from bimedix_edge.cli.terminal import (
 )
 from bimedix_edge.errors import InputError
 from bimedix_edge.events import Done, Token
+from bimedix_edge.grammar import grammar_for
 from bimedix_edge.imaging.picture import Picture
 from bimedix_edge.prompt import check_text
 from bimedix_edge.runtime import Runtime
@@ -43,6 +46,7 @@ _EXIT_INTERRUPTED = 130
 @placement_options
 @encoder_options
 @sampling_options
+@click.option("--schema", metavar="NAME|FILE", help="Answer in JSON: report, summary, vqa, or a JSON schema's file.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 @click.option("--bidi", type=click.Choice(["auto", "on", "off"]), help="Reorder Arabic for this terminal.")
 @click.option("-v", "--verbose", is_flag=True, help="Print timings to standard error.")
@@ -53,6 +57,7 @@ def ask(
     window: str | None,
     frame: str,
     series: int | None,
+    schema: str | None,
     as_json: bool,
     verbose: bool,
     dry_run: bool,
@@ -67,6 +72,8 @@ def ask(
         return 0
     # before the model is loaded: a wrong file name should not cost the load
     pictures = load_all(images, frame, window, series)
+    grammar = None if schema is None else grammar_for(read_schema(schema))
+    as_text = not as_json and grammar is None
     if not as_json:
         # what changed a value must not pass without a word
         told = pictures if verbose else [picture for picture in pictures if picture.notes or picture.warnings]
@@ -76,21 +83,41 @@ def ask(
         progress = ProgressLine(sys.stderr)
         done: Done | None = None
         with cancel_on_interrupt() as cancel:
-            for event in chat.ask(text, pictures, cancel=cancel):
+            for event in chat.ask(text, pictures, sampling=replace(chat.sampling, grammar=grammar), cancel=cancel):
                 progress.show(event)
-                if isinstance(event, Token) and not as_json:
+                if isinstance(event, Token) and as_text:
                     printer.write(event.text)
                 elif isinstance(event, Done):
                     done = event
         assert done is not None, "an answer always ends with Done"
-        if as_json:
-            click.echo(json.dumps(_report(runtime, chat.sampling.seed, done, pictures), ensure_ascii=False, indent=2))
-        else:
+        if as_text:
             printer.finish()
             echo(f"\n{runtime.manifest.notice}")
+        else:
+            report = _report(runtime, chat.sampling.seed, done, pictures) if as_json else {}
+            _print_object(report, done, runtime.manifest.notice, held=grammar is not None)
         if verbose:
             echo(timing_line(done, runtime.load_ms), err=True)
     return _EXIT_INTERRUPTED if done.stop_reason == "cancelled" else 0
+
+
+def _print_object(report: dict[str, Any], done: Done, notice: str, *, held: bool) -> None:
+    """Print the report of --json, the object that --schema held the answer to, or both.
+
+    Raises:
+        InputError: the object is not complete; then it is not printed, and the report without it.
+    """
+    failure: InputError | None = None
+    if held:
+        try:
+            report["object"] = value_of(done)
+        except InputError as error:
+            failure = error
+            report = report and {**report, "object": None}
+    if report:
+        click.echo(json.dumps({**report, "notice": notice}, ensure_ascii=False, indent=2))
+    if failure is not None and done.stop_reason != "cancelled":
+        raise failure
 
 
 def _question(argument: str) -> str:
@@ -129,5 +156,4 @@ def _report(runtime: Runtime, seed: int, done: Done, pictures: Sequence[Picture]
         },
         "seed": seed,
         "plan": plan_json(runtime.plan),
-        "notice": runtime.manifest.notice,
     }

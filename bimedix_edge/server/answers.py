@@ -21,14 +21,16 @@ Numbered = tuple[int, ServerEvent]
 Result = TypeVar("Result")
 
 _HEARTBEAT_S = 10.0
-_STATUS = {"prompt": 400, "image": 400, "queue_full": 429, "lost": 503, "engine": 500}
+_STATUS = {"prompt": 400, "image": 400, "schema": 400, "queue_full": 429, "lost": 503, "engine": 500}
 _CODES = {
     "prompt": "invalid_prompt",
     "image": "invalid_image",
+    "schema": "unsupported_schema",
     "queue_full": "queue_full",
     "lost": "lost",
     "engine": "engine_failed",
 }
+_PARAMS = {"prompt": "messages", "image": "messages", "schema": "response_format"}
 
 
 def failure(failed: Failed) -> ApiError:
@@ -39,7 +41,7 @@ def failure(failed: Failed) -> ApiError:
         _STATUS[failed.kind],
         code,
         failed.message,
-        param="messages" if failed.kind in ("prompt", "image") else None,
+        param=_PARAMS.get(failed.kind),
         retry_after_s=failed.retry_after_s or (2.0 if failed.kind in ("queue_full", "lost") else None),
         extra={name: number for name, number in numbers.items() if number is not None},
     )

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from dataclasses import replace
 
+from msgspec import UNSET
+
+from bimedix_edge.errors import SchemaError
+from bimedix_edge.grammar import grammar_for
 from bimedix_edge.sampling import Sampling
 from bimedix_edge.server.api_errors import ApiError, invalid
 from bimedix_edge.server.api_fields import (
@@ -12,6 +17,7 @@ from bimedix_edge.server.api_fields import (
     ImageContent,
     ResponseFormat,
     SamplingFields,
+    SchemaFormat,
     TextContent,
     TextFormat,
     User,
@@ -133,10 +139,15 @@ def _choices(request: GenerateRequest, n: int) -> list[GenerateRequest]:
 async def _with_format(sampling: Sampling, wanted: ResponseFormat | None) -> Sampling:
     if wanted is None or isinstance(wanted, TextFormat):
         return sampling
-    raise invalid(
-        "Expected response_format to be text, but it is JSON, which is not enforced yet; leave it out.",
-        "response_format",
-    )
+    schema = wanted.json_schema.schema if isinstance(wanted, SchemaFormat) else None
+    param = "response_format.json_schema.schema"
+    check(schema is not UNSET, "Expected a schema in response_format, but there is none; give one.", param)
+    try:
+        # a large schema takes a while, which the others' answers should not
+        grammar = await asyncio.to_thread(grammar_for, None if schema is UNSET else schema)
+    except SchemaError as error:
+        raise invalid(str(error), param, code="unsupported_schema") from None
+    return replace(sampling, grammar=grammar)
 
 
 def _messages(asked: list[ApiMessage], facts: ModelFacts, max_images: int) -> tuple[Message, ...]:

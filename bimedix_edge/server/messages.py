@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 State = Literal["loading", "ready", "restarting", "failed"]
-FailureKind = Literal["prompt", "image", "queue_full", "lost", "engine"]
+FailureKind = Literal["prompt", "image", "schema", "queue_full", "lost", "engine"]
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,8 @@ class Failed:
     """The request ends without an answer.
 
     Attributes:
-        kind: `prompt` (400: not valid, or too long, with the two counts), `image` (400), `queue_full` (429, with place
+        kind: `prompt` (400: not valid, or too long, with the two counts), `image` (400), `schema` (400:
+            cannot be enforced), `queue_full` (429, with place
             and seconds to wait), `lost` (503: the model's process died, or cannot be started), `engine` (500: it
             failed).
         message: one sentence.

@@ -20,7 +20,7 @@ from PIL import Image
 
 from bimedix_edge.bundle import MANIFEST
 from bimedix_edge.decoder import library_version
-from bimedix_edge.errors import BimedixEdgeError, ImageError, PromptError, UsageError
+from bimedix_edge.errors import BimedixEdgeError, ImageError, PromptError, SchemaError, UsageError
 from bimedix_edge.events import Cancel, Done, Token
 from bimedix_edge.imaging.preprocess import square
 from bimedix_edge.imaging.window import PRESETS
@@ -111,7 +111,7 @@ class _ModelProcess:
         text: list[str] = []
         try:
             last = self._write(frame, cancel, text)
-        except (PromptError, ImageError, UsageError) as error:
+        except (PromptError, SchemaError, ImageError, UsageError) as error:
             last = _refused(error, "".join(text))
         except BimedixEdgeError as error:
             last = Failed("engine", str(error), "".join(text))
@@ -230,10 +230,10 @@ def _detokenized(runtime: Runtime, tokens: tuple[int, ...]) -> str:
     return b"".join(map(runtime.engine.decoder.piece, tokens)).decode("utf-8", "replace")
 
 
-def _refused(error: PromptError | ImageError | UsageError, text: str) -> Failed:
+def _refused(error: PromptError | SchemaError | ImageError | UsageError, text: str) -> Failed:
     if isinstance(error, PromptError):
         return Failed("prompt", str(error), text, n_prompt_tokens=error.n_tokens, n_ctx=error.n_ctx)
-    return Failed("image", str(error), text)
+    return Failed("schema" if isinstance(error, SchemaError) else "image", str(error), text)
 
 
 def _told(error: BimedixEdgeError) -> dict[str, str]:

@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from bimedix_edge.report_schemas import load_schema
+
 COMMAND = [sys.executable, "-m", "bimedix_edge.cli.main"]
 
 
@@ -87,6 +89,62 @@ def test_json_is_one_object_with_everything(model: Path, samples: Path) -> None:
     assert set(report["timings_ms"]) == {"load", "encode", "prefill", "first_token", "decode"}
     assert report["seed"] == 7
     assert result.stderr == b""
+
+
+@pytest.mark.parametrize("name", ["report", "summary", "vqa"])
+def test_a_shipped_schema_gives_one_object_and_the_notice(model: Path, samples: Path, name: str) -> None:
+    options = ("--schema", name, "--temperature", "1", "--seed", "3")
+    result = run("ask", *options, "-m", model, "-i", samples / "effusion_left.png", "ماذا ترى؟")
+    assert result.returncode == 0, result.stderr
+    printed = json.loads(result.stdout)
+    assert set(printed) == {"object", "notice"}
+    assert "not for clinical use" in printed["notice"]
+    assert list(printed["object"]) == load_schema(name)["required"]
+
+
+def test_a_schema_from_a_file_with_json(model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "schema.json"
+    path.write_text('{"type": "object", "properties": {"seen": {"type": "boolean"}}, "required": ["seen"]}')
+    result = run("ask", "--json", "--schema", path, "-m", model, "Is there a nodule?")
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert report["object"] == json.loads(report["answer"])
+    assert isinstance(report["object"]["seen"], bool)
+    assert report["stop_reason"] == "end"
+
+
+def test_an_answer_cut_inside_of_its_object_is_said_and_kept_only_in_the_report(model: Path) -> None:
+    options = ("ask", "--schema", "report", "--max-tokens", "8", "-m", model)
+    result = run(*options, "Hello")
+    assert result.returncode == 3
+    assert result.stdout == b""
+    assert b"after 8 tokens the answer was cut (max_tokens)" in result.stderr
+    result = run(*options, "--json", "Hello")
+    assert result.returncode == 3
+    report = json.loads(result.stdout)
+    assert report["object"] is None
+    assert report["answer"].startswith("{")
+    assert report["stop_reason"] == "max_tokens"
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (None, "report, summary, vqa or a file"),
+        ("{", "is not JSON"),
+        ("[]", "a JSON object"),
+        ('{"not": {}}', "#/not cannot"),
+        (" " * 70_000, "at most 65536 bytes"),
+    ],
+)
+def test_a_schema_that_cannot_be_used_costs_no_loading(tmp_path: Path, content: str | None, expected: str) -> None:
+    path = tmp_path / "schema.json"
+    if content is not None:
+        path.write_text(content)
+    result = run("ask", "--schema", path, "-m", tmp_path / "no model here", "Hello")
+    assert result.returncode == 3
+    assert expected in result.stderr.decode()
+    assert b"Traceback" not in result.stderr
 
 
 def test_a_question_comes_from_standard_input(model: Path) -> None:

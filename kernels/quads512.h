@@ -1,0 +1,322 @@
+// A few tokens with AVX-512 VNNI: four rows of weights side by side, 16 bytes of each in one vector, as they lie in memory.
+// One load of 16 activations serves all four, a dot product of bytes adds four columns at a time, and what is left of a row
+// is four sums that are added up at its end. Sums over a K-quant's block are exact in int32; a token's result does not
+// depend on how many tokens there are.
+//
+// Where lanes are said to hold something of a row, the first four lanes are the first row's, the next four the second's, ...
+#pragma once
+
+#include <immintrin.h>
+
+#include <algorithm>
+
+#include "dots.h"
+
+#if defined(__AVX512VNNI__) && defined(__AVX512BW__)
+namespace bmx {
+namespace {
+
+constexpr int kQuad = 4;
+
+struct Quad {
+    const uint8_t * row[kQuad];
+    const uint8_t * next;  // the first of the rows that come after these
+    size_t stride;
+
+    // 16 bytes of each row
+    __m512i load(size_t offset) const {
+        const auto at = [&](int r) { return _mm_loadu_si128(reinterpret_cast<const __m128i *>(row[r] + offset)); };
+        // merging a load costs no shuffle, unlike inserting one
+        __m512i v = _mm512_castsi128_si512(at(0));
+        v = _mm512_mask_broadcast_i32x4(v, 0x00f0, at(1));
+        v = _mm512_mask_broadcast_i32x4(v, 0x0f00, at(2));
+        return _mm512_mask_broadcast_i32x4(v, 0xf000, at(3));
+    }
+
+    // four bytes of each row
+    __m128i load_dwords(size_t offset) const {
+        const auto at = [&](int r) {
+            int v;
+            memcpy(&v, row[r] + offset, 4);
+            return v;
+        };
+        return _mm_setr_epi32(at(0), at(1), at(2), at(3));
+    }
+
+    void advance(size_t n_bytes) {
+        for (const uint8_t *& r : row) r += n_bytes;
+        next += n_bytes;
+    }
+
+    // Fetches what the next rows hold in the same place. Into the second-level cache: the first has room for too few lines
+    // on their way from memory (on a Zen 4, 21 against 41 GB/s).
+    template <int kBytes>
+    void fetch() const {
+        for (int r = 0; r < kQuad; r++)
+            for (int i = 0; i < kBytes; i += 64) BMX_PREFETCH(reinterpret_cast<const char *>(next + r * stride + i));
+    }
+};
+
+// From two floats of half precision of each row, in a row's 32 bits: the one in the lower half, and in the upper half.
+struct Halves {
+    __m512 low, high;
+
+    explicit Halves(__m128i dwords) {
+        const __m512 all = _mm512_castps256_ps512(_mm256_cvtph_ps(dwords));
+        const __m512i even = _mm512_setr_epi32(0, 0, 0, 0, 2, 2, 2, 2, 4, 4, 4, 4, 6, 6, 6, 6);
+        low = _mm512_permutexvar_ps(even, all);
+        high = _mm512_permutexvar_ps(_mm512_or_si512(even, _mm512_set1_epi32(1)), all);
+    }
+};
+
+inline __m512i sixteen_of(const void * activations) {
+    return _mm512_broadcast_i32x4(_mm_loadu_si128(static_cast<const __m128i *>(activations)));
+}
+
+inline __m512i in_each_row(char a, char b, char c, char d) {
+    // two bytes of a 16-bit number, four times; then those of another
+    return _mm512_broadcast_i32x4(_mm_setr_epi8(a, b, a, b, a, b, a, b, c, d, c, d, c, d, c, d));
+}
+
+// The eight scales, then the eight minimums, of Q4_K and Q5_K, as bytes; `head` is the first 16 bytes of each row's block.
+inline __m512i scales_and_minimums_of(__m512i head) {
+    const auto each = [](int a, int b, int c, int d) { return _mm512_broadcast_i32x4(_mm_setr_epi32(a, b, c, d)); };
+    const __m512i lower = _mm512_srlv_epi32(_mm512_shuffle_epi32(head, _MM_PERM_ENUM(0xed)), each(0, 0, 0, 4));
+    const __m512i upper = _mm512_srli_epi32(_mm512_shuffle_epi32(head, _MM_PERM_ENUM(0xa5)), 2);
+    return _mm512_or_si512(
+        _mm512_and_si512(lower, each(0x3f3f3f3f, 0x0f0f0f0f, 0x3f3f3f3f, 0x0f0f0f0f)),
+        _mm512_and_si512(upper, each(0, 0x30303030, 0, 0x30303030)));
+}
+
+// Two scales of each row, of the numbers a and b in the lower half of its bytes or 16-bit numbers, as 16-bit numbers.
+inline __m512i two_of_bytes(__m512i bytes, int a, int b) {
+    return _mm512_shuffle_epi8(bytes, in_each_row(char(a), char(0x80), char(b), char(0x80)));
+}
+
+inline __m512i two_of_words(__m512i words, int a, int b) {
+    return _mm512_shuffle_epi8(words, in_each_row(char(2 * a), char(2 * a + 1), char(2 * b), char(2 * b + 1)));
+}
+
+// What every format does with a token: adds `products` of sums over bytes with their scales, two scales at a time.
+inline __m512i add_scaled(__m512i block, __m512i first, __m512i second, __m512i scales) {
+    // a lane holds at most 8 products of 31 * 127, or 4 of 63 * 127: they fit 16 bits
+    return _mm512_dpwssd_epi32(block, _mm512_packs_epi32(first, second), scales);
+}
+
+// ---- Q4_K, Q5_K
+
+// 64 columns: the lower halves of 32 bytes are the first 32, the upper ones the rest.
+template <int kTokens, bool kFifthBit, int kPair>
+inline void pair_of_nibbles(const Quad & quad, const int8_t * values, const __m512i * fifth, __m512i scales, __m512i * block) {
+    const __m512i four = _mm512_set1_epi8(15), bit = _mm512_set1_epi8(16);
+    __m512i low[2], high[2];
+    BMX_UNROLL
+    for (int i = 0; i < 2; i++) {
+        const __m512i v = quad.load((kFifthBit ? 48 : 16) + kPair * 32 + i * 16);
+        low[i] = _mm512_and_si512(v, four);
+        high[i] = _mm512_and_si512(_mm512_srli_epi16(v, 4), four);
+        if (kFifthBit) {
+            // bit s of a byte belongs to block s: it goes to bit 4
+            constexpr int s = 2 * kPair;
+            const __m512i of_low = s < 4 ? _mm512_slli_epi16(fifth[i], s < 4 ? 4 - s : 0) : _mm512_srli_epi16(fifth[i], s < 4 ? 0 : s - 4);
+            const __m512i of_high = s < 3 ? _mm512_slli_epi16(fifth[i], s < 3 ? 3 - s : 0) : _mm512_srli_epi16(fifth[i], s < 3 ? 0 : s - 3);
+            low[i] = _mm512_or_si512(low[i], _mm512_and_si512(of_low, bit));
+            high[i] = _mm512_or_si512(high[i], _mm512_and_si512(of_high, bit));
+        }
+    }
+    const __m512i both = two_of_bytes(scales, 2 * kPair, 2 * kPair + 1);
+    BMX_UNROLL
+    for (int t = 0; t < kTokens; t++) {
+        const int8_t * x = values + t * kBlock + kPair * 64;
+        __m512i a = _mm512_dpbusd_epi32(_mm512_setzero_si512(), low[0], sixteen_of(x));
+        __m512i b = _mm512_dpbusd_epi32(_mm512_setzero_si512(), high[0], sixteen_of(x + 32));
+        a = _mm512_dpbusd_epi32(a, low[1], sixteen_of(x + 16));
+        b = _mm512_dpbusd_epi32(b, high[1], sixteen_of(x + 48));
+        block[t] = add_scaled(block[t], a, b, both);
+    }
+}
+
+template <int kTokens, bool kFifthBit>
+void quad_with_minimums(Quad quad, const Activations & x, __m512 * sum) {
+    constexpr int kBytes = kFifthBit ? 176 : 144;
+    for (int64_t b = 0; b < x.n_blocks(); b++, quad.advance(kBytes)) {
+        quad.fetch<kBytes>();
+        const int64_t at = b * x.n_tokens;
+        const int8_t * values = x.values + at * kBlock;
+        const __m512i head = quad.load(0), scales = scales_and_minimums_of(head);
+        const __m512i firsts = _mm512_setr_epi32(0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12);
+        const Halves halves(_mm512_castsi512_si128(_mm512_permutexvar_epi32(firsts, head)));
+        __m512i fifth[2] = {}, block[kTokens];
+        if (kFifthBit)
+            for (int i = 0; i < 2; i++) fifth[i] = quad.load(16 + i * 16);
+        BMX_UNROLL
+        for (int t = 0; t < kTokens; t++) block[t] = _mm512_setzero_si512();
+        pair_of_nibbles<kTokens, kFifthBit, 0>(quad, values, fifth, scales, block);
+        pair_of_nibbles<kTokens, kFifthBit, 1>(quad, values, fifth, scales, block);
+        pair_of_nibbles<kTokens, kFifthBit, 2>(quad, values, fifth, scales, block);
+        pair_of_nibbles<kTokens, kFifthBit, 3>(quad, values, fifth, scales, block);
+        const __m512i minimums = _mm512_unpackhi_epi8(scales, _mm512_setzero_si512());
+        BMX_UNROLL
+        for (int t = 0; t < kTokens; t++) {
+            const __m512 of_token = _mm512_set1_ps(x.scales[at + t]);
+            sum[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(block[t]), _mm512_mul_ps(halves.low, of_token), sum[t]);
+            const __m512i m = _mm512_madd_epi16(minimums, sixteen_of(x.sums32 + (at + t) * 8));
+            sum[t] = _mm512_fnmadd_ps(_mm512_cvtepi32_ps(m), _mm512_mul_ps(halves.high, of_token), sum[t]);
+        }
+    }
+}
+
+// ---- Q6_K
+
+// A half of a block, 128 columns, and of each 32 of them the first or second 16.
+template <int kTokens, int kHalf, int kPart>
+inline void eighth_of_q6_k(const Quad & quad, const int8_t * values, __m512i scales, __m512i * block) {
+    const __m512i four = _mm512_set1_epi8(15), two = _mm512_set1_epi8(48);
+    const __m512i v[2] = {quad.load(kHalf * 64 + kPart * 16), quad.load(kHalf * 64 + 32 + kPart * 16)};
+    const __m512i high = quad.load(128 + kHalf * 32 + kPart * 16);
+    const __m512i bits[4] = {_mm512_slli_epi16(high, 4), _mm512_slli_epi16(high, 2), high, _mm512_srli_epi16(high, 2)};
+    BMX_UNROLL
+    for (int upper = 0; upper < 2; upper++) {
+        __m512i q[2];
+        BMX_UNROLL
+        for (int i = 0; i < 2; i++) {
+            const __m512i nibbles = _mm512_and_si512(upper ? _mm512_srli_epi16(v[i], 4) : v[i], four);
+            q[i] = _mm512_or_si512(nibbles, _mm512_and_si512(bits[upper * 2 + i], two));
+        }
+        const __m512i both = two_of_words(scales, kPart + upper * 4, kPart + upper * 4 + 2);
+        BMX_UNROLL
+        for (int t = 0; t < kTokens; t++) {
+            const int8_t * x = values + t * kBlock + kHalf * 128 + upper * 64 + kPart * 16;
+            const __m512i a = _mm512_dpbusd_epi32(_mm512_setzero_si512(), q[0], sixteen_of(x));
+            const __m512i b = _mm512_dpbusd_epi32(_mm512_setzero_si512(), q[1], sixteen_of(x + 32));
+            block[t] = add_scaled(block[t], a, b, both);
+        }
+    }
+}
+
+template <int kTokens>
+void quad_q6_k(Quad quad, const Activations & x, __m512 * sum) {
+    for (int64_t b = 0; b < x.n_blocks(); b++, quad.advance(210)) {
+        quad.fetch<210>();
+        const int64_t at = b * x.n_tokens;
+        const int8_t * values = x.values + at * kBlock;
+        const __m512i zero = _mm512_setzero_si512(), packed = quad.load(192);
+        const __m512i scales[2] = {
+            _mm512_srai_epi16(_mm512_unpacklo_epi8(zero, packed), 8), _mm512_srai_epi16(_mm512_unpackhi_epi8(zero, packed), 8)};
+        __m512i block[kTokens];
+        BMX_UNROLL
+        for (int t = 0; t < kTokens; t++) {
+            // what the bytes being 32 too large adds, taken off: sums16 holds -32 times the sums
+            const __m512i wide = _mm512_srai_epi32(_mm512_loadu_si512(x.sums16 + (at + t) * 16), 5);
+            const __m512i sums = _mm512_castsi256_si512(_mm512_cvtepi32_epi16(wide));
+            const __m512i of_first = _mm512_madd_epi16(scales[0], _mm512_shuffle_i32x4(sums, sums, 0));
+            block[t] = _mm512_slli_epi32(_mm512_dpwssd_epi32(of_first, scales[1], _mm512_shuffle_i32x4(sums, sums, 0x55)), 5);
+        }
+        eighth_of_q6_k<kTokens, 0, 0>(quad, values, scales[0], block);
+        eighth_of_q6_k<kTokens, 0, 1>(quad, values, scales[0], block);
+        eighth_of_q6_k<kTokens, 1, 0>(quad, values, scales[1], block);
+        eighth_of_q6_k<kTokens, 1, 1>(quad, values, scales[1], block);
+        // the scale is the last two of these bytes
+        const Halves halves(quad.load_dwords(206));
+        BMX_UNROLL
+        for (int t = 0; t < kTokens; t++)
+            sum[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(block[t]), _mm512_mul_ps(halves.high, _mm512_set1_ps(x.scales[at + t])), sum[t]);
+    }
+}
+
+// ---- Q8_0, Q4_0: blocks of 32, each with a scale of its own on both sides; bytes are 128 or 8 too large
+
+template <int kTokens, Weight kWeight>
+void quad_of_32(Quad quad, const Activations & x, __m512 * sum) {
+    constexpr bool kBytesWhole = kWeight == Weight::q8_0;
+    constexpr int kBytes = kBytesWhole ? 34 : 18;
+    for (int64_t b = 0; b < x.n_columns / 32; b++, quad.advance(kBytes)) {
+        quad.fetch<kBytes>();
+        const int64_t at = b / 8 * x.n_tokens, sub = b % 8;
+        __m512i w[2] = {quad.load(2), {}};
+        if (kBytesWhole) {
+            w[0] = _mm512_xor_si512(w[0], _mm512_set1_epi8(char(0x80)));
+            w[1] = _mm512_xor_si512(quad.load(18), _mm512_set1_epi8(char(0x80)));
+        } else {
+            w[1] = _mm512_and_si512(_mm512_srli_epi16(w[0], 4), _mm512_set1_epi8(15));
+            w[0] = _mm512_and_si512(w[0], _mm512_set1_epi8(15));
+        }
+        const __m512 scale = Halves(quad.load_dwords(0)).low;
+        BMX_UNROLL
+        for (int t = 0; t < kTokens; t++) {
+            const int8_t * values = x.values + (at + t) * kBlock + sub * 32;
+            // sums16 holds -128 times the sum
+            const int offset = kBytesWhole ? x.sums16[(at + t) * 16 + sub] : x.sums16[(at + t) * 16 + sub] / 16;
+            __m512i block = _mm512_maskz_set1_epi32(0x1111, offset);
+            block = _mm512_dpbusd_epi32(block, w[0], sixteen_of(values));
+            block = _mm512_dpbusd_epi32(block, w[1], sixteen_of(values + 16));
+            const __m512 both = _mm512_mul_ps(scale, _mm512_set1_ps(x.scales[(at + t) * 8 + sub]));
+            sum[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(block), both, sum[t]);
+        }
+    }
+}
+
+// ---- all rows of a panel
+
+template <int kTokens>
+void multiply_quad(Weight weight, const Quad & quad, const Activations & x, __m512 * sum) {
+    switch (weight) {
+        case Weight::q4_k: return quad_with_minimums<kTokens, false>(quad, x, sum);
+        case Weight::q5_k: return quad_with_minimums<kTokens, true>(quad, x, sum);
+        case Weight::q6_k: return quad_q6_k<kTokens>(quad, x, sum);
+        case Weight::q8_0: return quad_of_32<kTokens, Weight::q8_0>(quad, x, sum);
+        default: return quad_of_32<kTokens, Weight::q4_0>(quad, x, sum);
+    }
+}
+
+// The sum of each row's four lanes.
+inline __m128 sums_of_rows(__m512 v) {
+    v = _mm512_add_ps(v, _mm512_permute_ps(v, 0x4e));
+    v = _mm512_add_ps(v, _mm512_permute_ps(v, 0xb1));
+    const __m512i firsts = _mm512_setr_epi32(0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12);
+    return _mm512_castps512_ps128(_mm512_permutexvar_ps(firsts, v));
+}
+
+// y[m * panel_rows + r], as a panel's
+template <int kTokens>
+void quads(const Rows & rows, const Activations & x, float * y, int panel_rows) {
+    for (int first = 0; first < rows.n_rows; first += kQuad) {
+        const char * const data = rows.data + first * rows.stride;
+        const bool last = first + kQuad >= rows.n_rows;
+        Quad quad;
+        // rows that are not there are the last one again: computed, and written where nobody looks
+        for (int r = 0; r < kQuad; r++)
+            quad.row[r] = reinterpret_cast<const uint8_t *>(data + std::min(r, rows.n_rows - 1 - first) * rows.stride);
+        quad.next = reinterpret_cast<const uint8_t *>(last && rows.after ? rows.after : data + kQuad * rows.stride);
+        quad.stride = rows.stride;
+        __m512 sum[kTokens];
+        for (__m512 & s : sum) s = _mm512_setzero_ps();
+        multiply_quad<kTokens>(rows.weight, quad, x, sum);
+        for (int t = 0; t < kTokens; t++) _mm_storeu_ps(y + t * panel_rows + first, sums_of_rows(sum[t]));
+    }
+}
+
+// As `Few` in panel.h
+struct Quads512 {
+    // more are multiplied sooner by unpacked panels
+    static constexpr int64_t most(Weight weight) {
+        return weight == Weight::f16 ? kMostDots : weight == Weight::q8_0 ? 8 : weight == Weight::q4_0 ? 4 : 6;
+    }
+    static void multiply(const Rows & rows, const Activations & x, float * y, int panel_rows) {
+        if (rows.weight == Weight::f16) return row_by_row<F16Dots>(rows, x, y, panel_rows);
+        switch (x.n_tokens) {
+            case 1: return quads<1>(rows, x, y, panel_rows);
+            case 2: return quads<2>(rows, x, y, panel_rows);
+            case 3: return quads<3>(rows, x, y, panel_rows);
+            case 4: return quads<4>(rows, x, y, panel_rows);
+            case 5: return quads<5>(rows, x, y, panel_rows);
+            case 6: return quads<6>(rows, x, y, panel_rows);
+            case 7: return quads<7>(rows, x, y, panel_rows);
+            default: return quads<8>(rows, x, y, panel_rows);
+        }
+    }
+};
+
+}  // namespace
+}  // namespace bmx
+#endif

@@ -1,0 +1,86 @@
+"""What holding an answer to a schema costs a token: `python tests/bench/bench_schema.py VOCABULARY.gguf`.
+
+Only the vocabulary of the GGUF is read, so any model's file will do, such as llama.cpp's `ggml-vocab-llama-bpe.gguf`. A
+text in both languages is walked through two grammars; measured are the mask with its list of ids, and these with the
+choice by numpy's argmax, against an argmax over all.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import llama_cpp
+import numpy as np
+
+from bimedix_edge.constraint import Vocabulary
+from bimedix_edge.grammar import grammar_for
+from bimedix_edge.report_schemas import load_schema
+
+REPORT = (
+    '{"examination": "Chest radiograph, frontal", "findings": ['
+    '{"observation": "عقيدة مستديرة بقطر عشرة ملم", "location": "upper zone", "laterality": "right", '
+    '"certainty": "present"}, '
+    '{"observation": "Blunted costophrenic angle", "location": "base", "laterality": "left", "certainty": "probable"}'
+    '], "impression": ["Solitary nodule of the right lung.", "انصباب جنبي أيسر محتمل."], "limitations": "One view."}'
+)
+ROUNDS = 5
+
+
+def read_vocabulary(path: Path) -> tuple[Vocabulary, Callable[[str], list[int]], int]:
+    params = llama_cpp.llama_model_default_params()
+    params.vocab_only = True
+    model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
+    vocab = llama_cpp.llama_model_get_vocab(model)
+    n_vocab = llama_cpp.llama_vocab_n_tokens(vocab)
+    buffer = ctypes.create_string_buffer(1024)
+    sizes = (llama_cpp.llama_token_to_piece(vocab, token, buffer, 1024, 0, False) for token in range(n_vocab))
+    pieces = [buffer.raw[:size] for size in sizes]
+    special = [token for token in range(n_vocab) if llama_cpp.llama_vocab_is_control(vocab, token)]
+
+    def tokenize(text: str) -> list[int]:
+        data = text.encode()
+        tokens = (llama_cpp.llama_token * (len(data) + 1))()
+        count = llama_cpp.llama_tokenize(vocab, data, len(data), tokens, len(tokens), False, False)
+        return list(tokens[:count])
+
+    start_s = time.perf_counter()
+    vocabulary = Vocabulary(pieces, special, llama_cpp.llama_vocab_eot(vocab), tokenize)
+    print(f"{n_vocab} tokens, prepared once in {time.perf_counter() - start_s:.2f} s")
+    return vocabulary, tokenize, n_vocab
+
+
+def main() -> None:
+    vocabulary, tokenize, n_vocab = read_vocabulary(Path(sys.argv[1]))
+    logits = np.random.default_rng(0).normal(size=n_vocab).astype(np.float32)
+    free_ms = []
+    for _ in range(100):
+        start_s = time.perf_counter()
+        np.argmax(logits)
+        free_ms.append((time.perf_counter() - start_s) * 1e3)
+    print(f"argmax over all: {np.median(free_ms):.3f} ms")
+    for name, schema in (("report", load_schema("report")), ("any object", None)):
+        masks, choices, compiles = [], [], []
+        for _ in range(ROUNDS):
+            start_s = time.perf_counter()
+            held = vocabulary.constraint(grammar_for(schema))
+            compiles.append((time.perf_counter() - start_s) * 1e3)
+            for token in tokenize(REPORT):
+                start_s = time.perf_counter()
+                allowed = held.allowed()
+                masks.append((time.perf_counter() - start_s) * 1e3)
+                np.argmax(logits[allowed])
+                choices.append((time.perf_counter() - start_s) * 1e3)
+                held.accept(token)
+        print(
+            f"{name}: compiled in {np.median(compiles):.2f} ms; a token's mask median {np.median(masks):.3f}, mean "
+            f"{np.mean(masks):.3f}, p99 {np.percentile(masks, 99):.2f}, most {max(masks):.1f} ms; with the choice mean "
+            f"{np.mean(choices):.3f} ms ({len(masks)} tokens)"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""`response_format` is enforced, or refused by name before the model is asked."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+from server.conftest import Server
+
+from bimedix_edge.report_schemas import load_schema
+
+
+def as_format(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": schema}}
+
+
+@pytest.mark.parametrize("name", ["report", "summary", "vqa"])
+def test_a_schema_holds_the_answer(server: Server, name: str) -> None:
+    schema = load_schema(name)
+    reply = server.ask("ماذا ترى؟", response_format=as_format(schema), temperature=1, seed=2, max_tokens=900)
+    assert reply.status == 200, reply.body
+    (choice,) = reply.json["choices"]
+    assert choice["finish_reason"] == "stop"
+    Draft202012Validator(schema).validate(json.loads(choice["message"]["content"]))
+
+
+def test_without_a_schema_some_object_is_written(server: Server) -> None:
+    for seed in range(3):
+        reply = server.ask(response_format={"type": "json_object"}, temperature=1.5, seed=seed, max_tokens=300)
+        (choice,) = reply.json["choices"]
+        assert choice["message"]["content"].startswith("{")
+        if choice["finish_reason"] == "stop":
+            assert isinstance(json.loads(choice["message"]["content"]), dict)
+
+
+def test_an_answer_that_is_cut_says_so(server: Server) -> None:
+    reply = server.ask(response_format=as_format(load_schema("report")), max_tokens=5)
+    assert reply.json["choices"][0]["finish_reason"] == "length"
+
+
+@pytest.mark.parametrize(
+    ("schema", "named"),
+    [
+        ({"properties": {"a": {"not": {}}}}, "#/properties/a/not"),
+        ({"minimum": 2, "maximum": 1, "type": "integer"}, "minimum"),
+    ],
+)
+def test_what_cannot_be_enforced_is_refused(server: Server, schema: dict[str, Any], named: str) -> None:
+    reply = server.ask(response_format=as_format(schema))
+    assert reply.status == 400
+    assert reply.error["code"] == "unsupported_schema"
+    assert reply.error["param"].startswith("response_format")
+    assert named in reply.error["message"]
