@@ -165,6 +165,8 @@ def _facts(header: GgufHeader, file_bytes: int, spec: DecoderSpec) -> DecoderFac
             if int(match[1]) >= spec.n_layer:
                 raise ValueError(f"it has a layer {match[1]}")
             layers[int(match[1])] += size
+    if not all(layers):
+        raise ValueError(f"layer {layers.index(0)} has no tensors")
     return DecoderFacts(
         spec=spec,
         n_ff=tensors["blk.0.ffn_up.weight"].dims[-1],

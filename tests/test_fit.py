@@ -85,7 +85,7 @@ def check(found: Plan, hardware: Hardware, target: int = 1024 * MIB, facts: Deco
         (24, 33, "f16", "gpu"),
         (12, 33, "f16", "gpu"),
         (8, 33, "f16", "gpu"),
-        (6, 27, "q8_0", "mixed"),
+        (6, 28, "q8_0", "mixed"),
         (4, 13, "q8_0", "mixed"),
         (2, 0, "f16", "cpu"),
     ],
@@ -191,11 +191,11 @@ def test_what_does_not_fit_names_the_nearest_plans() -> None:
     with pytest.raises(
         HardwareError, match=r"Expected room for 33 of 33 layers .*what would fit: --gpu-layers (\d+)"
     ) as error:
-        planned(hardware, gpu_layers="all")
+        planned(hardware, gpu_layers="all", ctx_size=4096)
     n = int(str(error.value).split("--gpu-layers ")[1].split(",")[0].split(".")[0])
-    planned(hardware, gpu_layers=n)
+    planned(hardware, gpu_layers=n, ctx_size=4096)
     with pytest.raises(HardwareError):
-        planned(hardware, gpu_layers=n + 1)
+        planned(hardware, gpu_layers=n + 1, ctx_size=4096)
 
 
 def test_a_context_that_does_not_fit_names_one_that_does() -> None:

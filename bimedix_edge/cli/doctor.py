@@ -19,7 +19,6 @@ from bimedix_edge.cli.terminal import plain_console
 from bimedix_edge.devices import inspect_machine
 from bimedix_edge.errors import BimedixEdgeError
 from bimedix_edge.image_cache import cache_usage
-from bimedix_edge.planning import plan_model
 from bimedix_edge.settings import OFF, Settings, load_settings, terminal_reorders
 from bimedix_edge.store import Store
 
@@ -127,6 +126,8 @@ def _model(settings: Settings) -> str:
     if store.is_demo(directory) and not directory.is_dir():
         return "none installed; the demo model will be converted on first use"
     manifest = verify_bundle(directory)
+    from bimedix_edge.planning import plan_model
+
     plan = plan_model(directory, manifest, settings)
     return f"{manifest.name}, whole, needs about {plan.host.total / 1e6:.0f} MB; {plan.line}"
 
