@@ -10,11 +10,12 @@ from __future__ import annotations
 import ctypes
 import functools
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from bimedix_edge.hardware import CudaDriver, NvidiaGpu
 
-__all__ = ["count_cards", "inspect_driver"]
+__all__ = ["Call", "DriverError", "count_cards", "inspect_driver", "open_driver"]
 
 _WINDOWS = sys.platform == "win32"
 _DRIVER, _NVML = ("nvcuda.dll", "nvml.dll") if _WINDOWS else ("libcuda.so.1", "libnvidia-ml.so.1")
@@ -25,21 +26,24 @@ _VENDOR, _DISPLAY = "0x10de", "0x03"
 _CAPABILITY = (75, 76)
 
 
-class _DriverError(Exception):
-    """The driver refuses; never leaves this file."""
+Call = Callable[..., None]
+
+
+class DriverError(Exception):
+    """The driver refuses; never leaves this package."""
 
 
 @functools.cache
 def inspect_driver() -> CudaDriver | None:
     """Return what NVIDIA's driver says, asked once a process; None where none is installed."""
     library = _load(_DRIVER)
-    nvml = _Nvml()
     if library is None:
         return None
+    nvml = _Nvml()
     try:
         driver = _Driver(library)
         gpus = tuple(driver.gpu(index, nvml) for index in range(driver.count()))
-    except _DriverError as error:
+    except DriverError as error:
         return CudaDriver(nvml.version, _cuda_of(library), (), str(error))
     return CudaDriver(nvml.version, _cuda_of(library), gpus, None if gpus else "it finds no device")
 
@@ -67,16 +71,31 @@ def _cuda_of(library: ctypes.CDLL) -> tuple[int, int] | None:
     return version.value // 1000, version.value % 1000 // 10
 
 
+def open_driver() -> Call:
+    """Initialise the driver.
+
+    Returns:
+        What calls one of its functions: its name, then its arguments.
+
+    Raises:
+        DriverError: there is none, or it cannot be initialised; the same is raised by a call that fails.
+    """
+    library = _load(_DRIVER)
+    if library is None:
+        raise DriverError("no NVIDIA driver is installed")
+    return _Driver(library).call
+
+
 class _Driver:
     """The driver, initialised.
 
     Raises:
-        _DriverError: it cannot be.
+        DriverError: it cannot be.
     """
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._library = library
-        self._call("cuInit", 0)
+        self.call("cuInit", 0)
 
     def count(self) -> int:
         """Return how many devices this process may see."""
@@ -86,25 +105,26 @@ class _Driver:
         """Return what one of them is; no context is made on it, which would take its memory."""
         device = self._integer("cuDeviceGet", index)
         name, place = (ctypes.create_string_buffer(_NAME_BYTES) for _ in range(2))
-        self._call("cuDeviceGetName", name, _NAME_BYTES, device)
-        self._call("cuDeviceGetPCIBusId", place, _NAME_BYTES, device)
+        self.call("cuDeviceGetName", name, _NAME_BYTES, device)
+        self.call("cuDeviceGetPCIBusId", place, _NAME_BYTES, device)
         total = ctypes.c_size_t()
-        self._call("cuDeviceTotalMem_v2", ctypes.byref(total), device)
+        self.call("cuDeviceTotalMem_v2", ctypes.byref(total), device)
         major, minor = (self._integer("cuDeviceGetAttribute", attribute, device) for attribute in _CAPABILITY)
         text = name.value.decode("utf-8", "replace")
         return NvidiaGpu(text, (major, minor), int(total.value), nvml.free_bytes(place.value))
 
-    def _integer(self, function: str, *arguments: int) -> int:
-        value = ctypes.c_int()
-        self._call(function, ctypes.byref(value), *arguments)
-        return value.value
-
-    def _call(self, function: str, *arguments: object) -> None:
+    def call(self, function: str, *arguments: object) -> None:
+        """Call a function that returns a status."""
         status = getattr(self._library, function)(*arguments)
         if status != 0:
             text = ctypes.c_char_p()
             self._library.cuGetErrorString(status, ctypes.byref(text))
-            raise _DriverError(f"{function}: {(text.value or b'error').decode('utf-8', 'replace')} ({status})")
+            raise DriverError(f"{function}: {(text.value or b'error').decode('utf-8', 'replace')} ({status})")
+
+    def _integer(self, function: str, *arguments: int) -> int:
+        value = ctypes.c_int()
+        self.call(function, ctypes.byref(value), *arguments)
+        return value.value
 
 
 class _MemoryInfo(ctypes.Structure):

@@ -11,9 +11,10 @@ from bimedix_edge.fit import Plan, VisionFacts, Wishes, plan
 from bimedix_edge.memory import read_facts, vision_need
 from bimedix_edge.settings import Settings
 
-__all__ = ["MAX_CHATS_IN_MEMORY", "plan_model"]
+__all__ = ["plan_model"]
 
-MAX_CHATS_IN_MEMORY = 8
+# conversations whose part of the KV cache is kept between their answers, if it has the cells
+_MOST_CHATS = 32
 _MIB = 1 << 20
 # a device that ONNX Runtime computes on, as ggml calls it
 _VISION_DEVICES = {"cuda": "CUDA0"}
@@ -62,5 +63,5 @@ def wishes(settings: Settings) -> Wishes:
         target_bytes=settings.fit_target * _MIB,
         devices=tuple(filter(None, (name.strip() for name in (settings.device or "").split(",")))),
         long_context=settings.allow_long_context == "on",
-        n_seq_max=MAX_CHATS_IN_MEMORY,
+        n_seq_max=max(_MOST_CHATS, settings.parallel),
     )

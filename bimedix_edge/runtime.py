@@ -64,7 +64,7 @@ class Runtime:
         self.kernels = decoder.kernels
         cache_bytes = settings.image_cache_bytes
         image_cache = ImageCache(settings.image_cache_dir, cache_bytes, notify) if cache_bytes else None
-        self.engine = Engine(decoder, vision, image_cache=image_cache)
+        self.engine = Engine(decoder, vision, image_cache=image_cache, n_parallel=settings.parallel)
         self.load_ms = (time.perf_counter() - start_s) * 1e3
 
     @classmethod

@@ -8,7 +8,9 @@ import ctypes
 import functools
 import hashlib
 import os
+import threading
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +34,18 @@ except (ImportError, OSError) as error:
 # what fails is told by our exceptions; a provider that does not load would be told on standard error
 onnxruntime.set_default_logger_severity(4)
 
-__all__ = ["AUTO", "Stop", "Stopped", "VisionEncoder", "devices_here", "embedding_key", "library_version", "providers"]
+__all__ = [
+    "AUTO",
+    "Stop",
+    "Stopped",
+    "VisionEncoder",
+    "built_for_cuda",
+    "device_of",
+    "devices_here",
+    "embedding_key",
+    "library_version",
+    "providers",
+]
 
 AUTO = "auto"
 
@@ -44,6 +57,11 @@ _CPU, _CUDA, _COREML = "cpu", "cuda", "coreml"
 _PROVIDERS = {_CUDA: "CUDAExecutionProvider", _COREML: "CoreMLExecutionProvider", _CPU: "CPUExecutionProvider"}
 # the shared part first, which the other one needs
 _LIBRARIES = {_CUDA: ("*onnxruntime_providers_shared.*", "*onnxruntime_providers_cuda.*")}
+_CUDA_OPTIONS = {
+    "arena_extend_strategy": "kSameAsRequested",  # the decoder needs what would be kept in reserve
+    "cudnn_conv_algo_search": "HEURISTIC",  # there is one convolution, and searching takes seconds
+    "use_tf32": "0",  # whoever wants fewer bits has float16
+}
 # int8 products exist on the CPU only: a session elsewhere would leave them to the CPU without a word
 _CPU_ONLY_WEIGHTS = "int8"
 # ONNX: c = MatMulInteger(a uint8 (1, 64), b int8 (64, 16))
@@ -108,8 +126,10 @@ class VisionEncoder:
         self.fault: str | None = None
         self._path = path
         self._options = _session_options(spec.weights, n_threads)
-        self.device, self._session = self._auto() if device == AUTO else (device, self._open(device))
-        self._check_interface(path)
+        self.device, session = self._auto() if device == AUTO else (device, self._open(device))
+        self._check_interface(session)
+        # on a device, input and output keep their places in its memory
+        self._run = _Placed(session, _CUDA).run if self.device == _CUDA else partial(_run_session, session)
         self.identity = f"{sha256}|{self.device}|onnxruntime {library_version()}"
 
     def _auto(self) -> tuple[str, onnxruntime.InferenceSession]:
@@ -127,14 +147,14 @@ class VisionEncoder:
                 f"Expected a device among {', '.join(sorted(_PROVIDERS))}, but it is {device[:40]!r}; name one."
             )
         if device == _CPU:
-            return self._session_on([_PROVIDERS[_CPU]])
+            return self._session_on(_CPU)
         if self.spec.weights == _CPU_ONLY_WEIGHTS:
             raise UsageError(
-                f"Expected float32 vision weights for {device}, but this model's are {self.spec.weights}, which only "
-                "the CPU computes; convert it again with --vision float32, or choose --vision-device cpu."
+                f"Expected float16 or float32 vision weights for {device}, but this model's are {self.spec.weights}, "
+                "which only the CPU computes; convert it again with --vision float16, or choose --vision-device cpu."
             )
         if (missing := _missing(device, failure=None)) is None:
-            session = self._session_on([_PROVIDERS[device], _PROVIDERS[_CPU]])
+            session = self._session_on(device)
             # a provider that fails to load is left out with a log line: what was asked for must really be there
             if _PROVIDERS[device] in session.get_providers():
                 return session
@@ -145,24 +165,32 @@ class VisionEncoder:
             f"{missing.remedy or 'leave that'}, or choose --vision-device cpu."
         )
 
-    def _session_on(self, providers: list[str]) -> onnxruntime.InferenceSession:
-        _preload(providers)
+    def _session_on(self, device: str) -> onnxruntime.InferenceSession:
+        if device == _CUDA:
+            _preload()
+            with contextlib.suppress(Exception):  # the graph cannot be captured; if that is not why, the next one fails
+                return self._session(_CUDA, _CUDA_OPTIONS | {"enable_cuda_graph": "1"})
         try:
-            # without its fall-back to the CPU, which it would print
-            return onnxruntime.InferenceSession(str(self._path), self._options, providers=providers, enable_fallback=0)
+            return self._session(device, _CUDA_OPTIONS if device == _CUDA else {})
         except Exception as error:  # onnxruntime raises many unrelated classes, RuntimeError among them
             raise VisionError(
                 f"Expected an ONNX vision encoder, but ONNX Runtime refuses {self._path.name} ({_first_line(error)}); "
                 "convert the checkpoint again."
             ) from error
 
-    def _check_interface(self, path: Path) -> None:
+    def _session(self, device: str, options: dict[str, str]) -> onnxruntime.InferenceSession:
+        cpu = [] if device == _CPU else [_PROVIDERS[_CPU]]
+        providers = [(_PROVIDERS[device], options), *cpu]
+        # without its fall-back to the CPU, which it would print
+        return onnxruntime.InferenceSession(str(self._path), self._options, providers=providers, enable_fallback=0)
+
+    def _check_interface(self, session: onnxruntime.InferenceSession) -> None:
         size = self.preprocessing.image_size_px
         expected = {_INPUT: [1, 3, size, size], _OUTPUT: [1, self.spec.n_tokens, self.spec.n_embd]}
-        found = {node.name: node.shape for node in (*self._session.get_inputs(), *self._session.get_outputs())}
+        found = {node.name: node.shape for node in (*session.get_inputs(), *session.get_outputs())}
         if found != expected:
             raise VisionError(
-                f"Expected an encoder with {expected} as the manifest states, but {path.name} has {found}; "
+                f"Expected an encoder with {expected} as the manifest states, but {self._path.name} has {found}; "
                 "convert the checkpoint again."
             )
 
@@ -190,7 +218,7 @@ class VisionEncoder:
         if stop.stopped:
             raise Stopped
         try:
-            (embeds,) = self._session.run([_OUTPUT], {_INPUT: values}, stop._options)
+            embeds = self._run(values, stop._options)
         except Exception as error:  # as above
             if stop.stopped:
                 raise Stopped from error
@@ -204,6 +232,45 @@ class VisionEncoder:
             )
         result: NDArray[np.float32] = embeds[0]
         return result
+
+
+def _run_session(
+    session: onnxruntime.InferenceSession, values: NDArray[np.float32], options: onnxruntime.RunOptions
+) -> NDArray[np.float32]:
+    embeds: NDArray[np.float32] = session.run([_OUTPUT], {_INPUT: values}, options)[0]
+    return embeds
+
+
+class _Placed:
+    """A session whose input and output have their places in a device's memory, so that each is copied once.
+
+    Fixed places are also what a captured graph needs, which starts all operations at once. They are shared, so there is
+    one image at a time.
+
+    Args:
+        session: on the device.
+        device: ONNX Runtime's name of it.
+
+    Source: ONNX Runtime, "CUDA Execution Provider", on `enable_cuda_graph`; "I/O Binding".
+    """
+
+    def __init__(self, session: onnxruntime.InferenceSession, device: str) -> None:
+        self._session = session
+        self._lock = threading.Lock()
+        place = partial(onnxruntime.OrtValue.ortvalue_from_shape_and_type, element_type=np.float32, device_type=device)
+        self._input, self._output = (place(ends[0].shape) for ends in (session.get_inputs(), session.get_outputs()))
+        self._binding = session.io_binding()
+        self._binding.bind_ortvalue_input(_INPUT, self._input)
+        self._binding.bind_ortvalue_output(_OUTPUT, self._output)
+
+    def run(self, values: NDArray[np.float32], options: onnxruntime.RunOptions) -> NDArray[np.float32]:
+        """Return a copy of the output in the machine's memory."""
+        with self._lock:
+            self._input.update_inplace(values)
+            self._session.run_with_iobinding(self._binding, options)
+            self._binding.synchronize_outputs()
+            embeds: NDArray[np.float32] = np.array(self._output.numpy())
+            return embeds
 
 
 def _session_options(weights: str, n_threads: int) -> onnxruntime.SessionOptions:
@@ -226,6 +293,16 @@ def devices_here() -> list[str]:
     return [device for device in (_CUDA, _COREML) if _missing(device, failure=None) is None]
 
 
+def device_of(provider: str) -> str:
+    """Return our name of a device, such as `cuda`, by ONNX Runtime's name of its provider."""
+    return next(device for device, name in _PROVIDERS.items() if name == provider)
+
+
+def built_for_cuda() -> str:
+    """Return the CUDA that ONNX Runtime was built for, such as `13.0`; empty where for none."""
+    return str(getattr(onnxruntime, "cuda_version", ""))
+
+
 def providers() -> tuple[Provider, ...]:
     """Return the providers that this program knows, the best first, each tried if nothing is known against it."""
     return tuple(_try_provider(device) for device in _PROVIDERS)
@@ -235,7 +312,8 @@ def _try_provider(device: str) -> Provider:
     name = _PROVIDERS[device]
     built_in = name in onnxruntime.get_available_providers()
     if (missing := _missing(device, failure=None)) is None:
-        _preload([name])
+        if device == _CUDA:
+            _preload()
         options = onnxruntime.SessionOptions()
         options.log_severity_level = _LOG_FATAL
         probe = onnxruntime.InferenceSession(base64.b64decode(_PROBE), options, providers=[name], enable_fallback=0)
@@ -256,19 +334,19 @@ def _missing(device: str, *, failure: str | None) -> Missing | None:
     built_in = _PROVIDERS[device] in onnxruntime.get_available_providers()
     if device == _CUDA:
         # ONNX Runtime lists CUDA on machines without a device, too
-        built_for = str(getattr(onnxruntime, "cuda_version", "")) if built_in else ""
-        return vision_cuda(inspect_driver(), built_for=built_for, version=library_version(), failure=failure)
+        return vision_cuda(
+            inspect_driver(), built_for=built_for_cuda() if built_in else "", version=library_version(), failure=failure
+        )
     if not built_in:
         return Missing("this ONNX Runtime was built without it", None)
     return None if failure is None else Missing(f"its provider does not load ({failure})", None)
 
 
-def _preload(providers: Sequence[str]) -> None:
+def _preload() -> None:
     """Load CUDA and cuDNN from where pip has put them, before ONNX Runtime looks for them."""
-    if _PROVIDERS[_CUDA] in providers:
-        # what it prints is told by the session's failure
-        with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
-            getattr(onnxruntime, "preload_dlls", lambda: None)()
+    # what it prints is told by the session's failure
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
+        getattr(onnxruntime, "preload_dlls", lambda: None)()
 
 
 def _load_failure(device: str) -> str:

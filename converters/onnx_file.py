@@ -32,7 +32,12 @@ _MODEL_GRAPH, _GRAPH_INITIALIZER, _TENSOR_RAW_DATA = 7, 5, 9
 _LENGTH_DELIMITED = 2
 # protobuf's parsers take no message of 2 GiB or more
 _MAX_MODEL_BYTES = (1 << 31) - 1
-_DTYPES: dict[int, str] = {TensorProto.FLOAT: "<f4", TensorProto.INT64: "<i8", TensorProto.INT8: "<i1"}
+_DTYPES: dict[int, str] = {
+    TensorProto.FLOAT: "<f4",
+    TensorProto.FLOAT16: "<f2",
+    TensorProto.INT64: "<i8",
+    TensorProto.INT8: "<i1",
+}
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,8 @@ class Weight:
     """One initializer: its name, its shape, and how to get its values.
 
     Attributes:
-        read: returns `shape` of the type: float32, int8 for what is multiplied, int64 for what Reshape takes.
+        read: returns `shape` of the type, or float32 for float16: float32, int8 for what is multiplied, int64 for what
+            Reshape takes.
     """
 
     name: str
@@ -161,13 +167,15 @@ def _tensor_head(weight: Weight) -> bytes:
 
 
 def _values(weight: Weight) -> memoryview:
-    values: NDArray[Any] = np.asarray(weight.read(), np.dtype(_DTYPES[weight.type]), order="C")
+    with np.errstate(over="ignore"):  # what is too large for float16 is infinite, and refused below
+        values: NDArray[Any] = np.asarray(weight.read(), np.dtype(_DTYPES[weight.type]), order="C")
     if values.shape != weight.shape:
         raise ValueError(f"{weight.name} was declared {weight.shape} and is {values.shape}")
     if not np.isfinite(values).all():
         raise CheckpointError(
-            f"Expected finite weights, but {weight.name} of the vision tower has NaN or infinity; "
-            "download the checkpoint again, or ask its authors."
+            f"Expected finite weights, but {weight.name} of the vision tower has NaN or infinity"
+            f"{' in float16' if weight.type == TensorProto.FLOAT16 else ''}; download the checkpoint again, or ask its "
+            "authors."
         )
     return values.reshape(-1).view(np.uint8).data
 

@@ -32,7 +32,7 @@ LIMITS: dict[str, float] = {
 
 
 # the lowest cosine of an image token; float32 differs from the numpy model by the order of its sums only
-VISION_LIMITS: dict[VisionWeights, float] = {"float32": 0.99999, "int8": GATE, "int8_weights": GATE}
+VISION_LIMITS: dict[VisionWeights, float] = {"float32": 0.99999, "float16": 0.9999, "int8": GATE, "int8_weights": GATE}
 
 
 def measure_decoder(

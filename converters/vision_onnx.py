@@ -12,6 +12,9 @@ Opset 17 is the first with LayerNormalization; GELU is written with Erf, which O
 Attention is ONNX Runtime's own `MultiHeadAttention`, which goes through keys and values block by block and writes no
 scores to memory: 0.16 s of an image on two cores, where MatMul, Softmax, MatMul and what turns the heads take 0.20.
 
+With float16 weights, what a block computes from a norm on is float16; its sum with what came before is float32 again,
+so that rounding does not add up from block to block, and so are norms and both ends.
+
 Source: transformers `CLIPVisionTransformer` (hidden_states[-2] comes before the post-norm) and
 `LlavaMultiModalProjector`; OpenAI CLIP `model.py` for quick_gelu; ONNX Runtime `ContribOperators.md`, version 1.
 """
@@ -22,11 +25,12 @@ from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
+from onnx import TensorProto
 
 from bimedix_edge.converters.checkpoint import Checkpoint
 from bimedix_edge.converters.onnx_file import CONTRIB, Graph, model_bytes, model_parts
 from bimedix_edge.converters.parts import Part
-from bimedix_edge.converters.vision_weights import VisionWeights, product
+from bimedix_edge.converters.vision_weights import VisionWeights, float_type, product
 
 __all__ = ["OPSET", "build_vision", "vision_bytes", "vision_parts"]
 
@@ -96,6 +100,7 @@ class _Tower:
     def __init__(self, checkpoint: Checkpoint, weights: VisionWeights) -> None:
         self.graph = Graph()
         self.weights = weights
+        self._type = float_type(weights)
         self.checkpoint = checkpoint
         self.config = checkpoint.config.vision
 
@@ -119,10 +124,10 @@ class _Tower:
     def block(self, index: int, hidden: str) -> str:
         """One transformer block: (T, C) to (T, C)."""
         prefix = f"vision.encoder.layers.{index}."
-        attended = self._attention(prefix + "self_attn.", self._norm(prefix + "layer_norm1", hidden))
-        hidden = self.graph.add("Add", prefix + "attended", [hidden, attended])
-        outer = self._mlp(prefix + "mlp.", self._norm(prefix + "layer_norm2", hidden))
-        return self.graph.add("Add", prefix + "out", [hidden, outer])
+        attended = self._attention(prefix + "self_attn.", self._narrow(self._norm(prefix + "layer_norm1", hidden)))
+        hidden = self.graph.add("Add", prefix + "attended", [hidden, self._wide(attended)])
+        outer = self._mlp(prefix + "mlp.", self._narrow(self._norm(prefix + "layer_norm2", hidden)))
+        return self.graph.add("Add", prefix + "out", [hidden, self._wide(outer)])
 
     def projector(self, hidden: str) -> str:
         """Drop the class token and project: (T, C) to (1, N, E)."""
@@ -130,8 +135,8 @@ class _Tower:
         n_tokens, n_embd = self.config.n_patches + 1, self.checkpoint.config.decoder.n_embd
         ends = [graph.integers("slice.start", (1,)), graph.integers("slice.stop", (n_tokens,))]
         features = graph.add("Slice", "features", [hidden, *ends, graph.integers("slice.axis", (0,))])
-        inner = self._gelu("projector.activation", self._linear("projector.0", features))
-        outer = self._linear("projector.2", inner)
+        inner = self._gelu("projector.activation", self._linear("projector.0", self._narrow(features)))
+        outer = self._wide(self._linear("projector.2", inner))
         shape = graph.integers("shape.image_embeds", (1, n_tokens - 1, n_embd))
         return graph.add("Reshape", "image_embeds", [outer, shape])
 
@@ -175,7 +180,7 @@ class _Tower:
 
         read_weight, read_bias = partial(read, weight, factor * weight_factor), partial(read, bias, factor)
         multiplied = product(self.graph, self.weights, f"{name}.product", hidden, weight, shape, read_weight)
-        return self.graph.add("Add", name, [multiplied, self.graph.weight(bias, (rows,), read_bias)])
+        return self.graph.add("Add", name, [multiplied, self.graph.weight(bias, (rows,), read_bias, self._type)])
 
     def _gelu(self, name: str, hidden: str) -> str:
         """x / 2 · (1 + erf(x / √2)), the exact form that the projector was trained with."""
@@ -186,7 +191,18 @@ class _Tower:
         return self.graph.add("Mul", name, [gated, self._scalar("gelu.half", 0.5)])
 
     def _scalar(self, name: str, value: float) -> str:
-        return self.graph.weight(name, (), lambda: np.array(value, np.float32))
+        return self.graph.weight(name, (), lambda: np.array(value, np.float32), self._type)
+
+    def _narrow(self, name: str) -> str:
+        """Turn float32 into what a block computes in."""
+        return self._cast(f"{name}.narrow", name, TensorProto.FLOAT16)
+
+    def _wide(self, name: str) -> str:
+        """Turn what a block computes in into float32."""
+        return self._cast(f"{name}.wide", name, TensorProto.FLOAT)
+
+    def _cast(self, name: str, hidden: str, kind: int) -> str:
+        return hidden if self.weights != "float16" else self.graph.add("Cast", name, [hidden], to=kind)
 
     def _weight(self, name: str) -> str:
         return self.graph.weight(name, self.checkpoint.shape(name), partial(self._read, name))

@@ -1,9 +1,13 @@
-"""Three ways to multiply with a weight in the vision graph: float32, int8, and weights of 8 bits only.
+"""Four ways to multiply with a weight in the vision graph: float32, float16, int8, and weights of 8 bits only.
 
 `int8` rounds weights to 8 bits with one scale a column, and activations to 8 bits with one scale a tensor, found for
 each image as it comes (`DynamicQuantizeLinear`); ONNX Runtime fuses the five nodes into one kernel of integer products.
 One outlier among the activations makes all others coarse. `int8_weights` states the same weights and float32
 activations, and the runtime asks ONNX Runtime, which would round these in blocks of 32 (`MatMulNBits`), not to.
+
+`float16` is for devices that multiply it faster: weights, and activations within a block, are float16, while what
+passes from block to block, the norms and both ends of the graph stay float32 (see `vision_onnx.py`). A CPU computes it
+in float32, no faster.
 
 Source: ONNX operators MatMulInteger, DynamicQuantizeLinear, DequantizeLinear, opset 17; the sequence of nodes is that
 of ONNX Runtime's `quantize_dynamic`, which its `DynamicQuantizeMatMul` fusion looks for.
@@ -21,9 +25,10 @@ from onnx import TensorProto
 
 from bimedix_edge.converters.onnx_file import Graph
 
-__all__ = ["VISION_WEIGHTS", "VisionWeights", "product"]
+__all__ = ["VISION_WEIGHTS", "VisionWeights", "float_type", "product"]
 
-VisionWeights = Literal["float32", "int8", "int8_weights"]
+VisionWeights = Literal["float32", "float16", "int8", "int8_weights"]
+# those that `auto` tries, in this order; float16 is for devices only
 VISION_WEIGHTS: tuple[VisionWeights, ...] = ("int8", "int8_weights", "float32")
 _LARGEST = 127
 Read = Callable[[], NDArray[np.float32]]
@@ -38,13 +43,13 @@ def product(
         graph: under construction.
         kind: how the weight is stored and multiplied.
         name: of the output.
-        hidden: float32 (n, k).
+        hidden: float32 (n, k), or float16 if the weight is.
         weight: its name.
         shape: k, m.
         read: gives the weight as float32 (k, m).
     """
-    if kind == "float32":
-        return graph.add("MatMul", name, [hidden, graph.weight(weight, shape, read)])
+    if kind in ("float32", "float16"):
+        return graph.add("MatMul", name, [hidden, graph.weight(weight, shape, read, float_type(kind))])
     pair = _Pair(read)
     scale = graph.weight(f"{weight}.scale", shape[1:], pair.scales)
     rounded = graph.weight(f"{weight}.int8", shape, pair.rounded, TensorProto.INT8)
@@ -56,6 +61,11 @@ def product(
     floats = graph.add("Cast", f"{name}.floats", [sums], to=TensorProto.FLOAT)
     scales = graph.add("Mul", f"{name}.scales", [f"{integers}.1", scale])
     return graph.add("Mul", name, [floats, scales])
+
+
+def float_type(kind: VisionWeights) -> int:
+    """Return ONNX's type of what is not rounded to integers inside a block."""
+    return int(TensorProto.FLOAT16 if kind == "float16" else TensorProto.FLOAT)
 
 
 def _quantized(graph: Graph, hidden: str) -> str:

@@ -23,7 +23,7 @@ def compile_library(target: Path, *arguments: str) -> None:
 
 
 def environment(
-    folder: Path, *, cuda: int = 13000, version: str = "580.65.06", init: int = 0, count: int = 1
+    folder: Path, *, cuda: int = 13000, version: str = "580.65.06", init: int = 0, count: int = 1, memory: int = 1 << 33
 ) -> dict[str, str]:
     """Return an environment in which the dynamic linker finds a driver.
 
@@ -33,8 +33,9 @@ def environment(
         version: of the driver.
         init: what `cuInit` returns; 803 is a mismatch.
         count: of cards.
+        memory: that can be allocated, in bytes.
     """
-    facts = [f"-DINIT={init}", f"-DCUDA={cuda}", f"-DCOUNT={count}", f'-DVERSION="{version}"']
+    facts = [f"-DINIT={init}", f"-DCUDA={cuda}", f"-DCOUNT={count}", f"-DMEMORY={memory}ull", f'-DVERSION="{version}"']
     compile_library(folder / "libcuda.so.1", str(SOURCE), *facts)
     shutil.copy(folder / "libcuda.so.1", folder / "libnvidia-ml.so.1")
     return os.environ | {"LD_LIBRARY_PATH": str(folder)}

@@ -40,6 +40,14 @@ def test_a_driver_that_fails_says_why(tmp_path: Path) -> None:
     assert found == {"version": "580.65.06", "cuda": [13, 0], "gpus": [], "fault": "it finds no device"}
 
 
+@pytest.mark.parametrize(("memory", "expected"), [(1 << 33, 100e9), (300 << 20, None)])
+def test_the_bandwidth_of_a_card(memory: int, expected: float | None, tmp_path: Path) -> None:
+    code = "from bimedix_edge.cuda_bandwidth import copy_bandwidth; print(copy_bandwidth())"
+    environ = environment(tmp_path, memory=memory)
+    found = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True).stdout
+    assert found == "None\n" if expected is None else float(found) == pytest.approx(expected, rel=0.01)
+
+
 def test_cards_are_counted_without_a_driver(tmp_path: Path) -> None:
     for place, vendor, kind in (("1", "0x10de", "0x030000"), ("2", "0x10de", "0x040300"), ("3", "0x1002", "0x030000")):
         folder = tmp_path / "sys/bus/pci/devices" / place

@@ -57,6 +57,33 @@ def test_an_image_is_the_same_whatever_stands_beside_it(
     assert encoder.encode([]) == []
 
 
+def test_the_way_over_fixed_places_gives_the_same(bundles: dict[str, Path], samples: Path) -> None:
+    encoder = opened(bundles["F16"])
+    images = [load_picture(samples / f"{name}.png").pixels for name in NAMES]
+    expected = encoder.encode(images)
+    # the CPU's memory in place of a device's
+    session = vision.onnxruntime.InferenceSession(
+        str(bundles["F16"] / "vision.onnx"), encoder._options, providers=["CPUExecutionProvider"]
+    )
+    encoder._run = vision._Placed(session, "cpu").run
+    found = encoder.encode(images)
+    # an earlier result is not overwritten by a later one
+    assert [a.tobytes() for a in found] == [b.tobytes() for b in expected]
+    stop = Stop()
+    stop._options.terminate = True
+    with pytest.raises(vision.VisionError):
+        encoder.encode(images[:1], stop)
+
+
+def test_float16_agrees_with_float32(bundles: dict[str, Path], samples: Path, tmp_path: Path) -> None:
+    convert(demo_checkpoint(), tmp_path / "half", file_type="Q8_0", vision="float16")
+    half, whole = opened(tmp_path / "half", "auto"), opened(bundles["F16"])
+    images = [load_picture(samples / f"{name}.png").pixels for name in NAMES]
+    for found, expected in zip(half.encode(images), whole.encode(images), strict=True):
+        norms = np.linalg.norm(found, axis=1) * np.linalg.norm(expected, axis=1)
+        assert ((found * expected).sum(axis=1) / norms).min() >= 0.9999
+
+
 def test_a_stopped_encoding_ends(bundles: dict[str, Path]) -> None:
     stop = Stop()
     stop.stop()
@@ -74,7 +101,7 @@ def test_auto_is_the_cpu_for_int8(int8: Path) -> None:
     encoder = opened(int8, "auto")
     assert (encoder.device, encoder.fault) == ("cpu", None)
     for device in ("cuda", "coreml"):
-        with pytest.raises(UsageError, match=f"float32 vision weights for {device}, but this model's are int8"):
+        with pytest.raises(UsageError, match=f"float16 or float32 vision weights for {device}, but.* int8"):
             opened(int8, device)
     with pytest.raises(UsageError, match="a device among coreml, cpu, cuda"):
         opened(int8, "tpu")

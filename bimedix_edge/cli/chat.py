@@ -26,6 +26,7 @@ from bimedix_edge.cli.terminal import (
     reorders,
     timing_line,
 )
+from bimedix_edge.cli.text import one_line
 from bimedix_edge.errors import BimedixEdgeError, UsageError
 from bimedix_edge.events import Cancel, Done, Event, Token
 from bimedix_edge.imaging.picture import Picture
@@ -108,7 +109,7 @@ class _Terminal:
                     self._act(line)
                 except BimedixEdgeError as error:
                     # a mistake must not end the conversation
-                    echo(str(error), err=True)
+                    echo(one_line(str(error)), err=True)
 
     def _read(self) -> str | None:
         """Return the next line, or None at the end of the input or when the user leaves."""
@@ -193,7 +194,7 @@ class _Terminal:
         if path.exists():
             raise UsageError(f"Expected a new file, but {path} exists; choose another name.")
         write_file(path, _transcript(self._runtime, self._chat, as_json=path.suffix == ".json").encode())
-        echo(f"Saved to {path}; only you can read it.")
+        echo(f"Saved to {one_line(str(path))}; only you can read it.")
 
 
 def _image_words(argument: str) -> tuple[Path, str | None, str]:

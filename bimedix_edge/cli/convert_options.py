@@ -27,7 +27,7 @@ class WeightOptions:
     calibrate: Path | None
     save_imatrix: Path | None
     zero_nonfinite: bool
-    vision: Literal["auto", "int8", "int8_weights", "float32"]
+    vision: Literal["auto", "int8", "int8_weights", "float16", "float32"]
     strict: bool
 
     def check(self) -> None:
@@ -63,10 +63,10 @@ def weight_options(command: _Command) -> _Command:
             click.option("--zero-nonfinite", is_flag=True, help="Write 0 for weights that are NaN or infinite."),
             click.option(
                 "--vision",
-                type=click.Choice(["auto", "int8", "int8_weights", "float32"]),
+                type=click.Choice(["auto", "int8", "int8_weights", "float16", "float32"]),
                 default="auto",
                 show_default=True,
-                help="Weights of the vision encoder; auto takes the fastest that is as good as float32.",
+                help="Weights of the vision encoder; auto takes what a CPU computes fast; float16 is for GPUs.",
             ),
             click.option("--strict", is_flag=True, help="Refuse a result that lost more than its types should."),
         ]

@@ -16,6 +16,7 @@ from bimedix_edge.server.limits import BodyRoom, Limits
 from bimedix_edge.server.listening import LOOPBACK_NAMES, bind, is_loopback, tls_context, url_host
 from bimedix_edge.server.messages import ModelFacts
 from bimedix_edge.server.metrics import Requests
+from bimedix_edge.server.page import OPEN_PATHS, page_routes
 from bimedix_edge.server.service import Service
 from bimedix_edge.server.serving import serve
 from bimedix_edge.server.supervisor import ModelProcess
@@ -113,7 +114,9 @@ async def run_server(
     process = ModelProcess(settings, model)
     service = Service(process, limits, BodyRoom(limits.bodies_bytes), Requests(), token, settings.seed)
     names = Names.of(scheme, port, [*LOOPBACK_NAMES, url_host(address.host), *address.names])
-    app = build_app(service, names=names, keys=keys, access_log=access_log)
+    app = build_app(
+        service, names=names, keys=keys, page=page_routes(), page_open_paths=OPEN_PATHS, access_log=access_log
+    )
     url = f"{scheme}://{address.names[0] if address.names else url_host(address.host)}:{port}"
     tell(f"Listening at {url}")
     if made and token:

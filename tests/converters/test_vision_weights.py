@@ -37,7 +37,9 @@ def outliers(tensors: dict[str, Any]) -> None:
             values[:2] = 20
 
 
-@pytest.mark.parametrize(("kind", "lowest"), [("int8", 0.999), ("int8_weights", 0.999), ("float32", 0.999999)])
+@pytest.mark.parametrize(
+    ("kind", "lowest"), [("int8", 0.999), ("int8_weights", 0.999), ("float16", 0.9999), ("float32", 0.999999)]
+)
 def test_tokens_stay_close(kind: Any, lowest: float, wide: Path, tmp_path: Path) -> None:
     manifest = convert(wide, tmp_path / "out", vision=kind)
     assert manifest.vision.weights == kind
@@ -63,6 +65,34 @@ def test_the_file_is_checked_and_small(kind: Any, wide: Path, tmp_path: Path) ->
     # the activations that query, key and value are computed from are rounded once
     rounding = sum(node.op_type == "DynamicQuantizeLinear" for node in model.graph.node)
     assert rounding == (3 * 4 + 2 if kind == "int8" else 0)
+
+
+def test_float16_is_half_as_large_and_float32_at_its_ends_and_between_blocks(wide: Path, tmp_path: Path) -> None:
+    half = convert(wide, tmp_path / "half", vision="float16").files["vision"].size_bytes
+    assert half < 0.6 * convert(wide, tmp_path / "whole").files["vision"].size_bytes
+    model = onnx.load(tmp_path / "half/vision.onnx")
+    onnx.checker.check_model(model, full_check=True)
+    kinds = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    made_by = {name: node for node in model.graph.node for name in node.output}
+    half_type = onnx.TensorProto.FLOAT16
+    assert {kinds[node.input[1]] for node in model.graph.node if node.op_type == "MatMul"} == {half_type}
+    norms = [node for node in model.graph.node if node.op_type == "LayerNormalization"]
+    assert {kinds[node.input[1]] for node in norms} == {onnx.TensorProto.FLOAT}
+    assert {made_by[node.input[0]].op_type for node in norms} == {"Concat", "Add", "LayerNormalization"}
+    sums = [node for node in model.graph.node if node.op_type == "Add" and node.name.endswith((".attended", ".out"))]
+    casts = [made_by[node.input[1]] for node in sums]
+    assert [(node.op_type, node.attribute[0].i) for node in casts] == [("Cast", onnx.TensorProto.FLOAT)] * (2 * 3)
+
+
+def test_a_weight_too_large_for_float16_is_named(tmp_path: Path) -> None:
+    def enlarge(tensors: dict[str, Any]) -> None:
+        tensors["model.mm_projector.2.weight"][3, 3] = 1e6
+
+    source = make_checkpoint(tmp_path / "source", edit_tensors=enlarge)
+    with pytest.raises(
+        CheckpointError, match=r"projector\.2\.weight of the vision tower has NaN or infinity in float16"
+    ):
+        convert(source, tmp_path / "out", vision="float16")
 
 
 def test_auto_takes_int8_where_it_passes(wide: Path, tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
 /* NVIDIA's driver and management libraries as a machine with one card has them, in what this program asks of them.
- * Compiled by tests/fake_nvidia.py with INIT, CUDA, COUNT and VERSION. */
+ * Compiled by tests/fake_nvidia.py with INIT, CUDA, COUNT, MEMORY and VERSION. */
 #include <stddef.h>
 #include <stdio.h>
 #include <string.h>
@@ -13,6 +13,24 @@ int cuDeviceGetPCIBusId(char *place, int size, int device) { return snprintf(pla
 int cuDeviceTotalMem_v2(size_t *total, int device) { return *total = (size_t)(device + 1) << 33, 0; }
 int cuDeviceGetAttribute(int *value, int attribute, int device) { return *value = attribute == 75 ? 8 : 9, 0 * device; }
 int cuGetErrorString(int status, const char **text) { return *text = status == 803 ? "driver mismatch" : NULL, 0; }
+
+/* copying: a card that moves 100 GB in a second */
+static float copied_ms, events_ms[2];
+static int n_events;
+int cuDevicePrimaryCtxRetain(void **context, int device) { return *context = (void *)1, device; }
+int cuDevicePrimaryCtxRelease_v2(int device) { return device; }
+int cuCtxPushCurrent_v2(void *context) { return context != (void *)1; }
+int cuCtxPopCurrent_v2(void **context) { return *context = NULL, 0; }
+int cuMemAlloc_v2(unsigned long long *block, size_t size) { return *block = size, MEMORY < 2 * size ? 2 : 0; }
+int cuMemFree_v2(unsigned long long block) { return block == 0; }
+int cuMemcpyDtoDAsync_v2(unsigned long long target, unsigned long long source, size_t size, void *stream) {
+    return copied_ms += 2 * size / 100e6f, target == 0 || source == 0 || stream != NULL;
+}
+int cuEventCreate(void **event, unsigned flags) { return *event = &events_ms[n_events++ & 1], (int)flags; }
+int cuEventRecord(float *event, void *stream) { return *event = copied_ms, stream != NULL; }
+int cuEventSynchronize(void *event) { return event == NULL; }
+int cuEventElapsedTime(float *ms, float *start, float *end) { return *ms = *end - *start, 0; }
+int cuEventDestroy_v2(void *event) { return event == NULL; }
 
 struct memory { unsigned long long total, free, used; };
 int nvmlInit_v2(void) { return 0; }

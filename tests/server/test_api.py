@@ -6,7 +6,6 @@ import base64
 from collections.abc import Iterator
 from pathlib import Path
 
-import openai
 import pytest
 from openai import OpenAI
 

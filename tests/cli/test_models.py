@@ -1,4 +1,4 @@
-"""`models`, `convert` and `doctor` as processes."""
+"""`models` and `convert` as processes."""
 
 from __future__ import annotations
 
@@ -97,38 +97,3 @@ def test_mistakes_are_one_sentence(own_store: Path, arguments: list[str], code: 
     assert message in result.stderr
     assert "Traceback" not in result.stderr
     assert not (own_store / "store").exists()
-
-
-def test_doctor_says_that_chat_would_run(own_store: Path) -> None:
-    result = run("doctor")
-    assert result.returncode == 0
-    assert "chat would run" in result.stdout
-    report = json.loads(run("doctor", "--json").stdout)
-    assert report["ok"] is True
-    subjects = {finding["subject"]: finding["found"] for finding in report["findings"]}
-    assert set(subjects) >= {"machine", "memory", "llama-cpp-python", "model"}
-    assert subjects["image cache"].startswith("off; 0 images, 0.0 MB in ")
-    assert "vision_device auto, here: cpu" in subjects["onnxruntime"]
-
-
-def test_doctor_says_that_chat_would_not_run(own_store: Path) -> None:
-    run("convert", "--demo", "-t", "q8_0", "-n", "m")
-    (own_store / "store" / "m" / "q8_0" / "decoder.gguf").unlink()
-    result = run("doctor")
-    assert result.returncode == 4
-    assert "chat would not run" in result.stdout
-    assert "decoder.gguf is missing" in " ".join(result.stdout.split())
-
-
-def test_doctor_survives_an_engine_that_does_not_load(own_store: Path) -> None:
-    code = (
-        "import sys\n"
-        "sys.modules['llama_cpp'] = None\n"  # an import of it now raises ImportError
-        "sys.argv = ['bimedix-edge', 'doctor']\n"
-        "from bimedix_edge.cli.main import main\n"
-        "main()\n"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert result.returncode == 4
-    assert "Expected llama-cpp-python to load" in " ".join(result.stdout.split())
-    assert "Traceback" not in result.stderr

@@ -1,0 +1,97 @@
+/**
+ * What survives loading the page again: the texts, and small pictures to tell them apart by; never the files.
+ *
+ * Browsers write `sessionStorage` to the disk, and chats are patients' data. So they are encrypted (AES-GCM) with a key
+ * that only the running server knows, in its memory: what is left on a disk afterwards cannot be read.
+ */
+
+import { tabKey } from "./api.js";
+import { chats, current, emptyDraft, isRunning } from "./chats.js";
+
+const KEPT = "bimedix.chats";
+const IV_BYTES = 12;
+const DELAY_MS = 400;
+const CHUNK = 0x8000;
+let key = null;
+let timer = 0;
+
+/** Get the key. Without one, as where the browser has no cryptography, nothing is kept. */
+export async function openVault() {
+  if (!crypto.subtle) return;
+  key = await crypto.subtle.importKey("raw", await tabKey(), "AES-GCM", false, ["encrypt", "decrypt"]);
+}
+
+/** Return whether texts are kept. */
+export function keeps() {
+  return key !== null;
+}
+
+/** Return the chats that were kept, with `shown` on the one that was shown; none if the server has been started anew since. */
+export async function restore() {
+  const kept = sessionStorage.getItem(KEPT);
+  if (!key || !kept) return [];
+  const bytes = Uint8Array.from(atob(kept), (character) => character.charCodeAt(0));
+  const [iv, data] = [bytes.subarray(0, IV_BYTES), bytes.subarray(IV_BYTES)];
+  try {
+    const text = await crypto.subtle.decrypt({ name: "AES-GCM", iv }, key, data);
+    return JSON.parse(new TextDecoder().decode(text)).map(restored);
+  } catch (error) {
+    if (error.name !== "OperationError") throw error;
+    sessionStorage.removeItem(KEPT); // of another start of the server: nobody can read it any more
+    return [];
+  }
+}
+
+/** Keep the chats as they are, soon; `failed` is called, and nothing kept any more, if there is no room. */
+export function keepSoon(failed) {
+  if (!key || timer) return;
+  timer = setTimeout(async () => {
+    timer = 0;
+    try {
+      await keep();
+    } catch (error) {
+      if (error.name !== "QuotaExceededError") throw error;
+      key = null;
+      sessionStorage.removeItem(KEPT);
+      failed();
+    }
+  }, DELAY_MS);
+}
+
+/** Forget what was kept. */
+export function forget() {
+  clearTimeout(timer);
+  timer = 0;
+  sessionStorage.removeItem(KEPT);
+}
+
+async function keep() {
+  const iv = crypto.getRandomValues(new Uint8Array(IV_BYTES));
+  const text = new TextEncoder().encode(JSON.stringify(chats().map(portable)));
+  const data = new Uint8Array(await crypto.subtle.encrypt({ name: "AES-GCM", iv }, key, text));
+  let characters = "";
+  for (const part of [iv, data]) {
+    for (let at = 0; at < part.length; at += CHUNK) characters += String.fromCharCode(...part.subarray(at, at + CHUNK));
+  }
+  sessionStorage.setItem(KEPT, btoa(characters));
+}
+
+function portable({ id, created, turns, draft, unread }) {
+  const kept = turns.map((turn) => ({ ...turn, images: turn.images.map(stripped) }));
+  return { id, created, unread, text: draft.text, turns: kept, shown: id === current().id };
+}
+
+/** Return a picture without its file and without what the model saw in full. */
+function stripped(image) {
+  const { png: _, ...seen } = image.seen;
+  return { ...image, blob: null, problem: null, state: "lost", seen: { ...seen, png: null } };
+}
+
+function restored({ text, turns, ...chat }) {
+  for (const { answer } of turns) {
+    if (isRunning(answer)) Object.assign(answer, { state: "interrupted", endedMs: Date.now() });
+    // an error is an object with methods; what it said was about a request that is over
+    if (answer?.problem) Object.assign(answer, { problem: null, state: answer.text ? "interrupted" : "stopped" });
+  }
+  return { ...chat, turns, draft: { ...emptyDraft(), text }, stash: null, editing: null };
+}
