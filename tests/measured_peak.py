@@ -17,7 +17,6 @@ from pathlib import Path
 
 from bimedix_edge.bundle import DecoderSpec
 from bimedix_edge.cli import ask  # noqa: F401  what the command imports counts, too
-from bimedix_edge.converters.generate_config import SHAPES
 from bimedix_edge.decoder import Decoder, repacks
 from bimedix_edge.memory import HostNeed, Load, host_need, read_facts
 from bimedix_edge.placement import Placement
@@ -48,6 +47,8 @@ def of_bundle(bundle: Path, image: str, n_ctx: int, kv_type: str, kernels: str) 
 
 
 def of_decoder(path: Path, n_ctx: int, kv_type: str, kernels: str, shape: str) -> HostNeed:
+    from bimedix_edge.converters.generate_config import SHAPES
+
     known = SHAPES[shape]
     heads = (known.n_head, known.n_head_kv, known.head_dim or known.n_embd // known.n_head)
     spec = DecoderSpec("llama", "", known.n_layer, known.n_embd, *heads, known.n_vocab, 131072)
