@@ -110,6 +110,9 @@ class _Terminal:
                 except BimedixEdgeError as error:
                     # a mistake must not end the conversation
                     echo(one_line(str(error)), err=True)
+                except (KeyboardInterrupt, click.Abort):
+                    # Ctrl-C while a picture is read or a series is asked for stops that, not the conversation
+                    click.echo("(stopped)")
 
     def _read(self) -> str | None:
         """Return the next line, or None at the end of the input or when the user leaves."""
@@ -204,13 +207,17 @@ def _image_words(argument: str) -> tuple[Path, str | None, str]:
         last = words[-1]
         if last in ("middle", "all") or last.isdecimal():
             frame = last
-        elif last in PRESETS or re.fullmatch(r"-?[0-9.]+/-?[0-9.]+", last):
-            window = last
+        elif last in PRESETS or re.fullmatch(r"-?[0-9.]+/-?[0-9.]+", last) or _is_file(argument[: -len(last)]):
+            window = last  # one that does not exist is told as such, since what stands before it is a file
         else:
             break
         argument = argument[: argument.rindex(last)].strip()
         words.pop()
     return Path(argument.strip("\"'")).expanduser(), window, frame
+
+
+def _is_file(argument: str) -> bool:
+    return Path(argument.strip().strip("\"'")).expanduser().is_file()
 
 
 def _transcript(runtime: Runtime, conversation: Chat, *, as_json: bool) -> str:
