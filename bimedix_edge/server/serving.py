@@ -57,9 +57,12 @@ class _Stop:
         self.asked = asyncio.Event()
         self.at_once = asyncio.Event()
         self._loop = asyncio.get_running_loop()
+        self._n_signals = 0
 
     def on_signal(self, number: int, frame: FrameType | None) -> None:
-        self._loop.call_soon_threadsafe((self.at_once if self.asked.is_set() else self.asked).set)
+        # counted here: two may come before the loop sees the first
+        self._n_signals += 1
+        self._loop.call_soon_threadsafe((self.at_once if self._n_signals > 1 else self.asked).set)
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
