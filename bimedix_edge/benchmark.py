@@ -7,17 +7,20 @@ its temperature and with what else it does. This prints nothing.
 from __future__ import annotations
 
 import contextlib
+import re
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from bimedix_edge.cuda_bandwidth import copy_bandwidth
 from bimedix_edge.decoder import Decoder, open_kernels
 from bimedix_edge.devices import inspect_machine
 from bimedix_edge.engine import Engine
 from bimedix_edge.errors import HardwareError, UsageError
 from bimedix_edge.events import Cancel
 from bimedix_edge.kernels import OFF, Kernels, int8_ops, read_bandwidth
+from bimedix_edge.placement import Placement
 from bimedix_edge.vision import VisionEncoder
 from bimedix_edge.workloads import N_BATCH, N_CTX, N_SEQ_MAX, Side, Subject, Workload, Workloads
 
@@ -25,6 +28,8 @@ __all__ = ["ON", "Benchmark", "Measurement", "measure"]
 
 ON = "on"
 _CEILING_S = 0.3
+_ON_CPU = Placement()
+_CUDA_DEVICE = re.compile(r"CUDA(\d+)")
 _F16_BYTES, _F32_BYTES = 2, 4
 # vectors of the model's width that a token's graph holds at once, about
 _VECTORS = 16
@@ -71,8 +76,12 @@ class Benchmark:
         n_threads: that computed.
         both_loaded: whether on and off took turns at each measurement; otherwise one was loaded after the other.
         read_bytes_per_s: read from memory by all threads, at most; None where that cannot be measured.
+        card_bytes_per_s: read and written by the card that holds all layers, at most; None where none does, or that
+            cannot be measured.
         int8_ops_per_s: multiplications and additions of bytes on registers by all threads, at most; likewise.
         load_s: how long opening the decoder took, by `on` and `off`; the first time, where it was opened again.
+        placement: what was where.
+        vision_device: what computed the image encoder; None where there was none.
     """
 
     measurements: Sequence[Measurement]
@@ -81,14 +90,25 @@ class Benchmark:
     n_threads: int
     both_loaded: bool
     read_bytes_per_s: float | None
+    card_bytes_per_s: float | None
     int8_ops_per_s: float | None
     load_s: Mapping[str, float]
+    placement: Placement
+    vision_device: str | None
+
+    def ceiling_of(self, measurement: Measurement) -> str | None:
+        """Return what limits a measurement at best: `read`, `card`, `int8`; None where that is not known."""
+        ceiling, n_gpu_layers = measurement.workload.ceiling, self.placement.n_gpu_layers
+        if n_gpu_layers == 0 or ceiling is None:
+            return ceiling
+        # partly here and partly there, or products on a card: there is no one limit that is measured
+        return "card" if ceiling == "read" and self.card_bytes_per_s is not None else None
 
     def share(self, measurement: Measurement, side: str) -> float | None:
         """Return what part of its ceiling a measurement reaches, 1 being all; None where that is not known."""
-        ceilings = {"read": self.read_bytes_per_s, "int8": self.int8_ops_per_s}
-        work, seconds = measurement.workload, measurement.median_s(side)
-        ceiling = None if work.ceiling is None else ceilings[work.ceiling]
+        ceilings = {"read": self.read_bytes_per_s, "card": self.card_bytes_per_s, "int8": self.int8_ops_per_s}
+        work, seconds, limit = measurement.workload, measurement.median_s(side), self.ceiling_of(measurement)
+        ceiling = None if limit is None else ceilings[limit]
         return None if ceiling is None or seconds is None else work.work / seconds / ceiling
 
 
@@ -101,6 +121,8 @@ def measure(
     cancel: Cancel,
     progress: Progress,
     only: Sequence[str] = (),
+    placement: Placement = _ON_CPU,
+    vision_device: str = "cpu",
 ) -> Benchmark:
     """Measure a decoder with and without our kernels.
 
@@ -112,6 +134,8 @@ def measure(
         cancel: stops at the next operation.
         progress: called with the measurements done, those to do, and what comes next.
         only: what is measured, by parts of the names of workloads; everything where it is empty.
+        placement: what of the decoder is where; all of it with the CPU by default.
+        vision_device: what computes the image encoder, see `vision.VisionEncoder`.
 
     Raises:
         UsageError: one of `only` is part of no name.
@@ -119,7 +143,7 @@ def measure(
         HardwareError: it does not fit into this machine's memory, or the kernels cannot be used.
         DecoderError, VisionError: an engine refuses it.
     """
-    return _Run(subject, n_threads, kernels, cancel, progress, only).measure(rounds)
+    return _Run(subject, n_threads, kernels, cancel, progress, only, placement, vision_device).measure(rounds)
 
 
 class _Run:
@@ -133,8 +157,12 @@ class _Run:
         cancel: Cancel,
         progress: Progress,
         only: Sequence[str],
+        placement: Placement,
+        vision_device: str,
     ) -> None:
         self._subject = subject
+        self._placement = placement
+        self._vision_device = vision_device
         self._n_threads = n_threads
         self._choices = {OFF: OFF, ON: kernels}
         self._cancel = cancel
@@ -173,7 +201,18 @@ class _Run:
             read_bytes_per_s=statistics.median(self._read) if self._read else None,
             int8_ops_per_s=statistics.median(self._int8) if self._int8 else None,
             load_s=self._load_s,
+            card_bytes_per_s=self._card_bandwidth(),
+            placement=self._placement,
+            vision_device=None if self._vision is None else self._vision.device,
         )
+
+    def _card_bandwidth(self) -> float | None:
+        """Return that of the one CUDA device that holds all layers, the output layer included."""
+        placement = self._placement
+        if placement.n_gpu_layers <= self._subject.spec.n_layer or len(placement.devices) != 1:
+            return None
+        match = _CUDA_DEVICE.fullmatch(placement.devices[0])
+        return None if match is None else copy_bandwidth(int(match[1]))
 
     def _fits_twice(self) -> bool:
         """Tell whether the decoder fits into memory both as it is in the file and as llama.cpp rearranges it."""
@@ -188,7 +227,9 @@ class _Run:
                 f"Expected memory for {once / 1e9:.1f} GB, but this machine has {machine.memory_bytes / 1e9:.1f} GB; "
                 "choose a smaller model or a smaller type."
             )
-        return machine.available_bytes is not None and 2 * once < machine.available_bytes
+        # a card is planned for one
+        on_cpu = self._placement.n_gpu_layers == 0
+        return on_cpu and machine.available_bytes is not None and 2 * once < machine.available_bytes
 
     def _open_vision(self) -> None:
         if (bundle := self._subject.bundle) is not None:
@@ -198,6 +239,7 @@ class _Run:
                 spec=bundle.manifest.vision,
                 preprocessing=bundle.manifest.preprocessing,
                 n_threads=self._n_threads,
+                device=self._vision_device,
             )
 
     @contextlib.contextmanager
@@ -216,6 +258,7 @@ class _Run:
             n_batch=N_BATCH,
             n_threads=self._n_threads,
             kernels=self._choices[name],
+            placement=self._placement,
         )
         self._load_s.setdefault(name, time.perf_counter() - start_s)
         with decoder:

@@ -16,7 +16,7 @@ import functools
 import importlib.metadata
 import platform
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -72,7 +72,7 @@ _ABORTED = 2
 _FLASH_ATTENTION_ON = 1
 _KV_TYPES = {"f32": llama_cpp.GGML_TYPE_F32, "f16": llama_cpp.GGML_TYPE_F16, "q8_0": llama_cpp.GGML_TYPE_Q8_0}
 _PENALTY_WINDOW_TOKENS = 64
-_LOG_ERROR = 3
+_LOG_ERROR = 4
 # in the order of ggml's enum ggml_backend_dev_type
 _DEVICE_KINDS: tuple[DeviceKind, ...] = ("cpu", "gpu", "igpu", "accel", "meta")
 # llama_token_data of llama.h
@@ -333,7 +333,7 @@ class Decoder:
         ctypes.memmove(self._buffers.tokens, (llama_cpp.llama_token * len(tokens))(*tokens), 4 * len(tokens))
         batch.token = self._buffers.tokens
         batch.embd = None
-        self._decode(batch, seq, position, should_stop)
+        self._decode(batch, {seq: position}, should_stop)
 
     def evaluate_embeds(
         self, seq: int, position: int, embeds: NDArray[np.float32], should_stop: Callable[[], bool] | None = None
@@ -356,27 +356,36 @@ class Decoder:
         batch = self._buffers.batch(len(embeds), seq, position, want_logits=False)
         batch.token = None
         batch.embd = embeds.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
-        self._decode(batch, seq, position, should_stop)
+        self._decode(batch, {seq: position}, should_stop)
 
-    def evaluate_together(self, position: int, tokens: Sequence[int]) -> None:
-        """Evaluate one token of each of the first sequences, all at the same position, in one pass.
+    def evaluate_each(
+        self,
+        seqs: Sequence[int],
+        positions: Sequence[int],
+        tokens: Sequence[int],
+        should_stop: Callable[[], bool] | None = None,
+    ) -> None:
+        """Evaluate one token of each of some sequences in one pass; each has logits, known by its index.
 
         Args:
-            position: of every token; each sequence must have been evaluated up to it.
-            tokens: one a sequence, 1 to min(n_seq_max, n_batch).
+            seqs: all different, 0 to n_seq_max - 1; at most n_batch.
+            positions: of the tokens; each sequence must have been evaluated up to its.
+            tokens: one a sequence.
+            should_stop: as for `evaluate_tokens`.
 
         Raises:
-            DecoderError: llama.cpp failed.
+            Aborted, DecoderError: as for `evaluate_tokens`; every sequence is as it was before then.
         """
-        batch = self._buffers.column(len(tokens), position)
-        ctypes.memmove(self._buffers.tokens, (llama_cpp.llama_token * len(tokens))(*tokens), 4 * len(tokens))
+        batch = self._buffers.column(seqs, positions)
+        self._buffers.tokens[: len(tokens)] = tokens
         batch.token = self._buffers.tokens
         batch.embd = None
-        self._decode(batch, 0, position, None)
+        self._decode(batch, dict(zip(seqs, positions, strict=True)), should_stop)
 
     def _decode(
-        self, batch: llama_cpp.llama_batch, seq: int, position: int, should_stop: Callable[[], bool] | None
+        self, batch: llama_cpp.llama_batch, starts: Mapping[int, int], should_stop: Callable[[], bool] | None
     ) -> None:
+        """Evaluate a batch; if that fails, let each sequence end where it started."""
         callback = _abort_callback(should_stop)
         _recent_errors.clear()
         llama_cpp.llama_set_abort_callback(self._context, callback, None)
@@ -384,18 +393,19 @@ class Decoder:
         if status == 0:
             llama_cpp.llama_synchronize(self._context)
             return
-        self.truncate(seq, position)
+        for seq, position in starts.items():
+            self.truncate(seq, position)
         if status == _ABORTED:
             raise Aborted
         raise DecoderError(
-            f"Expected llama.cpp to evaluate {batch.n_tokens} positions from {position} on, but it returned {status} "
-            f"({_last_error()}); start a new conversation, and report this if it happens again."
+            f"Expected llama.cpp to evaluate {batch.n_tokens} positions from {max(starts.values())} on, but it "
+            f"returned {status} ({_last_error()}); start a new conversation, and report this if it happens again."
         )
 
     def sampler(self, sampling: Sampling) -> Sampler:
         """Return a new sampler for one answer; close it when the answer is complete.
 
-        The first one with a grammar takes about a second longer, to prepare the vocabulary.
+        The first one with a grammar takes about a second longer, to prepare a vocabulary of 128,256 tokens.
 
         Raises:
             SchemaError: the grammar allows nothing, or is too much work.
@@ -436,6 +446,31 @@ class Decoder:
                 "start a new conversation."
             )
 
+    def save(self, seq: int) -> bytearray:
+        """Return a copy of all that a sequence has in the KV cache.
+
+        Raises:
+            DecoderError: llama.cpp gives none.
+        """
+        data = bytearray(llama_cpp.llama_state_seq_get_size(self._context, seq))
+        buffer = (ctypes.c_uint8 * len(data)).from_buffer(data)
+        if (n_bytes := llama_cpp.llama_state_seq_get_data(self._context, buffer, len(data), seq)) != len(data):
+            raise DecoderError(
+                f"Expected llama.cpp to copy {len(data)} bytes of a conversation, but it copied {n_bytes}; report this."
+            )
+        return data
+
+    def restore(self, seq: int, data: bytearray) -> None:
+        """Give an empty sequence what `save` returned, bit for bit; it needs as many free cells as it had positions.
+
+        Raises:
+            DecoderError: llama.cpp does not take it; the sequence is empty then.
+        """
+        buffer = (ctypes.c_uint8 * len(data)).from_buffer(data)
+        if not llama_cpp.llama_state_seq_set_data(self._context, buffer, len(data), seq):
+            self.truncate(seq, 0)
+            raise DecoderError("Expected llama.cpp to take a conversation back, but it does not; report this.")
+
     def close(self) -> None:
         """Free context and model; calling it again does nothing."""
         if self._context:
@@ -465,7 +500,7 @@ class _Buffers:
         pointer = ctypes.POINTER(llama_cpp.llama_seq_id)
         self._seq_of = (pointer * n_batch)(*([ctypes.cast(self._seq, pointer)] * n_batch))
         self._wants_logits = (ctypes.c_int8 * n_batch)()
-        self._seqs = (llama_cpp.llama_seq_id * n_seq_max)(*range(n_seq_max))
+        self._seqs = (llama_cpp.llama_seq_id * n_seq_max)()
         size = ctypes.sizeof(llama_cpp.llama_seq_id)
         places = [ctypes.addressof(self._seqs) + index * size for index in range(n_seq_max)]
         self._each_seq = (pointer * n_seq_max)(*(ctypes.cast(place, pointer) for place in places))
@@ -481,11 +516,13 @@ class _Buffers:
         self._wants_logits[count - 1] = 1 if want_logits else 0
         return self._filled(count, self._seq_of)
 
-    def column(self, count: int, position: int) -> llama_cpp.llama_batch:
-        """Return a batch of one position of each of the first `count` sequences; its tokens are still to be set."""
-        if not 1 <= count <= min(len(self.tokens), len(self._seqs)):
-            raise ValueError(f"a batch holds 1 to {min(len(self.tokens), len(self._seqs))} sequences, not {count}")
-        self._position[:count] = [position] * count
+    def column(self, seqs: Sequence[int], positions: Sequence[int]) -> llama_cpp.llama_batch:
+        """Return a batch of one position of each of some sequences; its tokens are still to be set."""
+        count, most = len(seqs), min(len(self.tokens), len(self._seqs))
+        if not 1 <= count <= most:
+            raise ValueError(f"a batch holds 1 to {most} sequences, not {count}")
+        self._seqs[:count] = seqs
+        self._position[:count] = positions
         ctypes.memset(self._wants_logits, 1, count)
         return self._filled(count, self._each_seq)
 

@@ -146,8 +146,8 @@ def read_bandwidth(n_threads: int, seconds: float) -> float | None:
         seconds: about how long this takes.
 
     Returns:
-        What lasts over many passes over 256 MB, or more where a cache holds that; None before any kernels were loaded, or
-        where there is no memory for it.
+        What lasts over many passes over 256 MB, or more where a cache holds that; None before any kernels were loaded,
+        or where there is no memory for it.
     """
     if not _registered:
         return None

@@ -34,15 +34,17 @@ class Lookahead:
         self._futures: dict[str, Future[Embeds]] = {}
         self._later: list[Future[None]] = []
 
-    def begin(self, key: str, encode: Callable[[Stop], Embeds]) -> None:
+    def begin(self, key: str, encode: Callable[[Stop], Embeds], then: Callable[[], None] = lambda: None) -> None:
         """Encode in the thread; does nothing if `key` has begun.
 
         Args:
             key: of the image.
             encode: gives its embeddings, float32 (n_tokens, n_embd).
+            then: called in some thread when `wait` will not wait any more.
         """
         if key not in self._futures:
             self._futures[key] = self._pool.submit(encode, self._stop)
+            self._futures[key].add_done_callback(lambda _: then())
 
     def later(self, work: Callable[[], None]) -> None:
         """Do `work`, too, before the block ends; what fails in it is raised there."""
@@ -51,6 +53,10 @@ class Lookahead:
     def begun(self, key: str) -> bool:
         """Return whether `key` has begun and was not waited for."""
         return key in self._futures
+
+    def ready(self, key: str) -> bool:
+        """Return whether what has begun is done, so that `wait` returns at once."""
+        return self._futures[key].done()
 
     def wait(self, key: str) -> Embeds:
         """Return the embeddings of what has begun; what failed in the thread is raised here.

@@ -23,7 +23,7 @@ _HEX_DIGITS = {"x": 2, "u": 4}
 _LINE_ENDS = r"\x{a}\x{d}\x{2028}\x{2029}"
 # Never written, whatever a pattern allows: nobody wants them, and with all control characters in a class llguidance 1.9
 # lets `"` and `\` through although the class excludes them.
-_NO_CONTROLS = r"[^\x{0}-\x{8}\x{b}\x{c}\x{e}-\x{1f}\x{7f}]"
+_CONTROLS_BUT_BLANKS = r"\x{0}-\x{8}\x{b}\x{c}\x{e}-\x{1f}\x{7f}"
 _SYNTAX = frozenset(r"^$\.*+?()[]{}|")
 
 
@@ -190,7 +190,7 @@ class _Pattern:
 
 
 def _char_class(members: str, *, negated: bool) -> str:
-    return f"[[{'^' if negated else ''}{members}]&&{_NO_CONTROLS}]"
+    return f"[^{members}{_CONTROLS_BUT_BLANKS}]" if negated else f"[{members}&&[^{_CONTROLS_BUT_BLANKS}]]"
 
 
 def _literal(char: str) -> str:

@@ -22,7 +22,8 @@ from bimedix_edge.vision import VisionEncoder
 
 __all__ = ["Runtime"]
 
-_MAX_CHATS_IN_MEMORY = 8
+# conversations whose part of the KV cache is kept between their answers, if it has the cells
+_MOST_CHATS = 32
 _BATCH = 512
 
 
@@ -56,7 +57,7 @@ class Runtime:
             bundle.path("decoder"),
             self.manifest.decoder,
             n_ctx=settings.ctx_size,
-            n_seq_max=_MAX_CHATS_IN_MEMORY,
+            n_seq_max=max(_MOST_CHATS, settings.parallel),
             n_batch=min(_BATCH, settings.ctx_size),
             n_threads=n_threads,
             kernels=settings.kernels,
@@ -64,7 +65,7 @@ class Runtime:
         self.kernels = decoder.kernels
         cache_bytes = settings.image_cache_bytes
         image_cache = ImageCache(settings.image_cache_dir, cache_bytes, notify) if cache_bytes else None
-        self.engine = Engine(decoder, vision, image_cache=image_cache)
+        self.engine = Engine(decoder, vision, image_cache=image_cache, n_parallel=settings.parallel)
         self.load_ms = (time.perf_counter() - start_s) * 1e3
 
     @classmethod

@@ -18,8 +18,6 @@ using F = S::F;
 
 constexpr int kHigh = 4, kRows = kHigh * 16;  // two: activations would come from the third-level cache twice as often
 constexpr int kTile = 16;
-// three tokens of Q4_0 take a third less in a panel here, four of Q8_0 a sixth; K-quants are as soon or later
-constexpr int64_t kDotsOf32 = 2;
 constexpr int64_t kFewest = 20;  // tokens; for less, unpacking for tiles costs more than they gain
 
 // 256 columns of a panel's rows; a tile's row is four consecutive columns of 16 rows, 64 bytes.
@@ -361,7 +359,7 @@ void compute_block(Weight weight, const char * row, size_t stride, const Activat
     }
 }
 
-int rows_of_tiles(int64_t n_tokens) { return n_tokens >= kFewest ? kRows : panel_rows<S>(); }
+int rows_of_tiles(int64_t n_tokens) { return n_tokens >= kFewest ? kRows : rows_of_a_panel<S>(n_tokens); }
 
 // float32 products have no tiles: two panels of the other kind
 void float_panels(const Rows & rows, const Activations & x, float * y, TileWorkspace & work) {

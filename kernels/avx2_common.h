@@ -3,6 +3,8 @@
 
 #include <immintrin.h>
 
+#include "dots.h"
+#include "elementwise.h"
 #include "panel.h"
 #include "peak.h"
 

@@ -3,6 +3,7 @@
 
 #include <immintrin.h>
 
+#include "elementwise.h"
 #include "panel.h"
 #include "peak.h"
 #include "quads512.h"

@@ -26,11 +26,10 @@ struct Quad {
     // 16 bytes of each row
     __m512i load(size_t offset) const {
         const auto at = [&](int r) { return _mm_loadu_si128(reinterpret_cast<const __m128i *>(row[r] + offset)); };
-        // merging a load costs no shuffle, unlike inserting one
-        __m512i v = _mm512_castsi128_si512(at(0));
-        v = _mm512_mask_broadcast_i32x4(v, 0x00f0, at(1));
-        v = _mm512_mask_broadcast_i32x4(v, 0x0f00, at(2));
-        return _mm512_mask_broadcast_i32x4(v, 0xf000, at(3));
+        // inserting a load into 256 bits costs no shuffle, so that there is one
+        const __m256i low = _mm256_inserti128_si256(_mm256_castsi128_si256(at(0)), at(1), 1);
+        const __m256i high = _mm256_inserti128_si256(_mm256_castsi128_si256(at(2)), at(3), 1);
+        return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
     }
 
     // four bytes of each row
@@ -158,10 +157,10 @@ void quad_with_minimums(Quad quad, const Activations & x, __m512 * sum) {
         const __m512i minimums = _mm512_unpackhi_epi8(scales, _mm512_setzero_si512());
         BMX_UNROLL
         for (int t = 0; t < kTokens; t++) {
-            const __m512 of_token = _mm512_set1_ps(x.scales[at + t]);
-            sum[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(block[t]), _mm512_mul_ps(halves.low, of_token), sum[t]);
             const __m512i m = _mm512_madd_epi16(minimums, sixteen_of(x.sums32 + (at + t) * 8));
-            sum[t] = _mm512_fnmadd_ps(_mm512_cvtepi32_ps(m), _mm512_mul_ps(halves.high, of_token), sum[t]);
+            const __m512 scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(block[t]), halves.low);
+            const __m512 both = _mm512_fnmadd_ps(_mm512_cvtepi32_ps(m), halves.high, scaled);
+            sum[t] = _mm512_fmadd_ps(both, _mm512_set1_ps(x.scales[at + t]), sum[t]);
         }
     }
 }

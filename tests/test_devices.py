@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from bimedix_edge import decoder
+from bimedix_edge.bundle import DecoderSpec
 from bimedix_edge.control_groups import groups
 from bimedix_edge.devices import inspect_hardware, inspect_machine
+from bimedix_edge.errors import DecoderError
 from bimedix_edge.gpu_advice import Missing, decoder_gpu, missing_gpu_library, vision_cuda
 from bimedix_edge.hardware import Backend, ComputeDevice, CudaDriver, Hardware, HugePages, Machine, NvidiaGpu
 from bimedix_edge.host_memory import huge_pages, memory
@@ -140,6 +142,13 @@ def test_the_devices_of_ggml() -> None:
     assert hardware.providers[-1].loads
     for provider in hardware.providers:
         assert provider.loads == (provider.reason == "")
+
+
+def test_what_llama_cpp_says_when_it_fails_is_told(tmp_path: Path) -> None:
+    (tmp_path / "decoder.gguf").write_bytes(b"no model at all")
+    spec = DecoderSpec("llama", "F16", 1, 64, 1, 1, 64, 100, 512)
+    with pytest.raises(DecoderError, match=r"refuses decoder\.gguf \(.*magic"):
+        decoder.Decoder(tmp_path / "decoder.gguf", spec, n_ctx=64, n_seq_max=1, n_batch=64, n_threads=1)
 
 
 GPU = NvidiaGpu("RTX", (8, 9), 8 * GIB, 7 * GIB)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from rich.console import Console
@@ -10,7 +10,7 @@ from rich.table import Table
 
 from bimedix_edge.benchmark import ON, Benchmark, Measurement
 from bimedix_edge.cli.terminal import echo
-from bimedix_edge.decoder import built_for_amx
+from bimedix_edge.decoder import built_for_amx, compute_devices
 from bimedix_edge.devices import inspect_machine
 from bimedix_edge.kernels import OFF
 
@@ -65,6 +65,13 @@ def print_tables(console: Console, about: About, benchmark: Benchmark) -> None:
     head.add_row("rounds", f"{benchmark.rounds}, {turns}; medians")
     loading = ", ".join(f"{side} {seconds:.1f} s" for side, seconds in benchmark.load_s.items())
     head.add_row("loading", loading)
+    head.add_row("decoder on", _place(benchmark))
+    if benchmark.vision_device is not None:
+        head.add_row("encoder on", benchmark.vision_device)
+    if benchmark.placement.n_gpu_layers:
+        card = benchmark.card_bytes_per_s
+        text = "not measured" if card is None else f"{card / 1e9:.1f} GB/s are read and written"
+        head.add_row("ceiling", f"card's memory: {text}")
     if benchmark.read_bytes_per_s is not None:
         head.add_row("ceiling", f"memory: {benchmark.read_bytes_per_s / 1e9:.1f} GB/s are read")
     if benchmark.int8_ops_per_s is not None:
@@ -82,6 +89,18 @@ def print_tables(console: Console, about: About, benchmark: Benchmark) -> None:
     console.print(table)
     echo("\nt/s: tokens a second, of all sequences together. Reached: of the ceiling.")
     echo(f"\n{about.notice}")
+
+
+def _place(benchmark: Benchmark) -> str:
+    placement = benchmark.placement
+    if placement.n_gpu_layers == 0:
+        return "the CPU"
+    descriptions = {device.name: device.description for device in compute_devices()}
+    parts = [
+        f"{n_layers} layers on {name} ({descriptions[name]})"
+        for name, n_layers in zip(placement.devices, placement.split, strict=True)
+    ]
+    return f"{', '.join(parts)}; keys and values in {placement.kv_type}"
 
 
 def as_json_object(about: About, benchmark: Benchmark) -> dict[str, Any]:
@@ -102,6 +121,8 @@ def as_json_object(about: About, benchmark: Benchmark) -> dict[str, Any]:
             "memory_bytes": machine.memory_bytes,
         },
         "threads": benchmark.n_threads,
+        "placement": asdict(benchmark.placement),
+        "vision_device": benchmark.vision_device,
         "kernels": {"on": benchmark.kernels.name, "reason": benchmark.kernels.reason},
         "rounds": benchmark.rounds,
         "both_loaded": benchmark.both_loaded,
@@ -109,6 +130,7 @@ def as_json_object(about: About, benchmark: Benchmark) -> dict[str, Any]:
         "ceilings": {
             "read_gb_per_s": _rounded(benchmark.read_bytes_per_s, 1e-9),
             "int8_gops": _rounded(benchmark.int8_ops_per_s, 1e-9),
+            "card_gb_per_s": _rounded(benchmark.card_bytes_per_s, 1e-9),
         },
         "measurements": [_measurement(benchmark, found) for found in benchmark.measurements],
         "notice": about.notice,
@@ -130,7 +152,7 @@ def _measurement(benchmark: Benchmark, found: Measurement) -> dict[str, Any]:
         "name": work.name,
         "kind": work.kind,
         "tokens": work.n_tokens,
-        "ceiling": work.ceiling,
+        "ceiling": benchmark.ceiling_of(found),
         **sides,
         "ratio": _rounded(found.ratio, 1),
     }
@@ -138,7 +160,7 @@ def _measurement(benchmark: Benchmark, found: Measurement) -> dict[str, Any]:
 
 def _share_text(benchmark: Benchmark, found: Measurement, side: str) -> str:
     share = benchmark.share(found, side)
-    unit = {"read": "memory", "int8": "int8", None: ""}[found.workload.ceiling]
+    unit = {"read": "memory", "card": "card", "int8": "int8", None: ""}[benchmark.ceiling_of(found)]
     return _NONE if share is None else f"{share:.0%} {unit}"
 
 

@@ -25,6 +25,7 @@ from bimedix_edge.cli.terminal import (
     reorders,
     timing_line,
 )
+from bimedix_edge.cli.text import one_line
 from bimedix_edge.errors import BimedixEdgeError, UsageError
 from bimedix_edge.events import Cancel, Done, Event, Token
 from bimedix_edge.imaging.picture import Picture
@@ -96,7 +97,10 @@ class _Terminal:
                     self._act(line)
                 except BimedixEdgeError as error:
                     # a mistake must not end the conversation
-                    echo(str(error), err=True)
+                    echo(one_line(str(error)), err=True)
+                except (KeyboardInterrupt, click.Abort):
+                    # Ctrl-C while a picture is read or a series is asked for stops that, not the conversation
+                    click.echo("(stopped)")
 
     def _read(self) -> str | None:
         """Return the next line, or None at the end of the input or when the user leaves."""
@@ -181,7 +185,7 @@ class _Terminal:
         if path.exists():
             raise UsageError(f"Expected a new file, but {path} exists; choose another name.")
         write_file(path, _transcript(self._runtime, self._chat, as_json=path.suffix == ".json").encode())
-        echo(f"Saved to {path}; only you can read it.")
+        echo(f"Saved to {one_line(str(path))}; only you can read it.")
 
 
 def _image_words(argument: str) -> tuple[Path, str | None, str]:
@@ -191,13 +195,17 @@ def _image_words(argument: str) -> tuple[Path, str | None, str]:
         last = words[-1]
         if last in ("middle", "all") or last.isdecimal():
             frame = last
-        elif last in PRESETS or re.fullmatch(r"-?[0-9.]+/-?[0-9.]+", last):
-            window = last
+        elif last in PRESETS or re.fullmatch(r"-?[0-9.]+/-?[0-9.]+", last) or _is_file(argument[: -len(last)]):
+            window = last  # one that does not exist is told as such, since what stands before it is a file
         else:
             break
         argument = argument[: argument.rindex(last)].strip()
         words.pop()
     return Path(argument.strip("\"'")).expanduser(), window, frame
+
+
+def _is_file(argument: str) -> bool:
+    return Path(argument.strip().strip("\"'")).expanduser().is_file()
 
 
 def _transcript(runtime: Runtime, conversation: Chat, *, as_json: bool) -> str:

@@ -16,6 +16,7 @@ from PIL import Image
 from bimedix_edge.bundle import read_manifest
 from bimedix_edge.cli.pictures import load_all, picture_options, picture_report, show_pictures
 from bimedix_edge.cli.terminal import echo
+from bimedix_edge.cli.text import one_line
 from bimedix_edge.errors import UsageError
 from bimedix_edge.imaging.picture import Picture
 from bimedix_edge.imaging.preprocess import Preprocessing, square
@@ -59,7 +60,7 @@ def image(
     for step in {_step(picture, spec): None for picture in pictures}:
         echo(f"The model sees it {step}.")
     if output is not None:
-        echo(f"Saved as {output}; only you can read it.")
+        echo(f"Saved as {one_line(str(output))}; only you can read it.")
 
 
 def _preprocessing(settings: Settings) -> Preprocessing:

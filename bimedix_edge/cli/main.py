@@ -8,6 +8,7 @@ import sys
 
 import click
 
+from bimedix_edge.cli.text import one_line
 from bimedix_edge.errors import BimedixEdgeError
 
 __all__ = ["cli", "main"]
@@ -73,7 +74,7 @@ def _run() -> int:
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except BimedixEdgeError as error:
-        click.echo(f"bimedix-edge: {error}", err=True)
+        click.echo(f"bimedix-edge: {one_line(str(error))}", err=True)
         return error.exit_code
     except click.ClickException as error:
         error.show()

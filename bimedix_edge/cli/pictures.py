@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from bimedix_edge.cli.terminal import echo
+from bimedix_edge.cli.text import one_line
 from bimedix_edge.errors import UsageError
 from bimedix_edge.imaging.picture import MAX_FRAMES, Picture, load_pictures
 from bimedix_edge.imaging.series import Series, find_series, holds_series
@@ -44,7 +45,8 @@ def load_all(paths: Sequence[str | Path], frame: str, window: str | None, series
     for given in paths:
         path = Path(given)
         if holds_series(path):
-            pictures += _from_series(_choose(find_series(path), series, path), wanted, window)
+            chosen = _choose(find_series(path), series, path)
+            pictures += [_warned(picture, chosen) for picture in _from_series(chosen, wanted, window)]
         elif series is not None:
             raise UsageError(f"Expected a folder or a DICOMDIR for --series, but {path} is a file; leave it out.")
         else:
@@ -85,7 +87,7 @@ def _frame(text: str) -> int | str:
 def _choose(found: list[Series], number: int | None, path: Path) -> Series:
     if number is None and len(found) > 1:
         number = _ask(found, path)
-    number = number or 1
+    number = 1 if number is None else number
     if not 1 <= number <= len(found):
         raise UsageError(f"Expected a series from 1 to {len(found)} in {path}, but {number} was asked for.")
     return found[number - 1]
@@ -98,7 +100,17 @@ def _ask(found: list[Series], path: Path) -> int:
             f"Expected one series, but {path} holds {len(found)}: {'; '.join(lines)}; choose one with --series N."
         )
     echo("\n".join(lines), err=True)
-    return int(click.prompt("Which series", type=click.IntRange(1, len(found)), err=True))
+
+    def number(answer: str) -> int:
+        if answer.strip().isdecimal() and 1 <= int(answer) <= len(found):
+            return int(answer)
+        raise click.UsageError(f"Expected a number from 1 to {len(found)}, but it is {one_line(answer)!r}.")
+
+    try:
+        return int(click.prompt("Which series", value_proc=number, err=True))
+    except click.Abort:
+        echo("", err=True)  # the end of the input leaves the question's line unfinished
+        raise
 
 
 def _from_series(series: Series, frame: int | str, window: str | None) -> list[Picture]:
@@ -119,6 +131,14 @@ def _from_series(series: Series, frame: int | str, window: str | None) -> list[P
             f"Expected a frame from 1 to {n_files}, for the series has so many, but {frame} was asked for."
         )
     return [_numbered(series.files[number - 1], number, n_files, window, ", the middle one" * (frame == "middle"))]
+
+
+def _warned(picture: Picture, series: Series) -> Picture:
+    """Return a picture of a series with a word about what may be missing from that."""
+    if not series.n_unreadable:
+        return picture
+    files = "a DICOM file" if series.n_unreadable == 1 else f"{series.n_unreadable} DICOM files"
+    return replace(picture, warnings=(f"{files} beside it cannot be read and may belong to it", *picture.warnings))
 
 
 def _numbered(path: Path, number: int, total: int, window: str | None, remark: str) -> Picture:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from bimedix_edge.errors import ImageError, UsageError
 from bimedix_edge.imaging.decoded import Decoded
 from bimedix_edge.imaging.dicom_file import read_dicom
+from bimedix_edge.imaging.dicom_lut import look_up_table
 from bimedix_edge.imaging.dicom_pixels import check_header, decode_frame, frame_count, through_palette
 from bimedix_edge.imaging.dicom_tags import allowed_tags, frame_value, privacy_warnings
 from bimedix_edge.imaging.grey import Display, Lut, Range, Rescale, render, value_range
@@ -90,13 +91,14 @@ def _frame_index(frame: int | str, n_frames: int, name: str) -> tuple[int, list[
 def _display(dataset: Any, index: int, stored: NDArray[Any], window: Window | None, name: str) -> Display:
     inverted = dataset.PhotometricInterpretation == "MONOCHROME1"
     modality = _modality(dataset, index, name)
-    voi = window or _voi(dataset, index, name) or _range(dataset, index, stored, modality)
+    signed = _can_be_negative(stored.dtype, modality)
+    voi = window or _voi(dataset, index, name, signed=signed) or _range(dataset, index, stored, modality)
     return Display(modality, voi, inverted)
 
 
 def _modality(dataset: Any, index: int, name: str) -> Rescale | Lut | None:
     if sequence := dataset.get("ModalityLUTSequence"):
-        return _lut(dataset, sequence[0], name)
+        return look_up_table(dataset, sequence[0], name)
     slope, intercept = (frame_value(dataset, index, keyword) for keyword in ("RescaleSlope", "RescaleIntercept"))
     if slope is None or intercept is None:
         return None
@@ -106,11 +108,14 @@ def _modality(dataset: Any, index: int, name: str) -> Rescale | Lut | None:
     return None if found == Rescale(1.0, 0.0) else found
 
 
-def _voi(dataset: Any, index: int, name: str) -> Window | Lut | None:
-    """Return the file's look-up table, or the first of its windows; pydicom prefers the table, too."""
+def _voi(dataset: Any, index: int, name: str, *, signed: bool) -> Window | Lut | None:
+    """Return the file's look-up table, or the first of its windows; pydicom prefers the table, too.
+
+    `signed` is whether the values in the units of the modality can be negative.
+    """
     sequence = frame_value(dataset, index, "VOILUTSequence")
     if sequence and sequence[0].get("LUTData") is not None and sequence[0].get("LUTDescriptor") is not None:
-        return _lut(dataset, sequence[0], name)
+        return look_up_table(dataset, sequence[0], name, signed=signed)
     center, width = (_first(frame_value(dataset, index, keyword)) for keyword in ("WindowCenter", "WindowWidth"))
     if center is None or width is None:
         return None
@@ -128,26 +133,18 @@ def _voi(dataset: Any, index: int, name: str) -> Window | Lut | None:
     return found
 
 
+def _can_be_negative(dtype: np.dtype[Any], modality: Rescale | Lut | None) -> bool:
+    """Return whether stored values of such a type have negative values in the units of the modality."""
+    if isinstance(modality, Lut):
+        return False
+    ends = np.array([np.iinfo(dtype).min, np.iinfo(dtype).max] if dtype.kind in "iu" else [-1, 1], np.float64)
+    return bool((ends if modality is None else modality.apply(ends)).min() < 0)
+
+
 def _first(value: Any) -> Any:
     if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
         return None if value in ("", None) else value
     return value[0] if len(value) else None
-
-
-def _lut(dataset: Any, item: Any, name: str) -> Lut:
-    n_entries, first, bits = (int(value) for value in item.LUTDescriptor)
-    n_entries = n_entries or 1 << 16
-    data = item.LUTData
-    if isinstance(data, bytes):
-        little = dataset.original_encoding[1] is not False
-        data = np.frombuffer(data, "<u2" if little else ">u2")
-    entries = np.asarray(data, np.float64)[:n_entries]
-    if len(entries) < n_entries or not 8 <= bits <= 16:
-        raise ImageError(
-            f"Expected a look-up table of {n_entries} entries of 8 to 16 bits, but {name} has {len(entries)} of "
-            f"{bits}; export it again."
-        )
-    return Lut(first, bits, entries)
 
 
 def _range(dataset: Any, index: int, stored: NDArray[Any], modality: Rescale | Lut | None) -> Range:
@@ -156,14 +153,21 @@ def _range(dataset: Any, index: int, stored: NDArray[Any], modality: Rescale | L
     if modality is None and 0 < bits <= 8 and stored.dtype.kind in "iu":
         low = -(1 << (bits - 1)) if stored.dtype.kind == "i" else 0
         return Range(low, low + (1 << bits) - 1)
-    padding = frame_value(dataset, index, "PixelPaddingValue")
-    limits = None
-    if padding is not None:
-        end = frame_value(dataset, index, "PixelPaddingRangeLimit")
-        ends = _stored_sign(int(padding), stored), _stored_sign(int(padding if end is None else end), stored)
-        limits = (float(min(ends)), float(max(ends)))
+    limits = _padding(dataset, index, stored)
     # where all is padding, there is no range
     return Range(*(value_range(stored, modality, limits) or (0.0, 0.0)))
+
+
+def _padding(dataset: Any, index: int, stored: NDArray[Any]) -> tuple[float, float] | None:
+    """Return the first and the last stored value that are no picture. Source: DICOM PS3.3 C.7.5.1.1.2."""
+    kind = next(kind for kind in ("", "Float", "DoubleFloat") if f"{kind}PixelData" in dataset)
+    padding, end = (frame_value(dataset, index, f"{kind}PixelPadding{what}") for what in ("Value", "RangeLimit"))
+    if padding is None:
+        return None
+    ends = [padding, padding if end is None else end]
+    if stored.dtype.kind in "iu":
+        ends = [_stored_sign(int(value), stored) for value in ends]
+    return float(min(ends)), float(max(ends))
 
 
 def _stored_sign(value: int, stored: NDArray[Any]) -> int:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from bimedix_edge.errors import ImageError
+from bimedix_edge.imaging.codestream import HeaderSize, check_codestream, check_rle
 from bimedix_edge.imaging.decoded import check_size
 
 __all__ = ["check_bounds", "inflated"]
@@ -18,6 +20,9 @@ __all__ = ["check_bounds", "inflated"]
 # a picture that deflates to less than a hundredth is blank, or made to fill the memory
 _MAX_INFLATION = 100
 _ALWAYS_INFLATED_BYTES = 16 << 20
+# no more than a file that is not deflated may have
+_MAX_INFLATED_BYTES = 512 << 20
+_PIECE_BYTES, _INFLATED_PIECE_BYTES = 64 << 10, 2 << 20
 # structured reports nest about ten levels deep
 _MAX_DEPTH = 32
 # enough for every header's start; what follows is pydicom's
@@ -27,31 +32,41 @@ _META_START = 132
 _META = b"\x02\x00"
 _TRANSFER_SYNTAX = b"\x02\x00\x10\x00UI"
 _IMPLICIT, _EXPLICIT = b"1.2.840.10008.1.2", b"1.2.840.10008.1.2.1"
-_DEFLATED, _BIG = b"1.2.840.10008.1.2.1.99", b"1.2.840.10008.1.2.2"
+_DEFLATED, _BIG, _RLE = b"1.2.840.10008.1.2.1.99", b"1.2.840.10008.1.2.2", b"1.2.840.10008.1.2.5"
 # these have a length of 4 bytes after 2 that are reserved, all others one of 2; PS3.5 7.1.2
 _LONG_VRS = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
 _UNDEFINED = 0xFFFFFFFF
 _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
-_PIXELS, _ROWS, _COLUMNS = 0x7FE00010, 0x00280010, 0x00280011
+_PIXELS = 0x7FE00010
+_SAMPLES, _ROWS, _COLUMNS, _BITS = _STATED = 0x00280002, 0x00280010, 0x00280011, 0x00280100
+_MAX_META_ELEMENTS = 100
 
 
 def check_bounds(data: bytes, name: str) -> None:
     """Refuse a file whose header states what no picture has.
 
     Raises:
-        ImageError: sequences nested more than 32 deep, a length of gigabytes, more than 50 megapixels, or deflated data
-            that grow to more than a hundred times their size.
+        ImageError: sequences nested more than 32 deep, a length of gigabytes, more than 50 megapixels, a codestream
+            that contradicts the header, or deflated data that grow to more than a hundred times their size.
     """
-    plain = inflated(data, name)
-    start = _meta_end(plain)
-    syntax = _syntax(plain, start)
-    little = syntax != _BIG
-    explicit = plain[start + 4 : start + 6].isalpha() if not syntax else syntax != _IMPLICIT
-    _Walk(plain, name, start, explicit=explicit, little=little).run()
+    start = _meta_end(data)
+    syntax = _syntax(data, start)
+    if syntax == _DEFLATED:
+        head = next(_pieces(memoryview(data)[start:], name), b"")
+        _Walk(head, name, 0, syntax, explicit=True, most_bytes=_most_inflated(len(data))).run()
+        inflated(data, name, kept=False)
+        return
+    explicit = data[start + 4 : start + 6].isalpha() if not syntax else syntax != _IMPLICIT
+    _Walk(data, name, start, syntax, explicit=explicit, most_bytes=max(_MAX_STATED_BYTES, len(data))).run()
 
 
-def inflated(data: bytes, name: str) -> bytes:
+def inflated(data: bytes, name: str, *, kept: bool = True) -> bytes:
     """Return a deflated file as the same file uncompressed, others as they are.
+
+    Args:
+        data: the whole file.
+        name: what messages call it.
+        kept: whether the inflated bytes are wanted; otherwise they are only counted.
 
     Raises:
         ImageError: it grows beyond all use, or is cut off.
@@ -59,25 +74,52 @@ def inflated(data: bytes, name: str) -> bytes:
     body = _meta_end(data)
     if _syntax(data, body) != _DEFLATED:
         return data
-    limit = max(_ALWAYS_INFLATED_BYTES, _MAX_INFLATION * len(data))
+    pieces: list[bytes] = []
+    n_bytes, limit = 0, _most_inflated(len(data))
+    for piece in _pieces(memoryview(data)[body:], name):
+        if kept:
+            pieces.append(piece)
+        n_bytes += len(piece)
+        if n_bytes > limit:
+            raise _unusable(name, f"it inflates to more than {limit >> 20} MiB from {len(data) / (1 << 20):.1f}")
+    start = data.index(_DEFLATED, 0, body)
+    syntax = _EXPLICIT.ljust(len(_DEFLATED), b"\0")
+    return b"".join((data[:start], syntax, data[start + len(_DEFLATED) : body], *pieces))
+
+
+def _most_inflated(n_bytes: int) -> int:
+    return min(max(_ALWAYS_INFLATED_BYTES, _MAX_INFLATION * n_bytes), _MAX_INFLATED_BYTES)
+
+
+def _pieces(deflated: memoryview, name: str) -> Iterator[bytes]:
+    """Yield what deflated data inflate to, at most 2 MiB at a time."""
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
-        plain = inflater.decompress(data[body:], limit)
-        reason = "" if inflater.eof else "its deflated data end too early"
-    except zlib.error:
-        plain, reason = b"", "its deflated data are damaged"
-    if len(plain) >= limit:
-        reason = f"it inflates to more than {_MAX_INFLATION} times its size"
-    if reason:
-        raise ImageError(f"Expected a whole DICOM file, but {name} is unusable: {reason}; export it uncompressed.")
-    start = data.index(_DEFLATED, 0, body)
-    return data[:start] + _EXPLICIT.ljust(len(_DEFLATED), b"\0") + data[start + len(_DEFLATED) : body] + plain
+        for start in range(0, len(deflated), _PIECE_BYTES):
+            given: bytes | memoryview = deflated[start : start + _PIECE_BYTES]
+            while not inflater.eof:
+                piece = inflater.decompress(given, _INFLATED_PIECE_BYTES)
+                given = inflater.unconsumed_tail
+                yield piece
+                if len(piece) < _INFLATED_PIECE_BYTES:
+                    break
+            if inflater.eof:
+                return
+    except zlib.error as error:
+        raise _unusable(name, "its deflated data are damaged") from error
+    raise _unusable(name, "its deflated data end too early")
+
+
+def _unusable(name: str, reason: str) -> ImageError:
+    return ImageError(f"Expected a whole DICOM file, but {name} is unusable: {reason}; export it uncompressed.")
 
 
 def _meta_end(data: bytes) -> int:
     """Return where the elements of group 2 end; their stated length is missing in some files."""
     position = _META_START if data[128:132] == b"DICM" else 0
-    while data[position : position + 2] == _META:
+    for _ in range(_MAX_META_ELEMENTS):
+        if data[position : position + 2] != _META:
+            break
         long = data[position + 4 : position + 6] in _LONG_VRS
         value = position + (12 if long else 8)
         position = value + int.from_bytes(data[value - (4 if long else 2) : value], "little")
@@ -102,11 +144,12 @@ class _Element:
 class _Walk:
     """Goes through the elements in their order, into sequences and items, and remembers only how deep it is."""
 
-    def __init__(self, data: bytes, name: str, start: int, *, explicit: bool, little: bool) -> None:
-        self._data, self._name, self._position = data, name, start
-        self._explicit, self._order = explicit, "<" if little else ">"
+    def __init__(self, data: bytes, name: str, start: int, syntax: bytes, *, explicit: bool, most_bytes: int) -> None:
+        self._most_bytes = most_bytes
+        self._data, self._name, self._position, self._syntax = data, name, start, syntax
+        self._explicit, self._order = explicit, ">" if syntax == _BIG else "<"
         self._ends: list[int | None] = []
-        self._size: dict[int, int] = {}
+        self._stated: dict[int, int] = {}
 
     def run(self) -> None:
         """Walk until the pixels, the end, or something that is not understood."""
@@ -140,12 +183,15 @@ class _Walk:
             if self._ends:
                 self._ends.pop()
             return bool(self._ends) or element.tag == _SEQUENCE_END
-        if element.length != _UNDEFINED and element.length > max(_MAX_STATED_BYTES, len(self._data)):
+        if element.length != _UNDEFINED and element.length > self._most_bytes:
+            stated = f"{element.length / 1e9:.1f} GB" if element.length >= 1e9 else f"{element.length / 1e6:.0f} MB"
             raise ImageError(
-                f"Expected lengths that fit the file, but {self._name} states {element.length / 1e9:.1f} GB for one "
-                f"element and has {len(self._data)} bytes; export it again."
+                f"Expected lengths that fit the file, but {self._name} states {stated} for one element, more than its "
+                "size allows; export it again."
             )
-        if element.tag == _PIXELS:
+        if element.tag == _PIXELS and not self._ends:
+            if element.length == _UNDEFINED:
+                self._check_fragments()
             return False
         if element.vr == b"SQ" or element.tag == _ITEM or (not element.vr and element.length == _UNDEFINED):
             return self._descend(element.length)
@@ -166,9 +212,26 @@ class _Walk:
         return True
 
     def _note_size(self, element: _Element) -> None:
-        if self._ends or element.tag not in (_ROWS, _COLUMNS) or element.length != 2:
+        if self._ends or element.tag not in _STATED or element.length != 2:
             return
         value = self._data[self._position : self._position + 2]
-        self._size[element.tag] = int.from_bytes(value, "little" if self._order == "<" else "big")
-        if len(self._size) == 2 and all(self._size.values()):
-            check_size(self._size[_COLUMNS], self._size[_ROWS], self._name)
+        self._stated[element.tag] = int.from_bytes(value, "little" if self._order == "<" else "big")
+        if self._stated.get(_COLUMNS) and self._stated.get(_ROWS):
+            check_size(self._stated[_COLUMNS], self._stated[_ROWS], self._name)
+
+    def _check_fragments(self) -> None:
+        """Compare the start of each codestream with the header; a frame begins with a fragment; PS3.5 A.4."""
+        if any(tag not in self._stated for tag in _STATED):
+            return
+        stated = HeaderSize(self._stated[_COLUMNS], self._stated[_ROWS], self._stated[_SAMPLES])
+        whole = memoryview(self._data)
+        for number in range(_MAX_ELEMENTS):
+            element = self._next()
+            if element is None or element.tag != _ITEM:
+                return
+            fragment = whole[self._position : self._position + element.length]
+            if self._syntax != _RLE:
+                check_codestream(fragment, stated, self._name)
+            elif number:  # the first item is the table of offsets
+                check_rle(fragment, stated, self._stated[_BITS] // 8, self._name)
+            self._position += element.length

@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydicom.encaps import get_frame
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_color_lut
-from pydicom.uid import JPEGExtended12Bit
+from pydicom.uid import JPEGExtended12Bit, RLELossless
 
 from bimedix_edge.errors import ImageError
+from bimedix_edge.imaging.codestream import HeaderSize, check_codestream, check_rle
 from bimedix_edge.imaging.decoded import check_size
 from bimedix_edge.imaging.dicom_file import transfer_syntax
 
@@ -36,7 +38,8 @@ def check_header(dataset: Any, name: str) -> None:
     """
     if not any(keyword in dataset for keyword in _PIXELS):
         raise ImageError(f"Expected pixels, but {name} has none: it is {_kind(dataset)}; choose an image file.")
-    missing = [keyword for keyword in _NEEDED if dataset.get(keyword) is None]
+    needed = (*_NEEDED, *(("PixelRepresentation",) if "PixelData" in dataset else ()))
+    missing = [keyword for keyword in needed if dataset.get(keyword) is None]
     if missing:
         raise ImageError(f"Expected a DICOM image, but {name} does not state {', '.join(missing)}; export it again.")
     check_size(int(dataset.Columns), int(dataset.Rows), name)
@@ -75,16 +78,50 @@ def decode_frame(dataset: Any, index: int, name: str) -> NDArray[Any]:
     if getattr(dataset, "file_meta", None) is None or "TransferSyntaxUID" not in dataset.file_meta:
         dataset.file_meta = dataset.file_meta if getattr(dataset, "file_meta", None) else _empty_meta()
         dataset.file_meta.TransferSyntaxUID = syntax
+    aligned = _is_aligned(dataset, syntax)
     try:
-        pixels, _ = decoder.as_array(dataset, index=index, allow_excess_frames=False)
-    except MemoryError:
+        if syntax.is_encapsulated:
+            _check_frame(dataset, index, syntax, name)
+        pixels, _ = decoder.as_array(dataset, index=index, allow_excess_frames=False, correct_unused_bits=aligned)
+    except (ImageError, MemoryError):
         raise
     except Exception as error:  # each codec has its own; their text may hold values of the file
         raise ImageError(
             f"Expected whole {syntax.name} pixel data, but frame {index + 1} of {name} is damaged or truncated; "
             "export it again."
         ) from error
-    return np.asarray(pixels)
+    return np.asarray(pixels) if aligned else _shifted(pixels, dataset)
+
+
+def _check_frame(dataset: Any, index: int, syntax: Any, name: str) -> None:
+    """Compare a compressed frame with the header; only here is it whole, and none of the others is decoded."""
+    offsets = [dataset.get(keyword) for keyword in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths")]
+    frame = get_frame(
+        dataset.PixelData,
+        index,
+        number_of_frames=frame_count(dataset),
+        extended_offsets=tuple(offsets) if all(offsets) and len(offsets[0]) == len(offsets[1]) else None,
+    )
+    stated = HeaderSize(int(dataset.Columns), int(dataset.Rows), int(dataset.SamplesPerPixel))
+    if syntax == RLELossless:
+        check_rle(frame, stated, (int(dataset.BitsAllocated) + 7) // 8, name)
+    else:
+        check_codestream(frame, stated, name)
+
+
+def _is_aligned(dataset: Any, syntax: Any) -> bool:
+    """Return whether values fill the lowest bits: all do, but those of files from before 2014 need not; PS3.5 8.1.1."""
+    if "PixelData" not in dataset or (syntax.is_encapsulated and syntax != RLELossless):
+        return True
+    # one that leaves no room for the bits stored, or is none of those allocated, says nothing
+    return not int(dataset.BitsStored) <= int(dataset.get("HighBit") or 0) < int(dataset.BitsAllocated)
+
+
+def _shifted(pixels: NDArray[Any], dataset: Any) -> NDArray[Any]:
+    """Return values whose highest bit is the header's High Bit."""
+    highest = 8 * pixels.dtype.itemsize - 1
+    unused = highest - int(dataset.HighBit)
+    return (pixels << unused) >> (highest + 1 - int(dataset.BitsStored))
 
 
 def through_palette(stored: NDArray[Any], dataset: Any) -> NDArray[Any]:

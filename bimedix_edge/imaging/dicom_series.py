@@ -13,8 +13,8 @@ from bimedix_edge.imaging.sniff import sniff
 
 __all__ = ["describe_files"]
 
-# headers are at the start; what follows is pixels
-_HEADER_BYTES = 1 << 20
+# headers are at the start; those of many frames, a large DICOMDIR and deflated files need to be read further
+_READ_BYTES = (1 << 20, 64 << 20, 512 << 20)
 _TAGS = (
     "SOPClassUID SeriesInstanceUID SeriesNumber InstanceNumber NumberOfFrames Rows Columns Modality BodyPartExamined "
     "ViewPosition ImageLaterality Laterality DirectoryRecordSequence"
@@ -22,32 +22,59 @@ _TAGS = (
 _DICOMDIR = "1.2.840.10008.1.3.10"
 
 
-def describe_files(paths: list[str]) -> list[dict[str, Any]]:
-    """Return one entry a file that holds a DICOM picture: `path`, `series`, `number`, `instance`, `size`, `tags`.
+def describe_files(paths: list[str]) -> tuple[list[dict[str, Any]], int]:
+    """Return what is known of the DICOM pictures among files.
 
-    What is no DICOM file, has no pixels or cannot be read is left out. A DICOMDIR stands for the files it lists.
+    A DICOMDIR stands for the files it lists. What is no DICOM file or no picture is left out.
+
+    Returns:
+        An entry a picture: `path`, `series`, `number`, `instance`, `frames`, `size`, `tags`; and how many DICOM files
+        are damaged or cannot be read.
     """
     found: list[dict[str, Any]] = []
+    n_unreadable = 0
     for path in paths:
         for file in _listed(Path(path)):
-            dataset = _header(file)
-            if dataset is not None and dataset.get("Rows") and dataset.get("Columns"):
+            try:
+                dataset = _header(file)
+            except (OSError, ImageError, MemoryError):
+                n_unreadable += 1
+                continue
+            if dataset is None:
+                continue
+            if dataset.get("Rows") and dataset.get("Columns"):
                 found.append(_entry(file, dataset))
-    return found
+            elif not dataset.get("SOPClassUID"):  # reports and plans have no size, but a class
+                n_unreadable += 1
+    return found, n_unreadable
 
 
 def _header(path: Path) -> Any:
-    try:
+    """Return the header of a DICOM file, or None if it is none."""
+    for n_bytes in _READ_BYTES:
         with open(path, "rb") as file:
-            data = file.read(_HEADER_BYTES)
-        return read_dicom(data, path.name, pixels=False, tags=_TAGS) if sniff(data) == "DICOM" else None
-    except (OSError, ImageError):
-        return None
+            data = file.read(n_bytes)
+        if sniff(data) != "DICOM":
+            break
+        whole = len(data) < n_bytes or n_bytes == _READ_BYTES[-1]
+        try:
+            dataset = read_dicom(data, path.name, pixels=False, tags=_TAGS)
+        except ImageError:
+            if whole:
+                raise
+            continue
+        # what is cut off may be read without a word; Columns is the last tag that is asked for of a picture
+        if whole or dataset.get("Columns"):
+            return dataset
+    return None
 
 
 def _listed(path: Path) -> list[Path]:
     """Return the files that a DICOMDIR lists inside its own directory, or the file itself."""
-    dataset = _header(path)
+    try:
+        dataset = _header(path)
+    except (OSError, ImageError, MemoryError):
+        return [path]  # counted as unreadable there
     meta = getattr(dataset, "file_meta", None)
     if meta is None or str(meta.get("MediaStorageSOPClassUID", "")) != _DICOMDIR:
         return [path]
@@ -56,9 +83,12 @@ def _listed(path: Path) -> list[Path]:
     for record in dataset.get("DirectoryRecordSequence") or []:
         parts = record.get("ReferencedFileID")
         if parts:
-            file = root.joinpath(*([parts] if isinstance(parts, str) else parts)).resolve()
-            if file.is_relative_to(root) and file.is_file():
-                files.append(file)
+            names = [parts] if isinstance(parts, str) else list(parts)
+            # the names are capitals, but some systems show a disc's in small letters
+            places = (root.joinpath(*names).resolve(), root.joinpath(*(name.lower() for name in names)).resolve())
+            inside = [file for file in places if file.is_relative_to(root)]
+            # one that is missing is counted as unreadable, too
+            files += ([file for file in inside if file.is_file()] or inside)[:1]
     return files
 
 

@@ -122,15 +122,14 @@ def decode_isolated(work: str, data: bytes, name: str, **options: Any) -> Decode
     )
 
 
-def describe_isolated(paths: list[str], name: str) -> list[dict[str, Any]]:
+def describe_isolated(paths: list[str], name: str) -> tuple[list[dict[str, Any]], int]:
     """Return what `dicom_series.describe_files` finds in the headers of files.
 
     Raises:
         ImageError: it took too long or crashed.
     """
     answer, _ = _ask({"work": "series", "paths": paths}, b"", name, _SECONDS + 0.05 * len(paths))
-    files: list[dict[str, Any]] = answer["files"]
-    return files
+    return answer["files"], int(answer["n_unreadable"])
 
 
 def close_worker() -> None:

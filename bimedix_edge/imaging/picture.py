@@ -17,6 +17,7 @@ from bimedix_edge.imaging.decoded import MAX_PIXELS, Decoded
 from bimedix_edge.imaging.dicom_bounds import check_bounds
 from bimedix_edge.imaging.isolation import decode_isolated
 from bimedix_edge.imaging.raster import decode_raster
+from bimedix_edge.imaging.raster_bounds import check_raster_bounds
 from bimedix_edge.imaging.sniff import READABLE, sniff
 from bimedix_edge.imaging.window import Window, parse_window
 
@@ -126,13 +127,15 @@ def _read(path: Path) -> bytes:
         if path.is_dir():
             raise ImageError(f"Expected an image file, but {path} is a directory; name a file in it.")
         with open(path, "rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
+            # a pipe and a device have no size until they are read
+            too_large = os.fstat(file.fileno()).st_size > MAX_FILE_BYTES
+            data = b"" if too_large else file.read(MAX_FILE_BYTES + 1)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ImageError(
             f"Expected an image file, but {path} cannot be read ({reason}); check its name and permissions."
         ) from error
-    if len(data) > MAX_FILE_BYTES:
+    if too_large or len(data) > MAX_FILE_BYTES:
         raise ImageError(f"Expected at most {MAX_FILE_BYTES >> 20} MiB, but {path} is larger; scale it down first.")
     return data
 
@@ -173,6 +176,7 @@ def _decode(data: bytes, name: str, kind: str, frame: int | str, window: Window 
         raise UsageError(
             f"Expected a frame that exists, but of {kind} only the first is read and {frame} was asked for."
         )
+    check_raster_bounds(data, kind, name)
     return decode_raster(data, name, kind) if kind in _IN_PROCESS else decode_isolated(kind, data, name)
 
 

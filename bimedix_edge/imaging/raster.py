@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from bimedix_edge.errors import ImageError
+from bimedix_edge.imaging.codestream import check_scans
 from bimedix_edge.imaging.decoded import Decoded, check_size
 from bimedix_edge.imaging.sixteen_bit import scale, sixteen_bit_colour
 
@@ -18,8 +19,6 @@ __all__ = ["decode_raster"]
 _DEEP_GREY = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 _TIFF_PHOTOMETRIC, _TIFF_WHITE_IS_ZERO = 262, 0
 _EXIF_ORIENTATION, _EXIF_MAKER, _EXIF_MODEL = 0x0112, 0x010F, 0x0110
-# a progressive JPEG is decoded once a scan; cameras and programs write about ten
-_MAX_JPEG_SCANS = 100
 _BAND_ROWS = 256
 
 Level = TypeVar("Level", np.uint8, np.uint16)
@@ -39,11 +38,8 @@ def decode_raster(data: bytes, name: str, kind: str) -> Decoded:
     notes: list[str] = []
     warnings: list[str] = []
     try:
-        if kind == "JPEG" and data.count(b"\xff\xda") > _MAX_JPEG_SCANS:
-            raise ImageError(
-                f"Expected at most {_MAX_JPEG_SCANS} scans in a JPEG, but {name} has more, which would take minutes; "
-                "export it again."
-            )
+        if kind == "JPEG":
+            check_scans(data, name)
         with Image.open(io.BytesIO(data), formats=[kind.upper()]) as image:
             check_size(image.width, image.height, name)
             deep = sixteen_bit_colour(image, data, name)
@@ -55,9 +51,9 @@ def decode_raster(data: bytes, name: str, kind: str) -> Decoded:
                 pixels = _to_8_bit(_upright(image, notes), notes, inverted=_white_is_zero(image))
     except (ImageError, MemoryError):
         raise
-    except Exception as error:  # Pillow's codecs raise OSError, SyntaxError, ValueError, struct.error, zlib.error …
+    except Exception as error:  # OSError, SyntaxError, ValueError, struct.error … whose text may hold bytes of the file
         raise ImageError(
-            f"Expected a whole {kind} image, but {name} is damaged or truncated ({error}); export it again."
+            f"Expected a whole {kind} image, but {name} is damaged or truncated; export it again."
         ) from error
     return Decoded(np.ascontiguousarray(pixels), tuple(notes), tuple(warnings))
 

@@ -29,12 +29,14 @@ class Series:
         n_frames: how many pictures these are.
         tags: modality, body part, view and laterality, as far as all share them.
         sizes: width and height of most of them, in pixels.
+        n_unreadable: how many DICOM files beside them cannot be read, of this series or of another.
     """
 
     files: tuple[Path, ...]
     n_frames: int
     tags: dict[str, str]
     sizes: tuple[int, int]
+    n_unreadable: int = 0
 
     def words(self) -> str:
         """Return what it is, without anything that could name a patient."""
@@ -46,6 +48,8 @@ def holds_series(path: Path) -> bool:
     """Return whether `path` is a directory or a DICOMDIR, and so something to choose a picture from."""
     if path.is_dir():
         return True
+    if not path.is_file():  # what comes through a pipe can be read but once
+        return False
     try:
         with open(path, "rb") as file:
             start = file.read(_SNIFF_BYTES)
@@ -61,19 +65,20 @@ def find_series(path: Path) -> list[Series]:
         ImageError: there is no DICOM picture, or there are too many files.
     """
     files = [str(path)] if path.is_file() else _files(path)
-    entries = describe_isolated(files, path.name)
+    entries, n_unreadable = describe_isolated(files, path.name)
     if not entries:
+        damaged = f" that can be read ({n_unreadable} cannot)" if n_unreadable else ""
         raise ImageError(
             f"Expected an image file, but {path} {'is a directory' if path.is_dir() else 'lists files'} without a "
-            "DICOM picture; name an image file."
+            f"DICOM picture{damaged}; name an image file."
         )
     groups: dict[tuple[int, str], list[dict[str, Any]]] = {}
     for entry in entries:
         groups.setdefault((int(entry["number"]), str(entry["series"])), []).append(entry)
-    return [_series(groups[key]) for key in sorted(groups)]
+    return [_series(groups[key], n_unreadable) for key in sorted(groups)]
 
 
-def _series(entries: list[dict[str, Any]]) -> Series:
+def _series(entries: list[dict[str, Any]], n_unreadable: int) -> Series:
     ordered = sorted(entries, key=lambda entry: (entry["instance"], entry["path"]))
     first: dict[str, str] = ordered[0]["tags"]
     shared = {
@@ -81,14 +86,16 @@ def _series(entries: list[dict[str, Any]]) -> Series:
     }
     sizes = Counter((int(entry["size"][0]), int(entry["size"][1])) for entry in ordered)
     n_frames = sum(int(entry["frames"]) for entry in ordered)
-    return Series(tuple(Path(entry["path"]) for entry in ordered), n_frames, shared, sizes.most_common(1)[0][0])
+    files = tuple(Path(entry["path"]) for entry in ordered)
+    return Series(files, n_frames, shared, sizes.most_common(1)[0][0], n_unreadable)
 
 
 def _files(directory: Path) -> list[str]:
     found: list[str] = []
     for folder, folders, names in os.walk(directory):
         folders.sort()
-        found += [os.path.join(folder, name) for name in sorted(names) if name != "DICOMDIR"]
+        places = (os.path.join(folder, name) for name in sorted(names) if name != "DICOMDIR")
+        found += [place for place in places if os.path.isfile(place)]  # opening a pipe would wait for its writer
         if len(found) > _MAX_FILES:
             raise ImageError(f"Expected at most {_MAX_FILES} files, but {directory} holds more; name a folder in it.")
     return found

@@ -29,6 +29,8 @@ def main() -> None:
     os.dup2(nothing, 1)
     os.dup2(nothing, 2)
     warnings.simplefilter("ignore")
+    # for downloads of its own pydicom imports requests, and with it what opens a socket at once, to look for IPv6
+    sys.modules["requests"] = None  # type: ignore[assignment]  # what the import system takes for a module to refuse
     while line := _next_line(requests):
         request = json.loads(line)
         data = requests.read(request["size"])
@@ -68,7 +70,9 @@ def _work(request: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytes]:
     if request["work"] == "series":
         from bimedix_edge.imaging.dicom_series import describe_files
 
-        return {"files": describe_files(request["paths"])}, b""
+        _limit_memory(0)
+        files, n_unreadable = describe_files(request["paths"])
+        return {"files": files, "n_unreadable": n_unreadable}, b""
     if request["work"] == "dicom":
         from bimedix_edge.imaging.dicom import decode_dicom
         from bimedix_edge.imaging.window import Window

@@ -133,6 +133,8 @@ class _ModelProcess:
                 request.sampling,
                 max_tokens=request.max_tokens or self._runtime.settings.max_tokens,
                 cancel=cancel,
+                stop=request.stop,
+                top_logprobs=request.top_logprobs,
             )
             for event in events:
                 if isinstance(event, Done):

@@ -44,7 +44,6 @@ from bimedix_edge.converters.quantize import file_type_named
 from bimedix_edge.converters.random_decoder import write_random_decoder
 from bimedix_edge.converters.reference import image_embeds
 from bimedix_edge.decoder import Decoder
-from bimedix_edge.engine import PREFILL_STEP
 from bimedix_edge.imaging.preprocess import preprocess
 from bimedix_edge.vision import VisionEncoder
 
@@ -69,6 +68,7 @@ IN_BLOCK = {
     "ffn_up": "mlp.fc1",
     "ffn_down": "mlp.fc2",
 }
+PREFILL_STEP = 128
 Encode = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
 

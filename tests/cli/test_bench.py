@@ -18,10 +18,14 @@ import pytest
 from PIL import Image
 
 import bimedix_edge.cli.bench as bench_module
+from bimedix_edge.benchmark import Benchmark, Measurement
 from bimedix_edge.bundle import read_manifest
 from bimedix_edge.cli.bench import bench
 from bimedix_edge.devices import inspect_machine
 from bimedix_edge.errors import HardwareError
+from bimedix_edge.kernels import Kernels
+from bimedix_edge.placement import Placement
+from bimedix_edge.workloads import Workload
 
 COMMAND = [sys.executable, "-m", "bimedix_edge.cli.main", "bench"]
 NAMES = [
@@ -84,8 +88,10 @@ def test_random_weights_are_measured_with_kernels_and_without(random_run: tuple[
     report, _, _ = random_run
     assert set(report) == {
         *("model", "machine", "threads", "kernels", "rounds", "both_loaded", "load_ms", "ceilings", "measurements"),
-        "notice",
+        *("placement", "vision_device", "notice"),
     }
+    assert (report["placement"]["n_gpu_layers"], report["vision_device"]) == (0, None)
+    assert report["ceilings"]["card_gb_per_s"] is None
     assert min(report["load_ms"].values()) > 0
     assert report["rounds"] == 2
     assert report["threads"] == inspect_machine().n_cores
@@ -288,3 +294,29 @@ def test_rounds_are_at_least_one() -> None:
     result = run("--shape", "demo", "--rounds", "0")
     assert result.returncode == 2
     assert "--rounds" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("n_gpu_layers", "card", "ceiling", "share"),
+    [(0, None, "read", 0.25), (33, 200e9, "card", 0.5), (16, None, None, None), (33, None, None, None)],
+)
+def test_the_memory_that_holds_the_weights_is_the_ceiling_of_an_answer(
+    n_gpu_layers: int, card: float | None, ceiling: str | None, share: float | None
+) -> None:
+    work = Workload("decode 1 sequence", "decode", lambda _side: 0.01, 1, "read", 10**9)
+    measured = Measurement(work, {"on": [0.01], "off": []})
+    found = Benchmark(
+        measurements=[measured],
+        kernels=Kernels(None, "none"),
+        rounds=1,
+        n_threads=1,
+        both_loaded=False,
+        read_bytes_per_s=400e9,
+        card_bytes_per_s=card,
+        int8_ops_per_s=None,
+        load_s={},
+        placement=Placement(n_gpu_layers=n_gpu_layers),
+        vision_device=None,
+    )
+    assert found.ceiling_of(measured) == ceiling
+    assert found.share(measured, "on") == (None if share is None else pytest.approx(share))

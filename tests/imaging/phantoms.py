@@ -122,10 +122,19 @@ def _baseline(made: FileDataset) -> FileDataset:
     values = np.frombuffer(made.PixelData, np.uint8)[: made.Rows * made.Columns].reshape(made.Rows, made.Columns)
     buffer = io.BytesIO()
     Image.fromarray(values).save(buffer, "JPEG", quality=90)
-    made.PixelData = encapsulate([buffer.getvalue()])
+    return _with_frame(made, uid.JPEGBaseline8Bit, buffer.getvalue())
+
+
+def encapsulated(made: FileDataset, syntax: str, frame: bytes) -> bytes:
+    """Return the file with `frame` as it is, whatever it holds, instead of its pixels."""
+    return saved(_with_frame(_copy(made), syntax, frame))
+
+
+def _with_frame(made: FileDataset, syntax: str, frame: bytes) -> FileDataset:
+    made.PixelData = encapsulate([frame])
     made["PixelData"].VR = "OB"
     made["PixelData"].is_undefined_length = True
-    made.file_meta.TransferSyntaxUID = uid.JPEGBaseline8Bit
+    made.file_meta.TransferSyntaxUID = uid.UID(syntax)
     return made
 
 
@@ -148,3 +157,37 @@ def _by_gdcm(made: FileDataset, name: str) -> bytes:
         writer.SetImage(change.GetOutput())
         assert writer.Write()
         return target.read_bytes()
+
+
+# name: bits, transfer syntax, signed; written by make_htj2k.py
+HTJ2K_PHANTOMS: dict[str, tuple[int, str, bool]] = {
+    "8 bit": (8, uid.HTJ2KLossless, False),
+    "12 bit": (12, uid.HTJ2KLossless, False),
+    "12 bit signed": (12, uid.HTJ2KLossless, True),
+    "16 bit": (16, uid.HTJ2KLossless, False),
+    "16 bit signed": (16, uid.HTJ2KLossless, True),
+    "colour": (8, uid.HTJ2KLossless, False),
+    "8 bit RPCL": (8, uid.HTJ2KLosslessRPCL, False),
+    "16 bit RPCL": (16, uid.HTJ2KLosslessRPCL, False),
+    "colour RPCL": (8, uid.HTJ2KLosslessRPCL, False),
+    "16 bit signed RPCL": (16, uid.HTJ2KLosslessRPCL, True),
+    "8 bit lossy": (8, uid.HTJ2K, False),
+    "12 bit lossy": (12, uid.HTJ2K, False),
+}
+
+
+def htj2k_values(name: str) -> NDArray[Any]:
+    """Return what is in a codestream of htj2k.npz."""
+    bits, _, signed = HTJ2K_PHANTOMS[name]
+    values = stored_values(bits, signed=signed)
+    return np.stack([values, values[::-1], values[:, ::-1]], axis=2) if name.startswith("colour") else values
+
+
+def htj2k_file(name: str, **attributes: Any) -> bytes:
+    """Return a DICOM file around a codestream of htj2k.npz."""
+    with np.load(Path(__file__).parent / "htj2k.npz") as made:
+        frame = made[name].tobytes()
+    bits, syntax, _ = HTJ2K_PHANTOMS[name]
+    values = htj2k_values(name)
+    photometric = "YBR_RCT" if values.ndim == 3 else "MONOCHROME2"
+    return encapsulated(dataset(values, bits, photometric=photometric, **attributes), syntax, frame)

@@ -25,9 +25,9 @@ from numpy.typing import NDArray
 
 # sums of float32 in another order; what rounding activations costs is a thousand times more
 TOLERANCE = 3e-6
-# a panel has 8, 16, 32 or 64 rows
-ROWS = (1, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 100)
-# four go row by row, then 4 or 6 at a time pass over a panel; tiles take 16 and two at a time
+# a panel has 8, 16, 32, 64 or 128 rows
+ROWS = (1, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 100, 127, 129)
+# up to eight go by rows or four rows, then up to 4 or 6 at a time pass over a panel; tiles take 16 and two at a time
 TOKENS = (*range(1, 19), 31, 32, 33, 47, 48, 49, 64)
 COLUMNS = {"Q4_K": (256, 768, 2048), "Q5_K": (256, 512), "Q6_K": (256, 1280)}
 COLUMNS |= {"Q8_0": (32, 96, 288, 1024), "Q4_0": (32, 96, 288, 512), "F16": (32, 160, 544)}
@@ -68,7 +68,7 @@ def rounded(kind: str, x: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def error(y: NDArray[np.float32], expected: NDArray[np.floating]) -> float:
-    """Return the worst token's difference, relative to its length; to a tenth of the mean's where its own sum cancels."""
+    """Return the worst token's difference, relative to its length, or a tenth of the mean if that is more."""
     difference = np.linalg.norm(y.astype(np.float64) - expected, axis=-1)
     length = np.linalg.norm(expected.astype(np.float64), axis=-1)
     return float((difference / np.maximum(length, length.mean() / 10 + 1e-30)).max())

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import random
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import BaseModel, Field
 from schema.machine import is_valid, walk
 
 from bimedix_edge.errors import SchemaError
@@ -65,6 +67,26 @@ SIDES: list[dict[str, Any]] = [{"enum": ["left", "right"], "title": "Side"}, {"p
 outcomes: list[str] = []
 
 
+class Mass(BaseModel):
+    kind: Literal["mass"]
+    size_mm: float = Field(ge=0, le=500)
+
+
+class Fluid(BaseModel):
+    kind: Literal["fluid"]
+    side: Literal["left", "right"] | None = None
+
+
+class Report(BaseModel):
+    """What a client of the API would send."""
+
+    text: str = Field(max_length=20, description="in one sentence")
+    day: datetime.date | None = None
+    found: list[Annotated[Mass | Fluid, Field(discriminator="kind")]] = Field(min_length=1, max_length=3)
+    counts: dict[str, int] = {}
+    place: tuple[int, Literal["upper", "lower"]]
+
+
 @settings(max_examples=300, deadline=None)
 @given(schemas, st.sampled_from(SIDES), st.integers(0, 1000))
 def test_what_is_written_is_valid(schema: dict[str, Any], side: dict[str, Any], seed: int) -> None:
@@ -82,6 +104,13 @@ def test_most_of_these_were_neither_refused_nor_cut() -> None:
     if not outcomes:
         pytest.skip("the test above has not run")
     assert outcomes.count("ended") > 0.6 * len(outcomes)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_the_schema_of_a_pydantic_model_is_taken_as_it_is(seed: int) -> None:
+    text = walk(Report.model_json_schema(), random.Random(seed), most=3000)
+    assert text is not None
+    assert Report.model_validate_json(text).found
 
 
 @pytest.mark.parametrize("name", SCHEMA_NAMES)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import pytest
 from jsonschema import Draft202012Validator
-from server.conftest import Server
+from openai import OpenAI
+from pydantic import BaseModel, Field
+from server_process import Server
 
 from bimedix_edge.report_schemas import load_schema
 
@@ -24,6 +26,23 @@ def test_a_schema_holds_the_answer(server: Server, name: str) -> None:
     (choice,) = reply.json["choices"]
     assert choice["finish_reason"] == "stop"
     Draft202012Validator(schema).validate(json.loads(choice["message"]["content"]))
+
+
+class Finding(BaseModel):
+    text: Annotated[str, Field(max_length=20)]
+    side: Literal["left", "right"] | None
+
+
+def test_the_official_client_parses_an_answer_into_a_model(server: Server) -> None:
+    with OpenAI(base_url=f"{server.url}/v1", api_key=server.key, max_retries=0) as client:
+        reply = client.chat.completions.parse(
+            model=client.models.list().data[0].id,
+            messages=[{"role": "user", "content": "What do you see?"}],
+            response_format=Finding,
+            temperature=1,
+            seed=1,
+        )
+    assert isinstance(reply.choices[0].message.parsed, Finding)
 
 
 def test_without_a_schema_some_object_is_written(server: Server) -> None:

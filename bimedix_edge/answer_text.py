@@ -1,0 +1,54 @@
+"""An answer's text as its tokens come: characters that are whole, and nothing that could be part of a stop text."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Sequence
+
+__all__ = ["AnswerText"]
+
+
+class AnswerText:
+    """Grows by the bytes of tokens.
+
+    Args:
+        stop: texts that end the answer; none of them is empty.
+
+    Attributes:
+        stopped: whether one of them came; nothing may be added then.
+    """
+
+    def __init__(self, stop: Sequence[str] = ()) -> None:
+        self.stopped = False
+        self._stop = tuple(stop)
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._text = ""
+        self._n_told = 0
+
+    def add(self, piece: bytes) -> str:
+        """Add a token's bytes, and return what has become certain."""
+        self._text += self._utf8.decode(piece)
+        found = [at for stop in self._stop if (at := self._text.find(stop, self._n_told)) >= 0]
+        if found:
+            self.stopped = True
+            self._text = self._text[: min(found)]
+        return self._tell(len(self._text) if self.stopped else len(self._text) - self._n_doubtful())
+
+    def finish(self) -> str:
+        """Return all of the text: a stop text that did not come whole is part of it, as is a character cut short."""
+        if not self.stopped:
+            self._text += self._utf8.decode(b"", final=True)
+        return self._text
+
+    def _tell(self, end: int) -> str:
+        told, self._n_told = self._text[self._n_told : end], end
+        return told
+
+    def _n_doubtful(self) -> int:
+        """Return how many characters at the end could be the beginning of a stop text."""
+        untold = self._text[self._n_told :]
+        longest = max((len(stop) - 1 for stop in self._stop), default=0)
+        for size in range(min(longest, len(untold)), 0, -1):
+            if any(stop.startswith(untold[-size:]) for stop in self._stop):
+                return size
+        return 0

@@ -1,0 +1,113 @@
+"""Clients of a model process that know what they should be told: cases, answers alone, and many clients at once."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import random
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from bimedix_edge.events import Done
+from bimedix_edge.models.demo import phantom
+from bimedix_edge.models.demo.dialogues import closed_questions, open_questions
+from bimedix_edge.sampling import Sampling
+from bimedix_edge.server.messages import GenerateRequest, ImagePart, Message, ServerEvent, TextPart
+from bimedix_edge.server.supervisor import ModelProcess
+from bimedix_edge.settings import Settings
+
+GREEDY = Sampling(temperature=0.0)
+# so long that a pause of the whole machine is no failure
+PATIENCE_S = 300.0
+MAX_TOKENS = 48
+TEXTS = (
+    "Hello",
+    "What is a nodule?",
+    "ما القلب؟",
+    "Describe the heart.",
+    "Who are you?",
+    "What can you see?",
+    "صف الرئة.",
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A question, about a picture (a PNG file) or none."""
+
+    text: str
+    png: bytes | None = None
+
+    def request(self, holder: str, chat: str | None = None) -> GenerateRequest:
+        images = () if self.png is None else (ImagePart(self.png),)
+        message = Message("user", (*images, TextPart(self.text)))
+        return GenerateRequest(holder, GREEDY, (message,), chat=chat, max_tokens=MAX_TOKENS)
+
+
+def pictures(count: int, seed: int = 1) -> list[tuple[bytes, phantom.Findings]]:
+    """Return phantoms as PNG files, all different, with what they show."""
+    rng = np.random.default_rng(seed)
+    drawn = []
+    for _ in range(count):
+        findings = phantom.sample(rng)
+        buffer = io.BytesIO()
+        Image.fromarray(phantom.draw(findings, rng)).save(buffer, "PNG")
+        drawn.append((buffer.getvalue(), findings))
+    return drawn
+
+
+def cases(n_pictures: int, seed: int = 1) -> tuple[list[Case], list[Case]]:
+    """Return questions about pictures, in both languages, and questions about none."""
+    chance = random.Random(seed)
+    shown = []
+    for png, findings in pictures(n_pictures, seed):
+        for language in ("en", "ar"):
+            questions = closed_questions(findings, language, held_out=True)
+            shown += [Case(question.text, png) for question in chance.sample(questions, 2)]
+            shown.append(Case(chance.choice(open_questions(findings, language, held_out=True)).text, png))
+    return shown, [Case(text) for text in TEXTS]
+
+
+@asynccontextmanager
+async def running(bundle: Path, **settings: object) -> AsyncIterator[ModelProcess]:
+    """Run a model process until the block ends, by default with one thread: so small a model gains nothing by more."""
+    chosen = replace(Settings(temperature=0.0, ctx_size=2048, threads=1), **settings)  # type: ignore[arg-type]
+    process = ModelProcess(chosen, bundle)
+    await process.start()
+    try:
+        await asyncio.wait_for(process.ready(), PATIENCE_S)
+        yield process
+    finally:
+        await process.close()
+
+
+async def answer(process: ModelProcess, asked: GenerateRequest) -> ServerEvent:
+    """Return how a request ended."""
+    return [event async for event in process.generate(asked)][-1]
+
+
+async def alone(process: ModelProcess, asked: Iterable[Case]) -> dict[Case, tuple[int, ...]]:
+    """Return each case's tokens, one after the other, each as the only request of its holder."""
+    known = {}
+    for number, case in enumerate(asked):
+        done = await answer(process, case.request(f"alone {number}"))
+        assert isinstance(done, Done), done
+        known[case] = done.token_ids
+    return known
+
+
+async def together(
+    process: ModelProcess, clients: Sequence[Sequence[Case]], holder_of: Callable[[int], str]
+) -> list[tuple[Case, ServerEvent]]:
+    """Return how all requests of all clients ended; each client asks one after the other, all clients at once."""
+
+    async def client(number: int) -> list[tuple[Case, ServerEvent]]:
+        holder, chat = holder_of(number), f"chat {number}"
+        return [(case, await answer(process, case.request(holder, chat))) for case in clients[number]]
+
+    return [pair for told in await asyncio.gather(*map(client, range(len(clients)))) for pair in told]

@@ -1,0 +1,218 @@
+"""Many clients at once: each gets the answer it would get alone, whoever comes, goes, or dies meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from server.crowd import GREEDY, MAX_TOKENS, PATIENCE_S, Case, alone, answer, cases, pictures, running, together
+
+from bimedix_edge.events import Done
+from bimedix_edge.server.messages import Failed, GenerateRequest, ImagePart, Message, Queued, TextPart
+from bimedix_edge.server.supervisor import ModelProcess
+
+QUESTION = "Is there a nodule?"
+
+
+def differing(told: list[tuple[Case, object]], known: dict[Case, tuple[int, ...]]) -> list[object]:
+    return [event for case, event in told if not (isinstance(event, Done) and event.token_ids == known[case])]
+
+
+@pytest.mark.parametrize(
+    ("n_clients", "n_each", "n_pictures", "threads"),
+    [
+        (12, 4, 4, 2),
+        pytest.param(64, 50, 40, 1, marks=pytest.mark.slow),
+        pytest.param(64, 50, 40, 2, marks=pytest.mark.slow),
+    ],
+)
+def test_answers_under_load_are_those_alone(
+    n_clients: int, n_each: int, n_pictures: int, threads: int, bundles: dict[str, Path]
+) -> None:
+    shown, plain = cases(n_pictures)
+    chance = random.Random(7)
+    clients = [
+        [chance.choice(shown if (index + at) % 2 else plain) for at in range(n_each)] for index in range(n_clients)
+    ]
+
+    async def check() -> None:
+        async with running(bundles["Q4_K_M"], threads=threads) as process:
+            known = await alone(process, [*shown, *plain])
+            start_s = time.monotonic()
+            # half of the clients have a key of their own, the others share a few
+            told = await together(process, clients, lambda n: f"own {n}" if n % 2 else f"shared {n % 8}")
+            wrong = differing(told, known)
+            seconds = time.monotonic() - start_s
+            print(f"{len(told) - len(wrong)} of {len(told)} answers equal in {seconds:.0f} s; {await process.stats()}")
+            assert wrong == []
+            assert len(told) == n_clients * n_each
+
+    asyncio.run(check())
+
+
+@pytest.mark.parametrize("n_swaps", [16, pytest.param(500, marks=pytest.mark.slow)])
+def test_two_images_under_the_same_text_are_never_mixed_up(n_swaps: int, bundles: dict[str, Path]) -> None:
+    """The same words about one picture, then another, in one chat, in several at once, and in later turns."""
+    drawn = pictures(60, seed=3)
+    with_nodule = [png for png, findings in drawn if findings.nodule]
+    without = [png for png, findings in drawn if not findings.nodule and not findings.enlarged_heart]
+    chance = random.Random(5)
+
+    def conversation(png: bytes, first: str | None) -> GenerateRequest:
+        messages = [Message("user", (ImagePart(png), TextPart(QUESTION)))]
+        if first is not None:
+            messages += [Message("assistant", (TextPart(first),)), Message("user", (TextPart("Describe the image."),))]
+        return GenerateRequest("one key", GREEDY, tuple(messages), max_tokens=MAX_TOKENS)
+
+    async def texts(process: ModelProcess, png: bytes, holder: str, chat: str | None) -> tuple[str, str]:
+        first = await answer(process, _of(conversation(png, None), holder, chat))
+        assert isinstance(first, Done), first
+        second = await answer(process, _of(conversation(png, first.text), holder, chat))
+        assert isinstance(second, Done), second
+        return first.text, second.text
+
+    async def check() -> None:
+        async with running(bundles["F16"]) as process:
+            pairs = [(with_nodule[at % len(with_nodule)], without[at % len(without)]) for at in range(6)]
+            known = {
+                png: await texts(process, png, f"alone {at}", None)
+                for at, png in enumerate({p for pair in pairs for p in pair})
+            }
+            assert len({known[png] for pair in pairs for png in pair}) > 4
+
+            async def chat(number: int) -> int:
+                swaps = 0
+                for _ in range(n_swaps // 16 + 1):
+                    for png in chance.choice(pairs):
+                        # a chat's name that is the same for all, its own, or none
+                        name = chance.choice(["chat", f"chat {number}", None])
+                        assert await texts(process, png, "one key", name) == known[png]
+                        swaps += 1
+                return swaps
+
+            swaps = sum(await asyncio.gather(*map(chat, range(8))))
+            print(f"{swaps} swaps, none mixed up; {await process.stats()}")
+            assert swaps >= n_swaps
+
+    asyncio.run(check())
+
+
+def _of(asked: GenerateRequest, holder: str, chat: str | None) -> GenerateRequest:
+    return GenerateRequest(holder, asked.sampling, asked.messages, chat=chat, max_tokens=asked.max_tokens)
+
+
+@pytest.mark.parametrize("n_leaving", [40, pytest.param(1000, marks=pytest.mark.slow)])
+def test_clients_that_leave_free_their_place_at_once(n_leaving: int, bundles: dict[str, Path]) -> None:
+    shown, plain = cases(6, seed=2)
+    chance = random.Random(11)
+
+    async def check() -> None:
+        async with running(bundles["F16"], parallel=4, queue=64) as process:
+            known = await alone(process, [*shown[:8], *plain])
+            leaving, freed_s, phases = True, [], {}
+
+            async def stay(number: int) -> int:
+                count = 0
+                while leaving:
+                    case = chance.choice([*shown[:8], *plain])
+                    told = await answer(process, case.request(f"stay {number}"))
+                    assert isinstance(told, Done), told
+                    assert told.token_ids == known[case]
+                    count += 1
+                return count
+
+            async def leave(number: int) -> None:
+                # of pictures that nobody has seen before, so that they leave in the midst of encoding, too
+                case = chance.choice([*shown[8:], *plain])
+                events = process.generate(case.request(f"leave {number}"))
+                last, n_events = None, chance.randrange(1, 12)
+                async for event in events:
+                    last, n_events = event, n_events - 1
+                    if n_events == 0 or isinstance(event, (Done, Failed)):
+                        break
+                assert last is not None
+                phase = type(last).__name__
+                phases[phase] = phases.get(phase, 0) + 1
+                start_s = time.monotonic()
+                await events.aclose()
+                while any(job.request.holder == f"leave {number}" for job in process._active.values()):
+                    await asyncio.sleep(0.001)
+                freed_s.append(time.monotonic() - start_s)
+
+            async def leavers(first: int) -> None:
+                for number in range(first, n_leaving, 8):
+                    await leave(number)
+
+            staying = [asyncio.create_task(stay(number)) for number in range(3)]
+            await asyncio.wait_for(asyncio.gather(*map(leavers, range(8))), 10 * PATIENCE_S)
+            leaving = False
+            stayed = sum(await asyncio.gather(*staying))
+            p99 = float(np.quantile(freed_s, 0.99))
+            print(
+                f"{len(freed_s)} left ({phases}), {stayed} stayed; freed in {np.median(freed_s):.3f} s, p99 {p99:.3f} s"
+            )
+            assert (await process.stats()).n_active == 0
+            assert {"Encode", "Prefill", "Token"} <= set(phases)
+            # on a machine that is not paused meanwhile
+            assert p99 <= 1.0
+
+    asyncio.run(check())
+
+
+@pytest.mark.parametrize("n_kills", [2, pytest.param(50, marks=pytest.mark.slow)])
+def test_a_killed_process_costs_the_answers_it_was_writing_and_nothing_else(
+    n_kills: int, bundles: dict[str, Path]
+) -> None:
+    shown, plain = cases(4, seed=4)
+    chance = random.Random(13)
+
+    async def check() -> None:
+        async with running(bundles["F16"], parallel=3, queue=64) as process:
+            known = await alone(process, [*shown, *plain])
+            asking, lost, kept = True, 0, 0
+
+            async def client(number: int) -> int:
+                """Ask until told to stop; ask again what was lost; return how many answers came."""
+                nonlocal lost, kept
+                count = 0
+                while asking:
+                    case = chance.choice([*shown, *plain])
+                    while True:
+                        restarts = process._stats.n_restarts
+                        events = [event async for event in process.generate(case.request(f"key {number}"))]
+                        told = events[-1]
+                        if isinstance(told, Done):
+                            kept += isinstance(events[0], Queued) and process._stats.n_restarts > restarts
+                            break
+                        assert isinstance(told, Failed)
+                        assert told.kind == "lost"
+                        lost += 1
+                    assert told.token_ids == known[case]
+                    count += 1
+                return count
+
+            clients = [asyncio.create_task(client(number)) for number in range(8)]
+            for _ in range(n_kills):
+                await asyncio.wait_for(process.ready(), PATIENCE_S)
+                await asyncio.sleep(chance.uniform(0.0, 0.3))
+                assert process.pid is not None
+                os.kill(process.pid, signal.SIGKILL)
+                while process.state == "ready":
+                    await asyncio.sleep(0.001)
+            await asyncio.wait_for(process.ready(), PATIENCE_S)
+            asking = False
+            answered = sum(await asyncio.gather(*clients))
+            stats = await process.stats()
+            print(f"{stats.n_restarts} restarts, {lost} lost, {kept} waited, {answered} right")
+            assert stats.n_restarts == n_kills
+            assert lost > 0
+            assert kept > 0
+            assert answered >= 8
+
+    asyncio.run(check())

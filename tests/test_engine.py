@@ -1,0 +1,231 @@
+"""One engine for many: answers that must make room for each other, stop texts, probabilities, lost readers, the end."""
+
+from __future__ import annotations
+
+import gc
+import math
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bimedix_edge import Cancel, Done, Event, Runtime, Sampling, Settings, Token, UsageError
+from bimedix_edge.imaging.picture import load_picture
+from bimedix_edge.pace import Pace
+from bimedix_edge.prompt import Message, render
+from bimedix_edge.sessions import Item
+
+GREEDY = Sampling(temperature=0.0)
+
+
+def prompt(runtime: Runtime, text: str, image: Path | None = None) -> list[Item]:
+    shown = [] if image is None else [runtime.engine.prompt_image(load_picture(image))]
+    return runtime.engine.items(render([Message("user", text, len(shown))], runtime.manifest.prompt), shown)
+
+
+def finish(events: Iterator[Event]) -> Done:
+    *_, last = events
+    assert isinstance(last, Done)
+    return last
+
+
+def ask(runtime: Runtime, items: list[Item], n: int = 24, **options: object) -> Done:
+    engine = runtime.engine
+    session = engine.session()
+    done = finish(engine.generate(session, items, GREEDY, max_tokens=n, **options))  # type: ignore[arg-type]
+    engine.release(session)
+    return done
+
+
+def at_once(work: list[object]) -> None:
+    threads = [threading.Thread(target=one) for one in work]  # type: ignore[arg-type]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def test_answers_that_do_not_fit_together_are_parked_and_still_whole(bundles: dict[str, Path], samples: Path) -> None:
+    """Eight answers of up to 60 tokens in 384 cells: at most five prompts fit, and their answers do not."""
+    image = samples / "normal.png"
+    with Runtime.open(bundles["F16"], settings=Settings(temperature=0.0, ctx_size=384)) as runtime:
+        asked = [prompt(runtime, f"Describe the image. {'a ' * n}", image if n % 2 else None) for n in range(8)]
+        known = [ask(runtime, items, 60) for items in asked]
+        told: dict[int, Done] = {}
+        parked = []
+        park = runtime.engine.sessions.park
+        runtime.engine.sessions.park = lambda session: (parked.append(session), park(session))[1]  # type: ignore[method-assign]
+        for _ in range(3):
+            at_once([lambda n=n: told.__setitem__(n, ask(runtime, asked[n], 60)) for n in range(8)])
+            assert [told[n].token_ids for n in range(8)] == [done.token_ids for done in known]
+            assert [told[n].stop_reason for n in range(8)] == [done.stop_reason for done in known]
+        assert parked
+        assert runtime.engine.sessions.n_cells == 0
+
+
+def test_a_sequence_comes_back_from_the_hosts_memory_bit_for_bit(runtime: Runtime, samples: Path) -> None:
+    decoder = runtime.engine.decoder
+    tokens = [item for item in prompt(runtime, "Describe the image.") if isinstance(item, int)]
+    other = decoder.tokenize("something else, so that cells are not where they were before")
+    decoder.evaluate_tokens(0, 0, tokens)
+    kept = decoder.save(0)
+    decoder.evaluate_tokens(0, len(tokens), [5])
+    expected = decoder.logits()
+    decoder.truncate(0, 0)
+    decoder.evaluate_tokens(1, 0, other)
+    decoder.restore(2, kept)
+    decoder.evaluate_tokens(2, len(tokens), [5])
+    # llama.cpp adds up attention in the order of cells, which is the same here
+    np.testing.assert_allclose(decoder.logits(), expected, atol=2e-2)
+    assert int(decoder.logits().argmax()) == int(expected.argmax())
+    for seq in (1, 2):
+        decoder.truncate(seq, 0)
+
+
+def test_a_conversation_that_left_the_cache_is_not_computed_again(bundles: dict[str, Path], samples: Path) -> None:
+    with Runtime.open(bundles["F16"], settings=Settings(temperature=0.0, ctx_size=256)) as runtime:
+        chats = [runtime.chat() for _ in range(5)]
+        names = ["nodule_right_upper", "normal", "effusion_left", "enlarged_heart", "normal"]
+        for chat, name in zip(chats, names, strict=True):
+            finish(chat.ask("Is there a nodule?", [samples / f"{name}.png"]))
+        for chat in chats:
+            done = finish(chat.ask("Is the heart enlarged?"))
+            assert done.usage.reused > runtime.manifest.vision.n_tokens
+        runtime.engine.sessions._parked_bytes = 0
+        for chat in chats:
+            finish(chat.ask("Describe the image."))
+        assert finish(chats[0].ask("Hello")).usage.reused == 0
+
+
+def test_a_stop_text_ends_the_answer_and_is_not_part_of_it(runtime: Runtime, samples: Path) -> None:
+    items = prompt(runtime, "Describe the image.", samples / "normal.png")
+    whole = ask(runtime, items).text
+    at = whole.index(" ", 8)
+    stop = whole[at : at + 4]
+    engine = runtime.engine
+    session = engine.session()
+    events = list(engine.generate(session, items, GREEDY, max_tokens=24, stop=["never", stop]))
+    done = events[-1]
+    assert isinstance(done, Done)
+    assert (done.text, done.stop_reason) == (whole[: whole.index(stop)], "stop")
+    assert "".join(event.text for event in events if isinstance(event, Token)) == done.text
+    never = finish(engine.generate(session, items, GREEDY, max_tokens=24, stop=[whole[-3:] + "?"]))
+    assert (never.text, never.stop_reason) == (whole, "end")
+
+
+def test_probabilities_are_those_of_the_logits(runtime: Runtime, samples: Path) -> None:
+    items = prompt(runtime, "Describe the image.", samples / "normal.png")
+    engine = runtime.engine
+    events = list(engine.generate(engine.session(), items, GREEDY, max_tokens=5, top_logprobs=3))
+    tokens = [event for event in events if isinstance(event, Token)]
+    assert len(tokens) == 5
+    for token in tokens:
+        assert token.chance is not None
+        assert token.chance == token.top[0]
+        assert token.chance.raw == engine.decoder.piece(token.id)
+        assert [chance.logprob for chance in token.top] == sorted(
+            (chance.logprob for chance in token.top), reverse=True
+        )
+        assert sum(math.exp(chance.logprob) for chance in token.top) <= 1 + 1e-6
+    logits = engine.decoder.logits().astype(np.float64)
+    last = finish(engine.generate(engine.session(), items, GREEDY, max_tokens=1, top_logprobs=0))
+    assert last.token_ids == (tokens[0].id,)
+    assert np.isfinite(logits).all()
+
+
+def test_one_of_several_that_is_cancelled_does_not_change_the_others(runtime: Runtime, samples: Path) -> None:
+    items = prompt(runtime, "Describe the image.", samples / "effusion_left.png")
+    known = ask(runtime, items)
+    told: list[Done] = []
+    cancel = Cancel()
+
+    def leave() -> None:
+        for event in runtime.engine.generate(runtime.engine.session(), items, GREEDY, max_tokens=24, cancel=cancel):
+            if isinstance(event, Token):
+                cancel.cancel()
+            if isinstance(event, Done):
+                assert (event.stop_reason, event.usage.generated) == ("cancelled", 1)
+
+    at_once([leave, *[lambda: told.append(ask(runtime, items))] * 3])
+    assert [done.token_ids for done in told] == [known.token_ids] * 3
+
+
+def test_an_iterator_that_is_lost_frees_its_place(runtime: Runtime, samples: Path) -> None:
+    engine = runtime.engine
+    session = engine.session()
+    events = engine.generate(session, prompt(runtime, "Describe the image."), GREEDY, max_tokens=900)
+    next(events)
+    del events
+    gc.collect()
+    assert not session.busy
+    assert finish(engine.generate(session, prompt(runtime, "Hello"), GREEDY, max_tokens=3)).usage.generated > 0
+
+
+def test_closing_the_engine_ends_what_is_being_written(bundles: dict[str, Path]) -> None:
+    runtime = Runtime.open(bundles["F16"], settings=Settings(temperature=3.0, ctx_size=1024, seed=1))
+    chat = runtime.chat(max_tokens=900)
+    events = chat.ask("Hello")
+    next(events)
+    runtime.close()
+    with pytest.raises(UsageError, match="closed"):
+        list(events)
+    with pytest.raises(UsageError, match="closed"):
+        list(chat.ask("Hello"))
+    chat.close()
+    assert not [thread for thread in threading.enumerate() if thread.name == "bimedix-edge-engine"]
+
+
+def test_a_session_that_is_released_ends_its_answer(runtime: Runtime) -> None:
+    engine = runtime.engine
+    session = engine.session()
+    events = engine.generate(session, prompt(runtime, "Hello"), Sampling(temperature=3.0, seed=1), max_tokens=900)
+    next(event for event in events if isinstance(event, Token))
+    engine.release(session)
+    with pytest.raises(UsageError, match="closed meanwhile"):
+        list(events)
+
+
+def test_more_than_are_made_together_wait_their_turn(bundles: dict[str, Path], samples: Path) -> None:
+    with Runtime.open(bundles["F16"], settings=Settings(temperature=0.0, ctx_size=1024, parallel=2)) as runtime:
+        items = prompt(runtime, "Describe the image.", samples / "effusion_left.png")
+        known = ask(runtime, items)
+        told: list[Done] = []
+        at_once([lambda: told.append(ask(runtime, items))] * 9)
+        assert [done.token_ids for done in told] == [known.token_ids] * 9
+
+
+@pytest.mark.parametrize("length", [1, 63, 64, 65, 127, 128, 129, 200, 511, 576, 577])
+@pytest.mark.parametrize("limit", [64, 112, 192, 512])
+def test_a_prompt_is_never_cut_into_small_pieces(length: int, limit: int, runtime: Runtime) -> None:
+    from bimedix_edge.generation import Generation, Request
+
+    engine = runtime.engine
+    session = engine.session()
+    made = Generation(Request(session, [7] * length, GREEDY, 1, Cancel()), engine.decoder, engine, lambda: None)
+    sizes = []
+    while len(session.items) < length:
+        step = made.next_step(limit)
+        made.was_read(step, 0.1)
+        sizes.append(len(step))
+    made.retire(UsageError("done"))
+    assert sum(sizes) == length
+    assert max(sizes) <= engine.decoder.n_batch
+    assert min(sizes) >= min(64, length)
+    assert max(sizes) < limit + 64
+
+
+def test_pieces_are_as_long_as_the_others_can_bear() -> None:
+    pace = Pace(512)
+    assert pace.limit(writes=False, shared=False) == 128
+    pace.read(128, 0.128)
+    pace.wrote(0.03)
+    assert pace.pause_s() == pytest.approx(0.15)
+    assert pace.limit(writes=True, shared=False) == 144
+    assert pace.limit(writes=False, shared=False) == 512
+    assert pace.limit(writes=False, shared=True) == 496
+    for _ in range(50):
+        pace.read(64, 64.0)
+    assert pace.limit(writes=True, shared=True) == 64
+    assert pace.limit(writes=False, shared=True) == 128
