@@ -65,6 +65,7 @@ __all__ = [
     "compute_devices",
     "library_version",
     "open_kernels",
+    "repacks",
     "system_info",
 ]
 
@@ -220,7 +221,7 @@ class Decoder:
         params.tensor_split = split
         # ggml's repacked weights are of no use to our kernels, which read them as they are in the file
         # (and where ggml was built for AMX, "extra" means AMX first)
-        params.use_extra_bufts = self.kernels.name is None and not built_for_amx()
+        params.use_extra_bufts = repacks(kernels=self.kernels.name is not None)
         _recent_errors.clear()
         self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
         if not self._model:
@@ -624,6 +625,11 @@ def built_for_amx() -> bool:
     compiled so, ggml's AMX ends the process. Which compiler built a library cannot be asked.
     """
     return "AMX_INT8 = 1" in system_info()
+
+
+def repacks(*, kernels: bool) -> bool:
+    """Tell whether llama.cpp rearranges weights when it loads them; with our kernels (`kernels`) it does not."""
+    return not kernels and not built_for_amx()
 
 
 def check_version() -> None:

@@ -296,8 +296,13 @@ class Generation:
 def _runs(prompt: Sequence[Item]) -> list[int]:
     """Return where runs of tokens, or of rows of one image, end."""
 
-    def kind(item: Item) -> PromptImage | None:
-        return item.image if isinstance(item, ImageRow) else None
+    n_begun = 0
+
+    def kind(item: Item) -> tuple[bool, int]:
+        # not by the image itself: of two equal ones side by side, rows of both would make one run
+        nonlocal n_begun
+        n_begun += isinstance(item, ImageRow) and item.row == 0
+        return isinstance(item, ImageRow), n_begun
 
     return list(itertools.accumulate(len(list(group)) for _, group in itertools.groupby(prompt, kind)))
 

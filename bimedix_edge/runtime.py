@@ -11,20 +11,17 @@ from types import TracebackType
 from bimedix_edge.bundle import Bundle, Manifest, open_bundle
 from bimedix_edge.chat import Chat
 from bimedix_edge.decoder import Decoder
-from bimedix_edge.devices import check_memory, inspect_machine
+from bimedix_edge.devices import inspect_machine
 from bimedix_edge.engine import Engine
 from bimedix_edge.errors import BundleError
 from bimedix_edge.image_cache import ImageCache
+from bimedix_edge.planning import plan_model
 from bimedix_edge.sampling import Sampling
 from bimedix_edge.settings import Settings, load_settings
 from bimedix_edge.store import DEMO, Store
 from bimedix_edge.vision import VisionEncoder
 
 __all__ = ["Runtime"]
-
-# conversations whose part of the KV cache is kept between their answers, if it has the cells
-_MOST_CHATS = 32
-_BATCH = 512
 
 
 class Runtime:
@@ -35,6 +32,7 @@ class Runtime:
         manifest: what the model is; `manifest.notice` belongs on every output.
         settings: what was in force when it was opened.
         kernels: what computes the decoder's matrix products, and why.
+        plan: what goes to which device, and what it takes.
         load_ms: how long verifying and loading took.
     """
 
@@ -43,7 +41,6 @@ class Runtime:
         self.directory = bundle.directory
         self.manifest: Manifest = bundle.manifest
         self.settings = settings
-        check_memory(self.manifest, settings.ctx_size)
         n_threads = settings.threads or inspect_machine().n_cores
         vision = VisionEncoder(
             bundle.path("vision"),
@@ -53,14 +50,16 @@ class Runtime:
             n_threads=n_threads,
             device=settings.vision_device,
         )
+        self.plan = plan_model(bundle.directory, self.manifest, settings, vision_device=vision.device, vision_open=True)
         decoder = Decoder(
             bundle.path("decoder"),
             self.manifest.decoder,
-            n_ctx=settings.ctx_size,
-            n_seq_max=max(_MOST_CHATS, settings.parallel),
-            n_batch=min(_BATCH, settings.ctx_size),
+            n_ctx=self.plan.load.n_ctx,
+            n_seq_max=self.plan.load.n_seq_max,
+            n_batch=self.plan.load.n_batch,
             n_threads=n_threads,
             kernels=settings.kernels,
+            placement=self.plan.placement,
         )
         self.kernels = decoder.kernels
         cache_bytes = settings.image_cache_bytes
@@ -90,7 +89,7 @@ class Runtime:
         Raises:
             BundleError: it is damaged, incomplete, or not converted yet.
             UsageError: there is none of that name, or the settings are wrong.
-            HardwareError: it does not fit into this machine's memory.
+            HardwareError: it does not fit into this machine's memory, or a GPU that was asked for is not here.
             DecoderError, VisionError: an engine refuses it.
         """
         settings = settings or load_settings()

@@ -28,6 +28,8 @@ _MAX_CONFIG_BYTES = 1 << 16
 # inclusive ranges; what is not listed has none
 _RANGES: dict[str, tuple[float, float]] = {
     "ctx_size": (64, 1 << 20),
+    "gpu_layers": (0, 1024),
+    "fit_target": (0, 1 << 20),
     "threads": (0, 1024),
     "max_tokens": (1, 1 << 20),
     "temperature": (0.0, 5.0),
@@ -40,10 +42,15 @@ _RANGES: dict[str, tuple[float, float]] = {
     "queue": (0, 1024),
 }
 _CHOICES = {
+    "allow_long_context": ("on", "off"),
     "bidi": ("auto", "on", "off"),
     "kernels": ("auto", "off", "avx2", "avxvnni", "avx512vnni", "amx"),  # those of `kernels.CHOICES`
+    "kv_placement": ("auto", "gpu", "cpu"),
+    "kv_type": ("auto", "f32", "f16", "q8_0"),  # those of `placement.KV_TYPES`
     "vision_device": ("auto", "cpu", "cuda", "coreml"),  # those of `vision.VisionEncoder`
 }
+# words that may stand in place of a number
+_WORDS = {"ctx_size": ("auto",), "gpu_layers": ("auto", "all")}
 OFF = "off"
 _SIZE = re.compile(r"(\d{1,6})([MG])")
 _UNITS = {"M": 1 << 20, "G": 1 << 30}
@@ -59,7 +66,15 @@ class Settings:
         model: a bundle's name in the store or its directory; None is the demo model if nothing else is installed.
         store_dir: where installed bundles live.
         cache_dir: where the demo model is converted to.
-        ctx_size: tokens of context, image tokens included; BiMediX2 was trained with 4096.
+        ctx_size: tokens of context, image tokens included; `auto` is 4096, which BiMediX2 was trained with, or less
+            where memory is short.
+        allow_long_context: whether `ctx_size` may be more than the model was trained with, `on` or `off`.
+        gpu_layers: how many layers leave the CPU, the output layer first; `auto` is what fits, `all` is all of them.
+        device: ggml's names of the devices that may be used, with commas between; None is all.
+        fit_target: MiB that stay free on each device.
+        kv_type: of the cached keys and values; `auto` is f16, and q8_0 where that takes more layers off the CPU.
+        kv_placement: where a layer's keys and values lie: `gpu`, where the layer does, `cpu`, in the machine's memory,
+            or `auto`, which is `gpu`.
         threads: of the matmuls; 0 is one a core.
         kernels: which kernels compute the decoder's matrix products; `off` leaves them to llama.cpp.
         vision_device: what computes the image encoder; `auto` takes a device that is here and suits its weights.
@@ -75,7 +90,13 @@ class Settings:
     model: str | None = None
     store_dir: Path = Path(platformdirs.user_data_dir(APP, appauthor=False)) / "models"
     cache_dir: Path = Path(platformdirs.user_cache_dir(APP, appauthor=False))
-    ctx_size: int = 4096
+    ctx_size: int | str = "auto"
+    allow_long_context: str = OFF
+    gpu_layers: int | str = "auto"
+    device: str | None = None
+    fit_target: int = 1024
+    kv_type: str = "auto"
+    kv_placement: str = "auto"
     threads: int = 0
     kernels: str = "auto"
     vision_device: str = "auto"
@@ -161,7 +182,7 @@ def _environment_values(environ: Mapping[str, str]) -> list[tuple[str, dict[str,
             continue
         name = variable.removeprefix(PREFIX).lower()
         value: Any = environ[variable]
-        if name in hints:
+        if name in hints and name not in _WORDS:
             value = _parse(value, _kinds(hints[name]), variable)
         found.append((variable, {name: value}))
     return found
@@ -196,6 +217,8 @@ def _check(name: str, value: Any, kinds: tuple[type, ...], source: str) -> Any:
         return Path(value).expanduser()
     if float in kinds and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
+    if name in _WORDS and isinstance(value, str):
+        value = _number_or_word(name, value, source)
     if not isinstance(value, kinds) or isinstance(value, bool):
         wanted = " or ".join(kind.__name__ for kind in kinds if kind is not type(None))
         raise UsageError(f"Expected {name} to be {wanted}, but {source} gives {value!r}; correct it.")
@@ -207,6 +230,18 @@ def _check(name: str, value: Any, kinds: tuple[type, ...], source: str) -> Any:
     if name == "image_cache":
         _check_image_cache(value, source)
     return value
+
+
+def _number_or_word(name: str, text: str, source: str) -> int | str:
+    if text in _WORDS[name]:
+        return text
+    try:
+        return int(text)
+    except ValueError as error:
+        words = " or ".join(_WORDS[name])
+        raise UsageError(
+            f"Expected a whole number or {words} for {name}, but {source} gives {text[:40]!r}; correct it."
+        ) from error
 
 
 def _check_image_cache(value: Any, source: str) -> None:

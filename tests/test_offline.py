@@ -56,3 +56,20 @@ def test_an_answer_about_an_image_opens_no_connection(bundles: dict[str, Path], 
     assert result.stdout.startswith("No.")
     calls = log.read_text().splitlines()
     assert [line for line in calls if CALLS.search(line) or LOCAL.search(line)] == []
+
+
+def test_a_dicom_file_is_decoded_without_asking_for_a_socket(tmp_path: Path) -> None:
+    from pydicom.data import get_testdata_file
+
+    log = tmp_path / "trace"
+    words = [
+        "-m",
+        "bimedix_edge.cli.main",
+        "image",
+        str(get_testdata_file("CT_small.dcm")),
+        "-o",
+        str(tmp_path / "x.png"),
+    ]
+    subprocess.run([*trace_command(log), sys.executable, *words], capture_output=True, check=True)
+    assert (tmp_path / "x.png").is_file()
+    assert [line for line in log.read_text().splitlines() if CALLS.search(line) or LOCAL.search(line)] == []

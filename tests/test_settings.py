@@ -19,7 +19,7 @@ def config(tmp_path: Path) -> Path:
 
 def test_the_defaults_are_the_authors() -> None:
     settings = load_settings(environ={})
-    assert (settings.temperature, settings.top_p, settings.max_tokens, settings.ctx_size) == (0.1, 1.0, 1024, 4096)
+    assert (settings.temperature, settings.top_p, settings.max_tokens, settings.ctx_size) == (0.1, 1.0, 1024, "auto")
     assert settings.model is None
     assert settings.seed is None
 
@@ -41,7 +41,8 @@ def test_a_home_directory_is_expanded() -> None:
 @pytest.mark.parametrize(
     ("environ", "message"),
     [
-        ({"BIMEDIX_EDGE_CTX_SIZE": "many"}, "whole number in BIMEDIX_EDGE_CTX_SIZE"),
+        ({"BIMEDIX_EDGE_CTX_SIZE": "many"}, "whole number or auto for ctx_size, but BIMEDIX_EDGE_CTX_SIZE"),
+        ({"BIMEDIX_EDGE_THREADS": "many"}, "whole number in BIMEDIX_EDGE_THREADS"),
         ({"BIMEDIX_EDGE_CTX_SIZE": "1"}, "from 64 to 1.04858e\\+06, but BIMEDIX_EDGE_CTX_SIZE gives 1"),
         ({"BIMEDIX_EDGE_TEMPERATURE": "hot"}, "a number in BIMEDIX_EDGE_TEMPERATURE"),
         ({"BIMEDIX_EDGE_TEMPERATURE": "nan"}, "temperature from 0 to 5"),

@@ -11,8 +11,9 @@ from typing import Any
 import click
 
 from bimedix_edge.cli.opening import open_runtime
-from bimedix_edge.cli.options import encoder_options, model_options, sampling_options
+from bimedix_edge.cli.options import encoder_options, model_options, placement_options, sampling_options
 from bimedix_edge.cli.pictures import load_all, picture_options, picture_report, show_pictures
+from bimedix_edge.cli.plan_report import plan_json, show_dry_run
 from bimedix_edge.cli.schemas import read_schema, value_of
 from bimedix_edge.cli.terminal import (
     AnswerPrinter,
@@ -42,12 +43,14 @@ _EXIT_INTERRUPTED = 130
 @click.option("-i", "--image", "images", multiple=True, type=click.Path(), metavar="FILE", help="Repeat for several.")
 @picture_options
 @model_options
+@placement_options
 @encoder_options
 @sampling_options
 @click.option("--schema", metavar="NAME|FILE", help="Answer in JSON: report, summary, vqa, or a JSON schema's file.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 @click.option("--bidi", type=click.Choice(["auto", "on", "off"]), help="Reorder Arabic for this terminal.")
 @click.option("-v", "--verbose", is_flag=True, help="Print timings to standard error.")
+@click.option("--dry-run", is_flag=True, help="Only say what would go where, and what memory it takes.")
 def ask(
     question: str,
     images: tuple[str, ...],
@@ -57,12 +60,16 @@ def ask(
     schema: str | None,
     as_json: bool,
     verbose: bool,
+    dry_run: bool,
     **flags: Any,
 ) -> int:
     """Answer QUESTION, which may be about images; `-` reads it from standard input."""
     settings = load_settings(flags)
     console = plain_console(stderr=True)
     text = check_text(_question(question))
+    if dry_run:
+        show_dry_run(settings, console, as_json=as_json)
+        return 0
     # before the model is loaded: a wrong file name should not cost the load
     pictures = load_all(images, frame, window, series)
     grammar = None if schema is None else grammar_for(read_schema(schema))
@@ -148,4 +155,5 @@ def _report(runtime: Runtime, seed: int, done: Done, pictures: Sequence[Picture]
             "decode": round(times.decode, 3),
         },
         "seed": seed,
+        "plan": plan_json(runtime.plan),
     }

@@ -14,8 +14,9 @@ import click
 
 from bimedix_edge.chat import Chat
 from bimedix_edge.cli.opening import open_runtime
-from bimedix_edge.cli.options import encoder_options, model_options, sampling_options
+from bimedix_edge.cli.options import encoder_options, model_options, placement_options, sampling_options
 from bimedix_edge.cli.pictures import load_all, picture_options, show_pictures
+from bimedix_edge.cli.plan_report import show_dry_run
 from bimedix_edge.cli.terminal import (
     AnswerPrinter,
     ProgressLine,
@@ -53,16 +54,27 @@ Ctrl-C stops an answer."""
 @click.option("-i", "--image", "images", multiple=True, type=click.Path(), metavar="FILE", help="For question 1.")
 @picture_options
 @model_options
+@placement_options
 @encoder_options
 @sampling_options
 @click.option("--bidi", type=click.Choice(["auto", "on", "off"]), help="Reorder Arabic for this terminal.")
 @click.option("-v", "--verbose", is_flag=True, help="Print timings after each answer.")
+@click.option("--dry-run", is_flag=True, help="Only say what would go where, and what memory it takes.")
 def chat(
-    images: tuple[str, ...], window: str | None, frame: str, series: int | None, verbose: bool, **flags: Any
+    images: tuple[str, ...],
+    window: str | None,
+    frame: str,
+    series: int | None,
+    verbose: bool,
+    dry_run: bool,
+    **flags: Any,
 ) -> None:
     """Talk with the model in the terminal."""
     settings = load_settings(flags)
     console = plain_console(stderr=True)
+    if dry_run:
+        show_dry_run(settings, console)
+        return
     pictures = load_all(images, frame, window, series)
     with open_runtime(settings, console) as runtime, runtime.chat() as conversation:
         echo(f"{runtime.manifest.name} · {runtime.manifest.notice}")
@@ -98,6 +110,9 @@ class _Terminal:
                 except BimedixEdgeError as error:
                     # a mistake must not end the conversation
                     echo(one_line(str(error)), err=True)
+                except (KeyboardInterrupt, click.Abort):
+                    # Ctrl-C while a picture is read or a series is asked for stops that, not the conversation
+                    click.echo("(stopped)")
 
     def _read(self) -> str | None:
         """Return the next line, or None at the end of the input or when the user leaves."""
@@ -192,13 +207,17 @@ def _image_words(argument: str) -> tuple[Path, str | None, str]:
         last = words[-1]
         if last in ("middle", "all") or last.isdecimal():
             frame = last
-        elif last in PRESETS or re.fullmatch(r"-?[0-9.]+/-?[0-9.]+", last):
-            window = last
+        elif last in PRESETS or re.fullmatch(r"-?[0-9.]+/-?[0-9.]+", last) or _is_file(argument[: -len(last)]):
+            window = last  # one that does not exist is told as such, since what stands before it is a file
         else:
             break
         argument = argument[: argument.rindex(last)].strip()
         words.pop()
     return Path(argument.strip("\"'")).expanduser(), window, frame
+
+
+def _is_file(argument: str) -> bool:
+    return Path(argument.strip().strip("\"'")).expanduser().is_file()
 
 
 def _transcript(runtime: Runtime, conversation: Chat, *, as_json: bool) -> str:

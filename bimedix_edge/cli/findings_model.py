@@ -6,7 +6,6 @@ from pathlib import Path
 
 from bimedix_edge.bundle import Manifest, read_manifest, verify_bundle
 from bimedix_edge.cli.findings import Finding, gb
-from bimedix_edge.devices import check_memory
 from bimedix_edge.errors import BundleError
 from bimedix_edge.image_cache import cache_usage
 from bimedix_edge.imaging.codecs import GPL_COMMAND, codecs
@@ -31,13 +30,17 @@ def model_findings(settings: Settings, *, verify: bool) -> list[Finding]:
     if store.is_demo(directory) and not directory.is_dir():
         return [Finding("model", "none installed; the demo model will be converted on first use")]
     manifest, how = _checked(directory, verify=verify)
-    need = check_memory(manifest, settings.ctx_size)
-    text = f"{manifest.name}, {how}, needs about {gb(need.total_bytes)}"
+    # llama.cpp may not load, which is another finding
+    from bimedix_edge.planning import plan_model
+
+    plan = plan_model(directory, manifest, settings)
+    text = f"{manifest.name}, {how}, needs about {gb(plan.host.total)}; {plan.line}"
     data = {
         "name": manifest.name,
         "directory": str(directory),
         "hashed": how == _WHOLE,
-        "needs_bytes": need.total_bytes,
+        "needs_bytes": plan.host.total,
+        "plan": plan.line,
     }
     return [Finding("model", text, data=data)]
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import asdict
+from pathlib import Path
 
 import click
 from rich.table import Table
 
-from bimedix_edge.bundle import read_manifest, verify_bundle
+from bimedix_edge.bundle import Manifest, read_manifest, verify_bundle
 from bimedix_edge.cli.opening import work_progress
+from bimedix_edge.cli.plan_report import plan_table
 from bimedix_edge.cli.report import quality_text
 from bimedix_edge.cli.terminal import plain_console
-from bimedix_edge.devices import estimate_memory
-from bimedix_edge.errors import UsageError
+from bimedix_edge.errors import HardwareError, UsageError
+from bimedix_edge.fit import Plan
+from bimedix_edge.planning import plan_model
 from bimedix_edge.settings import load_settings
 from bimedix_edge.store import Store
 
@@ -70,15 +73,14 @@ def show(model: str, as_json: bool) -> None:
         click.echo(json.dumps(asdict(manifest), ensure_ascii=False, indent=2))
         return
     decoder, vision = manifest.decoder, manifest.vision
-    settings = load_settings()
-    need = estimate_memory(manifest, settings.ctx_size)
+    plan, fault = _plan(directory, manifest)
     rows = {
         "name": manifest.name,
         "directory": str(directory),
         "decoder": f"{decoder.file_type}, {decoder.n_layer} layers, width {decoder.n_embd}, "
         f"{decoder.n_head}/{decoder.n_head_kv} heads, {decoder.n_vocab} tokens",
         "vision": f"{manifest.preprocessing.image_size_px} px, {vision.n_tokens} tokens an image, {vision.weights}",
-        "memory": f"about {need.total_bytes / 1e6:.0f} MB with {settings.ctx_size} tokens of context",
+        "plan": fault if plan is None else plan.line,
         "source": ", ".join(f"{key} {value[:64]}" for key, value in manifest.source.items()),
         "licence": manifest.licence,
         "notice": manifest.notice,
@@ -87,8 +89,18 @@ def show(model: str, as_json: bool) -> None:
     for key, value in rows.items():
         table.add_row(key, value)
     plain_console().print(table)
+    if plan is not None:
+        plain_console().print(plan_table(plan))
     if manifest.quality.types:
         click.echo(quality_text(manifest.quality))
+
+
+def _plan(directory: Path, manifest: Manifest) -> tuple[Plan | None, str]:
+    """Return how the model would run here, or why it would not: what it is can be shown all the same."""
+    try:
+        return plan_model(directory, manifest, load_settings()), ""
+    except HardwareError as error:
+        return None, str(error)
 
 
 @models.command()

@@ -10,12 +10,13 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from bimedix_edge.bundle import Bundle, open_bundle
+from bimedix_edge.fit import Plan
 from bimedix_edge.kernels import AUTO
 from bimedix_edge.runtime import Runtime
 from bimedix_edge.settings import Settings
 from bimedix_edge.store import Store
 
-__all__ = ["open_model", "open_runtime", "work_progress"]
+__all__ = ["model_directory", "open_model", "open_runtime", "show_plan", "work_progress"]
 
 _SHOW_PROGRESS_ABOVE_BYTES = 200_000_000
 
@@ -28,16 +29,25 @@ def open_runtime(settings: Settings, console: Console, *, quiet: bool = False) -
         console: standard error.
         quiet: whether to say nothing but errors.
     """
-    directory = _directory(settings, console, quiet=quiet)
+    directory = model_directory(settings, console, quiet=quiet)
     with _checking(directory, console, quiet=quiet) as progress:
         runtime = Runtime.open(
             directory, settings=settings, progress=progress, notify=lambda text: console.print(text, style="yellow")
         )
+    if not quiet:
+        show_plan(runtime.plan, console)
     if runtime.kernels.name is None and settings.kernels == AUTO and not quiet:
         console.print(f"llama.cpp's own kernels compute: {runtime.kernels.reason}.", style="yellow")
     if runtime.engine.vision.fault and not quiet:
         console.print(f"The CPU computes the image encoder: {runtime.engine.vision.fault}", style="yellow")
     return runtime
+
+
+def show_plan(plan: Plan, console: Console) -> None:
+    """Say what goes where, and what is to be said about it."""
+    console.print(plan.line, style="dim", soft_wrap=True)
+    for warning in plan.warnings:
+        console.print(f"Warning: {warning}.", style="yellow", soft_wrap=True)
 
 
 def open_model(settings: Settings, console: Console, *, quiet: bool = False) -> Bundle:
@@ -46,13 +56,17 @@ def open_model(settings: Settings, console: Console, *, quiet: bool = False) -> 
     Args:
         settings, console, quiet: as for `open_runtime`.
     """
-    directory = _directory(settings, console, quiet=quiet)
+    directory = model_directory(settings, console, quiet=quiet)
     with _checking(directory, console, quiet=quiet) as progress:
         return open_bundle(directory, progress)
 
 
-def _directory(settings: Settings, console: Console, *, quiet: bool) -> Path:
-    """Return where the model is; the demo model is there afterwards."""
+def model_directory(settings: Settings, console: Console, *, quiet: bool = False) -> Path:
+    """Return where the model that the settings name is; the demo model is there afterwards.
+
+    Args:
+        settings, console, quiet: as for `open_runtime`.
+    """
     store = Store(settings.store_dir, settings.cache_dir)
     directory = store.find(settings.model) if settings.model else store.default()
     if store.is_demo(directory):

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-__all__ = ["encoder_options", "model_options", "sampling_options"]
+__all__ = ["encoder_options", "model_options", "placement_options", "sampling_options"]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -25,9 +25,29 @@ def model_options(command: Command) -> Command:
     """Add --model, --ctx-size, --threads and --kernels."""
     return _stack(
         click.option("-m", "--model", metavar="NAME|DIR", help="An installed model's name, or a bundle's directory."),
-        click.option("--ctx-size", type=int, metavar="N", help="Tokens of context, images included.  [default: 4096]"),
+        click.option(
+            "--ctx-size", metavar="auto|N", help="Tokens of context, images included.  [default: 4096, or what fits]"
+        ),
         click.option("--threads", type=int, metavar="N", help="Threads of the matmuls.  [default: one a core]"),
         click.option("--kernels", metavar="NAME", help="auto, off, avx2, avxvnni, avx512vnni or amx.  [default: auto]"),
+    )(command)
+
+
+def placement_options(command: Command) -> Command:
+    """Add what decides what goes to a GPU, and how the context is stored."""
+    return _stack(
+        click.option("--gpu-layers", metavar="auto|all|N", help="Layers that a GPU takes.  [default: auto, what fits]"),
+        click.option(
+            "--device", metavar="NAME,...", help="GPUs that may be used; `doctor` lists them.  [default: all]"
+        ),
+        click.option("--fit-target", type=int, metavar="MIB", help="Memory kept free on each GPU.  [default: 1024]"),
+        click.option("--kv-type", metavar="TYPE", help="Of the context: auto, f16, q8_0 or f32.  [default: auto]"),
+        click.option("--kv-placement", metavar="WHERE", help="Of the context: auto, gpu or cpu.  [default: auto]"),
+        click.option(
+            "--allow-long-context",
+            flag_value="on",
+            help="Let --ctx-size be more than the model was trained with.",
+        ),
     )(command)
 
 

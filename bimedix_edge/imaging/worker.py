@@ -29,6 +29,8 @@ def main() -> None:
     os.dup2(nothing, 1)
     os.dup2(nothing, 2)
     warnings.simplefilter("ignore")
+    # for downloads of its own pydicom imports requests, and with it what opens a socket at once, to look for IPv6
+    sys.modules["requests"] = None  # type: ignore[assignment]  # what the import system takes for a module to refuse
     while line := _next_line(requests):
         request = json.loads(line)
         data = requests.read(request["size"])

@@ -152,8 +152,10 @@ class Access:
         """Return who asks, None where nobody need say.
 
         Raises:
-            ApiError: 400, 401, 403 or 429.
+            ApiError: 400, 401, 403, 429 or 505.
         """
+        if scope["http_version"] not in ("1.0", "1.1"):
+            raise ApiError(505, "http_version", "Expected HTTP/1.1, but the request has another version; use that.")
         headers = Headers(scope=scope)
         self._names.check(headers)
         path: str = scope["path"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -72,7 +72,7 @@ class _Shape(abc.ABC, Generic[Choice]):
         self._created = int(time.time())
         self._usage: UnsetType | None = UNSET
 
-    async def whole(self, events: AsyncIterator[Numbered]) -> bytes:
+    async def whole(self, events: AsyncIterable[Numbered]) -> bytes:
         """Return the response once all answers have ended, as JSON.
 
         Raises:
@@ -82,7 +82,7 @@ class _Shape(abc.ABC, Generic[Choice]):
             self._take(index, event)
         return msgspec.json.encode(self._whole())
 
-    async def chunks(self, events: AsyncIterator[Numbered], *, usage: bool, progress: bool) -> AsyncIterator[bytes]:
+    async def chunks(self, events: AsyncIterable[Numbered], *, usage: bool, progress: bool) -> AsyncIterator[bytes]:
         """Yield the data of a stream's events, `[DONE]` last.
 
         Args:

@@ -15,7 +15,7 @@ from bimedix_edge.server.api_errors import ApiError, defect
 from bimedix_edge.server.messages import Failed, GenerateRequest, ServerEvent
 from bimedix_edge.server.supervisor import ModelProcess
 
-__all__ = ["EventStream", "Numbered", "failure", "unless_gone", "writing"]
+__all__ = ["EventStream", "Events", "Numbered", "failure", "unless_gone", "writing"]
 
 Numbered = tuple[int, ServerEvent]
 Result = TypeVar("Result")
@@ -47,42 +47,62 @@ def failure(failed: Failed) -> ApiError:
     )
 
 
+class Events:
+    """The events of some answers as they come, each with the number of its answer.
+
+    Args:
+        n_answers: how many have to end.
+    """
+
+    def __init__(self, n_answers: int) -> None:
+        self._queue: asyncio.Queue[Numbered | Exception] = asyncio.Queue()
+        self._n_left = n_answers
+
+    def put(self, item: Numbered | Exception) -> None:
+        """Add what happened."""
+        self._queue.put_nowait(item)
+
+    async def next(self) -> Numbered | None:
+        """Return the next event, or None once all answers have ended; the first failure ends them all.
+
+        Cancelling the call loses nothing.
+        """
+        if not self._n_left:
+            return None
+        item = await self._queue.get()
+        if isinstance(item, Exception):
+            raise item
+        self._n_left = 0 if isinstance(item[1], Failed) else self._n_left - isinstance(item[1], Done)
+        return item
+
+    async def __aiter__(self) -> AsyncIterator[Numbered]:
+        """Yield the events that are left."""
+        while (item := await self.next()) is not None:
+            yield item
+
+
 @contextlib.asynccontextmanager
-async def writing(model: ModelProcess, requests: Sequence[GenerateRequest]) -> AsyncIterator[AsyncIterator[Numbered]]:
+async def writing(model: ModelProcess, requests: Sequence[GenerateRequest]) -> AsyncIterator[Events]:
     """Have answers written as long as the block runs; when it ends before they do, they are cancelled.
 
     Args:
         model: what writes.
         requests: one for each answer.
-
-    Yields:
-        An iterator of events, each with the number of its answer. It ends when all answers have; the first failure
-        ends it, too.
     """
-    queue: asyncio.Queue[Numbered | Exception] = asyncio.Queue()
+    written = Events(len(requests))
 
     async def pump(index: int, request: GenerateRequest) -> None:
         try:
             async with contextlib.aclosing(model.generate(request)) as events:
                 async for event in events:
-                    queue.put_nowait((index, event))
+                    written.put((index, event))
         except Exception as error:
-            queue.put_nowait(error)
-
-    async def events() -> AsyncIterator[Numbered]:
-        left = len(requests)
-        while left:
-            item = await queue.get()
-            if isinstance(item, Exception):
-                raise item
-            yield item
-            if isinstance(item[1], Failed):
-                return
-            left -= isinstance(item[1], Done)
+            # raised again by whoever reads
+            written.put(error)
 
     tasks = [asyncio.ensure_future(pump(index, request)) for index, request in enumerate(requests)]
     try:
-        yield events()
+        yield written
     finally:
         for task in tasks:
             task.cancel()

@@ -166,21 +166,34 @@ def decode(data: bytes, kind: type[Request]) -> Request:
     try:
         return msgspec.json.decode(data, type=kind)
     except msgspec.ValidationError as error:
-        said, _, place = str(error).partition(" - at ")
-        param = place.strip("`").removeprefix("$").removeprefix(".") or None
-        unknown = re.fullmatch(r"Object contains unknown field `(.*)`", said)
-        if unknown:
-            param = f"{param}.{unknown[1]}" if param else unknown[1]
-            raise invalid(
-                f"Expected only fields that have an effect here, but there is {unknown[1][:60]!r}; leave it out.",
-                param,
-                code="unknown_field",
-            ) from None
-        raise invalid(f"{said}{f' in `{param}`' if param else ''}; correct the request.", param) from None
+        raise _refusal(str(error)) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ApiError(400, "invalid_json", f"Expected JSON in UTF-8, but it is not ({error}); correct it.") from None
     except RecursionError:
         raise ApiError(400, "invalid_json", "Expected JSON of some depth, but it is nested too deep.") from None
+
+
+def _refusal(said: str) -> ApiError:
+    """Return msgspec's words, such as "Expected `int`, got `str` - at `$.n`", as an error of ours."""
+    problem, _, place = said.partition(" - at ")
+    param = place.strip("`").removeprefix("$").removeprefix(".")
+    where = f" in `{param}`" if param else ""
+    if named := re.fullmatch(r"Object (contains unknown|missing required) field `(.*)`", problem):
+        field = f"{param}.{named[2]}" if param else named[2]
+        if named[1] == "missing required":
+            return invalid(f"Expected the field {named[2]!r}{where}, but it is missing; add it.", field)
+        return invalid(
+            f"Expected only fields that have an effect here, but there is {named[2][:60]!r}{where}; leave it out.",
+            field,
+            code="unknown_field",
+        )
+    if problem.startswith("Invalid "):
+        value = problem.removeprefix("Invalid ").removeprefix("enum ").removeprefix("value ")
+        return invalid(
+            f"Expected one of the values that /openapi.json lists{where}, but it is {value[:60]}; correct it.", param
+        )
+    expected, _, given = problem.partition(", got ")
+    return invalid(f"{expected}{where}, but it is {given or 'not so'}; correct it.", param or None)
 
 
 def check(holds: bool, message: str, param: str) -> None:

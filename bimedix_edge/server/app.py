@@ -34,6 +34,8 @@ _HEADERS = {
     "x-frame-options": "DENY",
 }
 _NO_ROUTE = "none"
+# nginx's number for a client that went before it had an answer
+_GONE = 499
 
 
 def build_app(
@@ -103,10 +105,10 @@ class _Outermost:
                 await _send(answer, send_on)
         finally:
             route = getattr(scope.get("route"), "path", _NO_ROUTE)
-            self._service.requests.count(route, status)
+            self._service.requests.count(route, status or _GONE)
             if self._access_log:
                 took_ms = (time.monotonic() - start_s) * 1e3
-                log.info("%s %s %s %.0f ms %s", scope["method"][:10], route, status or "gone", took_ms, request_id)
+                log.info("%s %s %s %.0f ms %s", scope["method"][:10], route, status or _GONE, took_ms, request_id)
 
 
 def _answer(error: Exception) -> ApiError:

@@ -20,7 +20,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from bimedix_edge.server.api_errors import ApiError
 from bimedix_edge.server.limits import Limits
-from bimedix_edge.server.listening import notice_dead_peers
+from bimedix_edge.server.listening import notice_dead_peers, reset_when_closed
 
 __all__ = ["Connection"]
 
@@ -127,7 +127,8 @@ class Connection(H11Protocol):
         """Cut the connection if its client took too long."""
         self._enter()
         if self._overdue(self.loop.time() - self._since_s):
-            # not close(): that waits until the client has read what is left
+            # close() would wait until the client has read what is left, and so would the system without a reset
+            reset_when_closed(self.transport.get_extra_info("socket"))
             self.transport.abort()
         else:
             self._timer = self.loop.call_later(_LOOK_S, self._look)

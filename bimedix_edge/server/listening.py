@@ -5,12 +5,13 @@ from __future__ import annotations
 import ipaddress
 import socket
 import ssl
+import struct
 import sys
 from pathlib import Path
 
 from bimedix_edge.errors import UsageError
 
-__all__ = ["LOOPBACK_NAMES", "bind", "is_loopback", "notice_dead_peers", "tls_context", "url_host"]
+__all__ = ["LOOPBACK_NAMES", "bind", "is_loopback", "notice_dead_peers", "reset_when_closed", "tls_context", "url_host"]
 
 LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]")
 _BACKLOG = 512
@@ -97,6 +98,11 @@ def notice_dead_peers(connection: socket.socket) -> None:
     for name, value in _PROBES.items():
         if (option := getattr(socket, name, None)) is not None:
             connection.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+def reset_when_closed(connection: socket.socket) -> None:
+    """Have the system forget what was not delivered when this connection is closed."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:

@@ -46,6 +46,8 @@ _ERRORS = {
     500: "A defect of the server.",
     503: "The model is being loaded or started anew, or memory is short; Retry-After says when to ask again.",
 }
+# answered without a key
+_OPEN = ("/health", "/api/session")
 _ALWAYS = (403, 429, 500)
 _KEYED = (401,)
 _BODY = (400, 413, 415)
@@ -120,6 +122,8 @@ def _operation(
             },
         },
     }
+    if path in _OPEN:
+        made["security"] = []
     if asked is not None:
         made["requestBody"] = {"required": True, "content": {_JSON: _content(_JSON, asked)}}
     if "{model}" in path:
@@ -132,7 +136,10 @@ def _content(media_type: str, kind: type[Any] | None) -> dict[str, Any]:
     if kind is None:
         return {"schema": {"type": "string"}}
     reference = {"$ref": _REFS.format(name=kind.__name__)}
-    # each event's data is one object, which no JSON Schema of the whole stream can say
-    return (
-        {"schema": {"type": "string"}, "x-event-schema": reference} if media_type == _STREAM else {"schema": reference}
-    )
+    if media_type == _STREAM:
+        # of each event: an object, or what ends the stream
+        error = {"$ref": _REFS.format(name=ErrorAnswer.__name__)}
+        object_ = {"type": "string", "contentMediaType": _JSON, "contentSchema": {"anyOf": [reference, error]}}
+        data = {"anyOf": [{"const": "[DONE]"}, object_]}
+        return {"schema": {"type": "object", "required": ["data"], "properties": {"data": data}}}
+    return {"schema": reference}

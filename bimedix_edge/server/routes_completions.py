@@ -11,7 +11,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from bimedix_edge.server.answer_shapes import ChatShape, CompletionShape
-from bimedix_edge.server.answers import EventStream, Numbered, failure, unless_gone, writing
+from bimedix_edge.server.answers import Events, EventStream, Numbered, failure, unless_gone, writing
 from bimedix_edge.server.api_fields import SamplingFields
 from bimedix_edge.server.api_prompts import chat_requests, completion_requests
 from bimedix_edge.server.api_requests import ChatRequest, CompletionRequest
@@ -66,7 +66,7 @@ async def _respond(
     return EventStream(shape.chunks(begun, usage=usage, progress=progress))
 
 
-async def _begin(events: AsyncIterator[Numbered], *, at_once: bool) -> AsyncIterator[Numbered]:
+async def _begin(events: Events, *, at_once: bool) -> AsyncIterator[Numbered]:
     """Wait until the work has begun, and return all events.
 
     Args:
@@ -76,34 +76,23 @@ async def _begin(events: AsyncIterator[Numbered], *, at_once: bool) -> AsyncIter
     Raises:
         ApiError: it failed before.
     """
-    loop = asyncio.get_running_loop()
-    until_s = loop.time() + _MOST_SILENCE_S
     held: list[Numbered] = []
-    upcoming: asyncio.Future[Numbered] = asyncio.ensure_future(_next(events))
-    while loop.time() < until_s:
-        done, _ = await asyncio.wait({upcoming}, timeout=until_s - loop.time())
-        if not done:
-            break
-        index, event = upcoming.result()
-        if isinstance(event, Failed):
-            raise failure(event)
-        held.append((index, event))
-        if at_once or not isinstance(event, Queued):
-            return _all(held, None, events)
-        upcoming = asyncio.ensure_future(_next(events))
-    return _all(held, upcoming, events)
+
+    async def wait() -> None:
+        while (item := await events.next()) is not None:
+            if isinstance(item[1], Failed):
+                raise failure(item[1])
+            held.append(item)
+            if at_once or not isinstance(item[1], Queued):
+                return
+
+    with contextlib.suppress(asyncio.TimeoutError):
+        await asyncio.wait_for(wait(), _MOST_SILENCE_S)
+    return _all(held, events)
 
 
-async def _all(
-    held: list[Numbered], upcoming: asyncio.Future[Numbered] | None, events: AsyncIterator[Numbered]
-) -> AsyncIterator[Numbered]:
+async def _all(held: Sequence[Numbered], events: Events) -> AsyncIterator[Numbered]:
     for item in held:
         yield item
-    if upcoming is not None:
-        yield await upcoming
     async for item in events:
         yield item
-
-
-async def _next(events: AsyncIterator[Numbered]) -> Numbered:
-    return await anext(events)

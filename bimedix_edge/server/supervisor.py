@@ -225,10 +225,12 @@ class ModelProcess:
         was_ready = False
         try:
             self._send(Frame("open", 0, {"model": self._model, "settings": _plain(self._settings)}))
-            while True:
+            # a child that cannot load the model says so, and ends when it is asked nothing more
+            while self.fault is None:
                 frame = await _read(process)
                 was_ready = was_ready or frame.kind == "ready"
                 self._take(frame)
+            return was_ready
         except (asyncio.IncompleteReadError, ConnectionError, WireError):
             return was_ready
         finally:

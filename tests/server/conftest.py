@@ -1,159 +1,25 @@
-"""A server as an operator starts it: a process, its output, and the real Chromium in front of it."""
+"""What the server's tests share: a server, and the Chromium that is installed in front of it."""
 
 from __future__ import annotations
 
-import json
-import os
-import re
 import shutil
-import signal
-import subprocess
-import sys
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from http.client import HTTPConnection
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
+from server_process import Server, serving
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
-COMMAND = [sys.executable, "-m", "bimedix_edge.cli.main", "serve"]
-PATIENCE_S = 120.0
 # without these, a browser asks its maker's servers for things, and QUIC would pass by what a test records
 CHROMIUM = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    "--host-resolver-rules=MAP *.example 127.0.0.1",
 ]  # fmt: skip
-
-
-@dataclass
-class Answer:
-    """What HTTP answered."""
-
-    status: int
-    headers: dict[str, str]
-    body: bytes
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.body)
-
-    @property
-    def error(self) -> dict[str, Any]:
-        """Return the error object; it is OpenAI's in shape, and its message one sentence."""
-        error: dict[str, Any] = self.json["error"]
-        assert set(error) >= {"message", "type", "param", "code"}
-        assert error["message"].endswith(".")
-        return error
-
-
-@dataclass
-class Server:
-    """A running server.
-
-    Attributes:
-        process: of the server, whose child owns the model.
-        url: without a path.
-        key: that opens it.
-        link: to the page, with the token that works once; empty where keys are in a file.
-        lines: of its output, the errors among them.
-    """
-
-    process: subprocess.Popen[str]
-    url: str = ""
-    key: str = ""
-    link: str = ""
-    lines: list[str] = field(default_factory=list)
-
-    @property
-    def port(self) -> int:
-        return int(self.url.rpartition(":")[2])
-
-    @property
-    def host(self) -> str:
-        """Return the right Host header."""
-        return self.url.partition("//")[2]
-
-    def request(
-        self, method: str, path: str, body: Any = None, *, headers: dict[str, str] | None = None, key: bool = True
-    ) -> Answer:
-        """Send one request over a connection of its own; a body that is no bytes is sent as JSON."""
-        sent = {"Authorization": f"Bearer {self.key}"} if key else {}
-        data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
-        if data is not None:
-            sent["Content-Type"] = "application/json"
-        connection = HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE_S)
-        try:
-            connection.request(method, path, data, {**sent, **(headers or {})})
-            response = connection.getresponse()
-            return Answer(
-                response.status, {name.lower(): value for name, value in response.getheaders()}, response.read()
-            )
-        finally:
-            connection.close()
-
-    def ask(self, question: str = "Is there a nodule?", **more: Any) -> Answer:
-        """Ask a question of text alone, greedily."""
-        return self.request(
-            "POST",
-            "/v1/chat/completions",
-            {"messages": [{"role": "user", "content": question}], "temperature": 0, "max_tokens": 8, **more},
-        )
-
-    def n_descriptors(self) -> int:
-        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
-
-    def stop(self) -> int:
-        """Ask it to end as a service manager does, and return its exit code."""
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(PATIENCE_S)
-
-
-@contextmanager
-def serving(model: Path, *arguments: str, prefix: tuple[str, ...] = (), ready: bool = True) -> Iterator[Server]:
-    """Run a server as long as the block does.
-
-    Args:
-        model: a bundle.
-        arguments: more of the command line.
-        prefix: what the command is run under.
-        ready: whether to wait until the model is loaded.
-    """
-    command = [*prefix, *COMMAND, "-m", str(model), "--port", "0", "--ctx-size", "1024", *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        server = Server(process)
-        seen = threading.Event()
-        thread = threading.Thread(target=_listen, args=(server, seen, "Ready: " if ready else "Page, "), daemon=True)
-        thread.start()
-        try:
-            assert seen.wait(PATIENCE_S), server.lines
-            assert process.poll() is None, server.lines
-            yield server
-        finally:
-            if process.poll() is None:
-                process.terminate()
-                try:
-                    process.wait(PATIENCE_S)
-                except subprocess.TimeoutExpired:
-                    process.kill()
-            thread.join(PATIENCE_S)
-
-
-def _listen(server: Server, seen: threading.Event, awaited: str) -> None:
-    assert server.process.stdout is not None
-    for line in server.process.stdout:
-        server.lines.append(line.rstrip("\n"))
-        for name, pattern in (("url", r"Listening at (\S+)"), ("key", r"Key.*: (\S+)"), ("link", r"Page.*: (\S+)")):
-            if match := re.match(pattern, line):
-                setattr(server, name, match[1])
-        if line.startswith(awaited):
-            seen.set()
-    seen.set()  # it has ended
 
 
 @pytest.fixture(scope="session")
@@ -166,13 +32,12 @@ def server(bundles: dict[str, Path]) -> Iterator[Server]:
 @pytest.fixture
 def start_server(bundles: dict[str, Path]) -> Iterator[Callable[..., Server]]:
     """Return what starts a server of a test's own, with more arguments; it ends with the test."""
-    from contextlib import ExitStack
-
     with ExitStack() as stack:
         yield lambda *arguments, **options: stack.enter_context(serving(bundles["F16"], *arguments, **options))
 
 
-@pytest.fixture(scope="session")
+# not for the session: as long as Playwright runs, this thread can run no other event loop
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """Return the Chromium that is installed, without a window."""
     executable = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -9,7 +9,7 @@ import pytest
 from jsonschema import Draft202012Validator
 from openai import OpenAI
 from pydantic import BaseModel, Field
-from server.conftest import Server
+from server_process import Server
 
 from bimedix_edge.report_schemas import load_schema
 

@@ -1,0 +1,80 @@
+"""What a plan for a model says, as a table or as JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from bimedix_edge.bundle import read_manifest
+from bimedix_edge.cli.opening import model_directory, show_plan
+from bimedix_edge.cli.terminal import plain_console
+from bimedix_edge.fit import Plan
+from bimedix_edge.planning import plan_model
+from bimedix_edge.settings import Settings
+
+__all__ = ["plan_json", "plan_table", "show_dry_run"]
+
+_HOST = {
+    "weights": "weights",
+    "repacked": "weights, rearranged by llama.cpp",
+    "kv": "context",
+    "compute": "results of a batch",
+    "vision": "image encoder",
+    "process": "the program itself",
+}
+
+
+def show_dry_run(settings: Settings, console: Console, *, as_json: bool = False) -> None:
+    """Print the plan of the model that `open_runtime` would open, without loading or hashing it.
+
+    Args:
+        settings, console: as for `opening.open_runtime`.
+        as_json: whether JSON is printed instead of a table.
+    """
+    directory = model_directory(settings, console, quiet=as_json)
+    device = settings.vision_device if settings.vision_device != "auto" else "cpu"
+    plan = plan_model(directory, read_manifest(directory), settings, vision_device=device)
+    if as_json:
+        click.echo(json.dumps(plan_json(plan), ensure_ascii=False, indent=2))
+        return
+    show_plan(plan, plain_console())
+    plain_console().print(plan_table(plan))
+
+
+def plan_table(plan: Plan) -> Table:
+    """Return what the plan takes where."""
+    table = Table("memory", "MB", "where", box=None, pad_edge=False)
+    table.columns[1].justify = "right"
+    for name, n_bytes in asdict(plan.host).items():
+        if n_bytes:
+            table.add_row(_HOST[name], _megabytes(n_bytes), "machine")
+    table.add_row("together", _megabytes(plan.host.total), "machine")
+    for use in plan.devices:
+        what = f"{use.n_layers} layers with their context" if use.n_layers else "image encoder"
+        table.add_row(what, _megabytes(use.need_bytes), f"{use.name}, {_megabytes(use.free_bytes)} MB free")
+    return table
+
+
+def plan_json(plan: Plan) -> dict[str, Any]:
+    """Return the same as JSON values."""
+    return {
+        "line": plan.line,
+        "speed": plan.speed,
+        "ctx_size": plan.load.n_ctx,
+        "batch": plan.load.n_batch,
+        "gpu_layers": plan.placement.n_gpu_layers,
+        "kv_type": plan.placement.kv_type,
+        "kv_on_gpu": plan.placement.kv_on_gpu,
+        "host_bytes": {**asdict(plan.host), "total": plan.host.total},
+        "devices": [asdict(use) for use in plan.devices],
+        "warnings": list(plan.warnings),
+    }
+
+
+def _megabytes(n_bytes: int) -> str:
+    return f"{n_bytes / 1e6:.0f}"
