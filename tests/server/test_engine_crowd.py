@@ -50,8 +50,8 @@ def test_answers_under_load_are_those_alone(
             wrong = differing(told, known)
             seconds = time.monotonic() - start_s
             print(f"{len(told) - len(wrong)} of {len(told)} answers equal in {seconds:.0f} s; {await process.stats()}")
-            # ggml adds up the attention of few tokens over f16 values in f16 and in the order of the cache's cells, which
-            # is another one beside others: where two tokens are all but equally likely, the other one may come
+            # ggml adds up the attention of few tokens over f16 values in f16, in the order of cells, which is another
+            # one beside others: where two tokens are all but equally likely, the other one may come
             assert len(wrong) <= (len(told) // 500 if kv_type == "f16" else 0)
             assert len(told) == n_clients * n_each
 
@@ -60,6 +60,21 @@ def test_answers_under_load_are_those_alone(
 
 def has_place(process: ModelProcess, holder: str) -> bool:
     return any(job.request.holder == holder for job in process._active.values())
+
+
+async def leave(process: ModelProcess, asked: GenerateRequest, n_events: int) -> tuple[str, list[float]]:
+    """Ask, leave after so many events; return what the last one was, and how long the place then took to be free."""
+    events = process.generate(asked)
+    async for event in events:
+        phase, n_events = type(event).__name__, n_events - 1
+        if n_events == 0 or isinstance(event, (Done, Failed)):
+            break
+    had_place = has_place(process, asked.holder)
+    start_s = time.monotonic()
+    await events.aclose()
+    while has_place(process, asked.holder):
+        await asyncio.sleep(0.001)
+    return phase, [time.monotonic() - start_s] if had_place else []
 
 
 @pytest.mark.parametrize("n_swaps", [16, pytest.param(500, marks=pytest.mark.slow)])
@@ -133,27 +148,13 @@ def test_clients_that_leave_free_their_place_at_once(n_leaving: int, bundles: di
                     count += 1
                 return count
 
-            async def leave(number: int) -> None:
-                # of pictures that nobody has seen before, so that they leave in the midst of encoding, too
-                case = chance.choice([*shown[8:], *plain])
-                events = process.generate(case.request(f"leave {number}"))
-                last, n_events = None, chance.randrange(1, 12)
-                async for event in events:
-                    last, n_events = event, n_events - 1
-                    if n_events == 0 or isinstance(event, (Done, Failed)):
-                        break
-                phases[type(last).__name__] = phases.get(type(last).__name__, 0) + 1
-                had_place = has_place(process, f"leave {number}")
-                start_s = time.monotonic()
-                await events.aclose()
-                while has_place(process, f"leave {number}"):
-                    await asyncio.sleep(0.001)
-                if had_place:
-                    freed_s.append(time.monotonic() - start_s)
-
             async def leavers(first: int) -> None:
                 for number in range(first, n_leaving, 8):
-                    await leave(number)
+                    # of pictures that nobody has seen before, so that they leave in the midst of encoding, too
+                    case = chance.choice([*shown[8:], *plain])
+                    phase, seconds = await leave(process, case.request(f"leave {number}"), chance.randrange(1, 12))
+                    phases[phase] = phases.get(phase, 0) + 1
+                    freed_s.extend(seconds)
 
             staying = [asyncio.create_task(stay(number)) for number in range(3)]
             await asyncio.wait_for(asyncio.gather(*map(leavers, range(8))), 10 * PATIENCE_S)
