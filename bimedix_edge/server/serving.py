@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Awaitable, Callable, Iterator
 from email.utils import formatdate
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -133,10 +134,11 @@ async def serve(
 
 async def _until_asked(stop: _Stop, working: asyncio.Future[None], state: ServerState) -> None:
     asked = asyncio.ensure_future(stop.asked.wait())
+    ends: tuple[asyncio.Future[Any], ...] = (asked, working)
     try:
-        while not (asked.done() or working.done()):
+        while not any(end.done() for end in ends):
             _set_date(state)
-            await asyncio.wait({asked, working}, timeout=_DATE_S, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(ends, timeout=_DATE_S, return_when=asyncio.FIRST_COMPLETED)
     finally:
         asked.cancel()
 
