@@ -36,7 +36,8 @@ def start_server(bundles: dict[str, Path]) -> Iterator[Callable[..., Server]]:
         yield lambda *arguments, **options: stack.enter_context(serving(bundles["F16"], *arguments, **options))
 
 
-@pytest.fixture(scope="session")
+# not for the session: as long as Playwright runs, this thread can run no other event loop
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """Return the Chromium that is installed, without a window."""
     executable = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
