@@ -28,6 +28,7 @@ log = logging.getLogger("bimedix_edge.server")
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _POLL_S = 0.05
 _CUT_S = 2.0
+_DATE_S = 0.5
 
 
 class _WithoutValues(logging.Formatter):
@@ -77,7 +78,7 @@ async def serve(
     limits: Limits,
     tls: ssl.SSLContext | None = None,
 ) -> bool:
-    """Answer requests until SIGINT or SIGTERM comes, or `work` fails.
+    """Answer requests until SIGINT or SIGTERM comes, or `work` ends.
 
     The first signal closes the socket and idle connections and lets running answers end, for `limits.shutdown_s`; the
     second cuts them.
@@ -131,10 +132,13 @@ async def serve(
 
 
 async def _until_asked(stop: _Stop, working: asyncio.Future[None], state: ServerState) -> None:
-    while not stop.asked.is_set() and not (working.done() and working.exception() is not None):
-        _set_date(state)
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(stop.asked.wait(), 0.5)
+    asked = asyncio.ensure_future(stop.asked.wait())
+    try:
+        while not (asked.done() or working.done()):
+            _set_date(state)
+            await asyncio.wait({asked, working}, timeout=_DATE_S, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        asked.cancel()
 
 
 async def _let_end(stop: _Stop, state: ServerState, seconds: float) -> None:
