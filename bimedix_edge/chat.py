@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 
 from bimedix_edge.engine import Engine
-from bimedix_edge.errors import UsageError
+from bimedix_edge.errors import HardwareError, ModelError, UsageError
 from bimedix_edge.events import Cancel, Done, Event, Token
 from bimedix_edge.imaging.picture import ImageSource, Picture, load_picture
 from bimedix_edge.prompt import PromptSpec, answer_header, closing, opening, user_turn
@@ -26,13 +26,15 @@ class Turn:
         question: as the user wrote it.
         pictures: the images given with it.
         answer: what the model wrote, possibly cut short.
-        done: how it ended, or None if the caller stopped reading it.
+        done: how it ended, or None if the caller stopped reading it, or the engine failed.
+        interrupted: whether the engine failed while it was written.
     """
 
     question: str
     pictures: tuple[Picture, ...]
     answer: str
     done: Done | None
+    interrupted: bool = False
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,11 @@ class Chat:
         self._session = self._engine.session()
         self._past = ()
 
+    def move(self, engine: Engine) -> None:
+        """Go on with another engine of the same model; all that was said is read again there with the next question."""
+        self._engine = engine
+        self._session = engine.session()
+
     def close(self) -> None:
         """Free this conversation's part of the KV cache."""
         self._engine.release(self._session)
@@ -148,7 +155,7 @@ class Chat:
     ) -> Iterator[Event]:
         tokens: list[int] = []
         text = ""
-        done = None
+        done, failed = None, False
         try:
             for event in events:
                 if isinstance(event, Token):
@@ -157,7 +164,13 @@ class Chat:
                 elif isinstance(event, Done):
                     done, text = event, event.text
                 yield event
+        except (ModelError, HardwareError):
+            failed = True
+            raise
         finally:
             events.close()
             if tokens or (done is not None and done.stop_reason == "end"):
-                self._past = (*past, _Past(replace(turn, answer=text, done=done), [*prompt, *tokens]))
+                self._past = (
+                    *past,
+                    _Past(replace(turn, answer=text, done=done, interrupted=failed), [*prompt, *tokens]),
+                )

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bimedix_edge.bundle import DecoderSpec
-from bimedix_edge.errors import DecoderError, HardwareError
+from bimedix_edge.errors import DecoderError, DeviceError, HardwareError
 from bimedix_edge.gpu_advice import build_command, missing_gpu_library
 from bimedix_edge.hardware import Backend, ComputeDevice, DeviceKind
 from bimedix_edge.kernels import AUTO, Kernels, load_kernels
@@ -224,6 +224,11 @@ class Decoder:
         params.use_extra_bufts = repacks(kernels=self.kernels.name is not None)
         _recent_errors.clear()
         self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
+        if not self._model and self.placement.devices:
+            raise HardwareError(
+                f"Expected room for {self.placement.n_gpu_layers} layers on {', '.join(self.placement.devices)}, but "
+                f"llama.cpp could not load them ({_last_error()}); choose fewer --gpu-layers or a larger --fit-target."
+            )
         if not self._model:
             raise DecoderError(
                 f"Expected a GGUF decoder that llama.cpp {PINNED_VERSION} can load, but it refuses {path.name} "
@@ -398,6 +403,12 @@ class Decoder:
             self.truncate(seq, position)
         if status == _ABORTED:
             raise Aborted
+        if self.placement.devices:
+            raise DeviceError(
+                f"Expected {', '.join(self.placement.devices)} to compute, but llama.cpp returned {status} "
+                f"({_last_error()}): the device failed or is out of memory, and the answer was interrupted; go on with "
+                "fewer --gpu-layers, or with 0 on the CPU."
+            )
         raise DecoderError(
             f"Expected llama.cpp to evaluate {batch.n_tokens} positions from {max(starts.values())} on, but it "
             f"returned {status} ({_last_error()}); start a new conversation, and report this if it happens again."

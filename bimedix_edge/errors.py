@@ -12,6 +12,7 @@
     │   ├── DecoderError         llama.cpp failed
     │   └── VisionError          ONNX Runtime failed
     ├── HardwareError         5  this machine lacks memory, disk space or a device
+    │   ├── DeviceError          a GPU failed while it computed
     │   └── LostError            the process that holds the model ended
     └── NetworkError          6  the hub cannot be reached, or what arrived is not what it states
 
@@ -26,6 +27,7 @@ __all__ = [
     "BundleError",
     "CheckpointError",
     "DecoderError",
+    "DeviceError",
     "HardwareError",
     "ImageError",
     "InputError",
@@ -104,6 +106,10 @@ class HardwareError(BimedixEdgeError):
     """The machine lacks memory, disk space or a device that was asked for."""
 
     exit_code = 5
+
+
+class DeviceError(HardwareError):
+    """A GPU failed or ran out of memory while it computed; what was written before is kept."""
 
 
 class LostError(HardwareError):

@@ -47,9 +47,9 @@ def decoder_gpu(hardware: Hardware, version: str) -> Missing | None:
     if system == "Darwin arm64":
         return Missing("llama.cpp was built without Metal", f"run: {build_command('METAL', system, version)}")
     if driver is not None and driver.fault is None:
-        toolkit = "with the CUDA toolkit installed" if hardware.cuda_compiler else "install the CUDA toolkit, then"
+        toolkit = "" if hardware.cuda_compiler else "install the CUDA toolkit, then "
         command = build_command("CUDA", system, version)
-        return Missing("llama.cpp was built without CUDA", f"{toolkit} run: {command}")
+        return Missing("llama.cpp was built without CUDA", f"{toolkit}run: {command}")
     return _no_driver(hardware) or Missing("there is no GPU here that this program knows", None)
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bimedix_edge.bundle import Manifest
+from bimedix_edge.bundle import DecoderSpec, Manifest
 from bimedix_edge.decoder import PINNED_VERSION, open_kernels, repacks
 from bimedix_edge.devices import inspect_hardware
 from bimedix_edge.fit import Plan, VisionFacts, Wishes, plan
 from bimedix_edge.memory import read_facts, vision_need
 from bimedix_edge.settings import Settings
 
-__all__ = ["plan_model"]
+__all__ = ["plan_decoder", "plan_model", "vision_facts", "wishes"]
 
 # conversations whose part of the KV cache is kept between their answers, if it has the cells
 _MOST_CHATS = 32
@@ -37,19 +37,45 @@ def plan_model(
         BundleError: the decoder's header cannot be read.
         DecoderError: llama.cpp does not load.
     """
-    facts = read_facts(directory / manifest.files["decoder"].path, manifest.decoder)
-    kernels = open_kernels(settings.kernels).name is not None
-    need, device = vision_need(manifest), _VISION_DEVICES.get(vision_device)
-    vision = VisionFacts(need, None) if device is None else VisionFacts(0, device, 0 if vision_open else need)
-    hardware = inspect_hardware(with_providers=False)
+    vision = vision_facts(manifest, vision_device, is_open=vision_open)
+    path = directory / manifest.files["decoder"].path
+    return plan_decoder(path, manifest.decoder, wishes(settings), vision, kernels=settings.kernels)
+
+
+def vision_facts(manifest: Manifest, device: str, *, is_open: bool = False) -> VisionFacts:
+    """Return what the image encoder takes, and where.
+
+    Args:
+        manifest: of the bundle.
+        device: see `plan_model`.
+        is_open: likewise.
+    """
+    need, place = vision_need(manifest), _VISION_DEVICES.get(device)
+    return VisionFacts(need, None) if place is None else VisionFacts(0, place, 0 if is_open else need)
+
+
+def plan_decoder(path: Path, spec: DecoderSpec, wanted: Wishes, vision: VisionFacts, *, kernels: str) -> Plan:
+    """Decide how a decoder runs here that need not be part of a bundle.
+
+    Args:
+        path: of the GGUF file, of which only the header is read, with bounds.
+        spec: what is in it.
+        wanted: what the user asks for.
+        vision: the image encoder beside it.
+        kernels: which kernels compute what stays with the CPU, one of `kernels.CHOICES`.
+
+    Raises:
+        UsageError, HardwareError, BundleError, DecoderError: see `plan_model`.
+    """
+    ours = open_kernels(kernels).name is not None
     return plan(
-        facts,
-        hardware,
-        wishes(settings),
+        read_facts(path, spec),
+        inspect_hardware(with_providers=False),
+        wanted,
         vision,
         version=PINNED_VERSION,
-        kernels=kernels,
-        repacks=repacks(kernels=kernels),
+        kernels=ours,
+        repacks=repacks(kernels=ours),
     )
 
 

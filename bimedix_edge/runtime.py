@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
@@ -38,34 +39,41 @@ class Runtime:
 
     def __init__(self, bundle: Bundle, settings: Settings, notify: Callable[[str], None] | None = None) -> None:
         start_s = time.perf_counter()
+        self._bundle = bundle
+        self._notify = notify
         self.directory = bundle.directory
         self.manifest: Manifest = bundle.manifest
         self.settings = settings
-        n_threads = settings.threads or inspect_machine().n_cores
+        self._n_threads = settings.threads or inspect_machine().n_cores
         vision = VisionEncoder(
             bundle.path("vision"),
             sha256=self.manifest.files["vision"].sha256,
             spec=self.manifest.vision,
             preprocessing=self.manifest.preprocessing,
-            n_threads=n_threads,
+            n_threads=self._n_threads,
             device=settings.vision_device,
         )
-        self.plan = plan_model(bundle.directory, self.manifest, settings, vision_device=vision.device, vision_open=True)
+        self._load(vision)
+        self.load_ms = (time.perf_counter() - start_s) * 1e3
+
+    def _load(self, vision: VisionEncoder) -> None:
+        """Plan, and load the decoder."""
+        settings = self.settings
+        self.plan = plan_model(self.directory, self.manifest, settings, vision_device=vision.device, vision_open=True)
         decoder = Decoder(
-            bundle.path("decoder"),
+            self._bundle.path("decoder"),
             self.manifest.decoder,
             n_ctx=self.plan.load.n_ctx,
             n_seq_max=self.plan.load.n_seq_max,
             n_batch=self.plan.load.n_batch,
-            n_threads=n_threads,
+            n_threads=self._n_threads,
             kernels=settings.kernels,
             placement=self.plan.placement,
         )
         self.kernels = decoder.kernels
         cache_bytes = settings.image_cache_bytes
-        image_cache = ImageCache(settings.image_cache_dir, cache_bytes, notify) if cache_bytes else None
+        image_cache = ImageCache(settings.image_cache_dir, cache_bytes, self._notify) if cache_bytes else None
         self.engine = Engine(decoder, vision, image_cache=image_cache, n_parallel=settings.parallel)
-        self.load_ms = (time.perf_counter() - start_s) * 1e3
 
     @classmethod
     def open(
@@ -133,6 +141,23 @@ class Runtime:
             repeat_penalty=settings.repeat_penalty,
             seed=secrets.randbits(32) if settings.seed is None else settings.seed,
         )
+
+    def leave_gpu(self, chat: Chat) -> None:
+        """Load the decoder anew for the CPU alone, after a device has failed, and let a conversation go on there.
+
+        Nothing does so by itself: an answer from the CPU takes longer, so whoever waits for it is to be asked.
+
+        Args:
+            chat: of this runtime; all others end.
+
+        Raises:
+            HardwareError: it does not fit into the machine's memory.
+        """
+        # as long a context as before: what was said must find room
+        self.settings = replace(self.settings, gpu_layers=0, ctx_size=self.plan.load.n_ctx)
+        self.engine.close()
+        self._load(self.engine.vision)
+        chat.move(self.engine)
 
     def close(self) -> None:
         """Free the model; its conversations cannot be used afterwards."""

@@ -43,6 +43,7 @@ __all__ = [
     "device_of",
     "devices_here",
     "embedding_key",
+    "encoder_device",
     "library_version",
     "providers",
 ]
@@ -134,7 +135,7 @@ class VisionEncoder:
 
     def _auto(self) -> tuple[str, onnxruntime.InferenceSession]:
         """Open a session on the best device; a device that is here and fails is a fault that is kept."""
-        for device in devices_here() if self.spec.weights != _CPU_ONLY_WEIGHTS else ():
+        for device in _suitable(self.spec):
             try:
                 return device, self._open(device)
             except HardwareError as error:
@@ -291,6 +292,22 @@ def _session_options(weights: str, n_threads: int) -> onnxruntime.SessionOptions
 def devices_here() -> list[str]:
     """Return the devices besides the CPU that are here and known to ONNX Runtime, the best first."""
     return [device for device in (_CUDA, _COREML) if _missing(device, failure=None) is None]
+
+
+def encoder_device(wanted: str, spec: VisionSpec) -> str:
+    """Return where an encoder will compute, before it is opened: a device that `auto` finds may still fail to load.
+
+    Args:
+        wanted: see `VisionEncoder`.
+        spec: of the encoder.
+    """
+    if wanted != AUTO:
+        return wanted
+    return next(iter(_suitable(spec)), _CPU)
+
+
+def _suitable(spec: VisionSpec) -> list[str]:
+    return devices_here() if spec.weights != _CPU_ONLY_WEIGHTS else []
 
 
 def device_of(provider: str) -> str:

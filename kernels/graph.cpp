@@ -221,10 +221,18 @@ private:
     bool constant_weights_ = true;
 };
 
+// ggml divides the attention of a lone token among threads by cells, and adds up in another order then than for several
+// tokens: what is written would depend on whether anything is written beside it. Its reference divides by heads.
+bool is_lone_attention(const ggml_tensor * node) { return node->op == GGML_OP_FLASH_ATTN_EXT && node->src[0]->ne[1] == 1; }
+
 ggml_status compute_foreign(Context & context, const ggml_cgraph * graph, int begin, int end) {
-    bool any = false;
-    for (int i = begin; i < end; i++) any = any || to_compute(graph->nodes[i]);
+    bool any = false, lone = false;
+    for (int i = begin; i < end; i++) {
+        any = any || to_compute(graph->nodes[i]);
+        lone = lone || is_lone_attention(graph->nodes[i]);
+    }
     if (!any) return GGML_STATUS_SUCCESS;
+    ggml_backend_cpu_set_use_ref(context.cpu, lone);
     ggml_cgraph part = *graph;
     part.size = 0;
     part.n_leafs = 0;

@@ -176,7 +176,7 @@ INSUFFICIENT = "ggml_cuda_init: failed to initialize CUDA: CUDA driver version i
         (
             replace(BARE, cuda=DRIVER, cuda_compiler=True),
             "built without CUDA",
-            r'^with the CUDA toolkit installed run: CMAKE_ARGS="-DGGML_CUDA=on" \S+python\S* -m pip install '
+            r'^run: CMAKE_ARGS="-DGGML_CUDA=on" \S+python\S* -m pip install '
             "--force-reinstall --no-deps --no-cache-dir --no-binary llama-cpp-python llama-cpp-python==0.3.36$",
         ),
         (

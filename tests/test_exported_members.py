@@ -80,6 +80,7 @@ def test_every_error_has_its_documented_exit_code() -> None:
         "DecoderError": 4,
         "VisionError": 4,
         "HardwareError": 5,
+        "DeviceError": 5,
         "LostError": 5,
         "NetworkError": 6,
     }

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import click
 
+from bimedix_edge.chat import Chat
 from bimedix_edge.cli.opening import open_runtime
 from bimedix_edge.cli.options import encoder_options, model_options, placement_options, sampling_options
 from bimedix_edge.cli.pictures import load_all, picture_options, picture_report, show_pictures
@@ -24,8 +25,8 @@ from bimedix_edge.cli.terminal import (
     reorders,
     timing_line,
 )
-from bimedix_edge.errors import InputError
-from bimedix_edge.events import Done, Token
+from bimedix_edge.errors import DeviceError, InputError
+from bimedix_edge.events import Done, Event, Token
 from bimedix_edge.grammar import grammar_for
 from bimedix_edge.imaging.picture import Picture
 from bimedix_edge.prompt import check_text
@@ -80,16 +81,14 @@ def ask(
         show_pictures(told, err=True)
     with open_runtime(settings, console, quiet=as_json) as runtime, runtime.chat() as chat:
         printer = AnswerPrinter(sys.stdout, reorder=reorders(settings, sys.stdout))
-        progress = ProgressLine(sys.stderr)
-        done: Done | None = None
-        with cancel_on_interrupt() as cancel:
-            for event in chat.ask(text, pictures, sampling=replace(chat.sampling, grammar=grammar), cancel=cancel):
-                progress.show(event)
-                if isinstance(event, Token) and as_text:
-                    printer.write(event.text)
-                elif isinstance(event, Done):
-                    done = event
-        assert done is not None, "an answer always ends with Done"
+        try:
+            with cancel_on_interrupt() as cancel:
+                sampling = replace(chat.sampling, grammar=grammar)
+                events = chat.ask(text, pictures, sampling=sampling, cancel=cancel)
+                done = _listen(events, printer if as_text else None)
+        except DeviceError:
+            _show_interrupted(runtime, chat, printer if as_text else None, as_json=as_json)
+            raise
         if as_text:
             printer.finish()
             echo(f"\n{runtime.manifest.notice}")
@@ -99,6 +98,31 @@ def ask(
         if verbose:
             echo(timing_line(done, runtime.load_ms), err=True)
     return _EXIT_INTERRUPTED if done.stop_reason == "cancelled" else 0
+
+
+def _listen(events: Iterator[Event], printer: AnswerPrinter | None) -> Done:
+    """Show an answer as it is written, and return its end."""
+    progress = ProgressLine(sys.stderr)
+    done: Done | None = None
+    for event in events:
+        progress.show(event)
+        if isinstance(event, Token) and printer is not None:
+            printer.write(event.text)
+        elif isinstance(event, Done):
+            done = event
+    assert done is not None, "an answer always ends with Done"
+    return done
+
+
+def _show_interrupted(runtime: Runtime, chat: Chat, printer: AnswerPrinter | None, *, as_json: bool) -> None:
+    """Show what was written before a device failed; the error that follows says so, too."""
+    if printer is not None:
+        printer.finish()
+        echo(f"(interrupted)\n\n{runtime.manifest.notice}")
+    elif as_json:
+        answer = chat.turns[-1].answer if chat.turns else ""
+        report = {"answer": answer, "stop_reason": "interrupted", "notice": runtime.manifest.notice}
+        click.echo(json.dumps(report, ensure_ascii=False, indent=2))
 
 
 def _print_object(report: dict[str, Any], done: Done, notice: str, *, held: bool) -> None:

@@ -8,6 +8,7 @@ import mmap
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from bimedix_edge.cli.bars import StageBars, StepBar
 from bimedix_edge.cli.bench_chart import draw_chart
 from bimedix_edge.cli.bench_report import About, as_json_object, print_tables
 from bimedix_edge.cli.opening import open_model
+from bimedix_edge.cli.options import placement_options
 from bimedix_edge.cli.terminal import cancel_on_interrupt, plain_console
 from bimedix_edge.converters.generate_config import SHAPES
 from bimedix_edge.converters.quantize import FILE_TYPES
@@ -27,11 +29,15 @@ from bimedix_edge.converters.random_decoder import random_decoder_bytes, write_r
 from bimedix_edge.decoder import Aborted
 from bimedix_edge.devices import inspect_machine
 from bimedix_edge.errors import HardwareError, UsageError
+from bimedix_edge.fit import Plan, VisionFacts
 from bimedix_edge.gguf_header import read_header
 from bimedix_edge.kernels import OFF
+from bimedix_edge.placement import Placement
+from bimedix_edge.planning import plan_decoder, vision_facts, wishes
 from bimedix_edge.settings import Settings, load_settings
 from bimedix_edge.staging import disk_errors, exclusive, write_file
-from bimedix_edge.workloads import Subject, Weights
+from bimedix_edge.vision import encoder_device
+from bimedix_edge.workloads import N_CTX, N_SEQ_MAX, Subject, Weights
 
 __all__ = ["bench"]
 
@@ -52,6 +58,8 @@ _ROOM_BYTES = 100_000_000
 @click.option("--rounds", type=click.IntRange(1, 1000), default=3, show_default=True, help="Medians are of so many.")
 @click.option("--threads", type=int, metavar="N", help="Threads of the matmuls.  [default: one a core]")
 @click.option("--kernels", metavar="NAME", help="What is compared with off: auto, avx2, ...  [default: auto]")
+@click.option("--vision-device", metavar="NAME", help="For images: auto, cpu, cuda or coreml.  [default: auto]")
+@placement_options
 @click.option("--only", multiple=True, metavar="TEXT", help="Measure what has this in its name; can be repeated.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 @click.option("--plot", type=click.Path(path_type=Path), metavar="FILE.png", help="Draw a chart, too.")
@@ -85,7 +93,10 @@ def bench(
             about, subject = _installed(settings, console, quiet=as_json)
         else:
             about, subject = stack.enter_context(_random(settings, console, shape, file_type or _DEFAULT_TYPE))
-        benchmark = _measure(settings, console, subject, rounds, only)
+        plan = _plan(settings, subject)
+        if not as_json:
+            console.print(plan.line)
+        benchmark = _measure(settings, console, subject, rounds, only, plan.placement)
     if plot is not None:
         write_file(plot, draw_chart(about, benchmark), mode=0o644)
     if as_json:
@@ -94,7 +105,24 @@ def bench(
         print_tables(plain_console(), about, benchmark)
 
 
-def _measure(settings: Settings, console: Console, subject: Subject, rounds: int, only: tuple[str, ...]) -> Benchmark:
+def _plan(settings: Settings, subject: Subject) -> Plan:
+    """Decide what of the benchmark's own context goes where; it reads a few more tokens at once than a chat does."""
+    wanted = replace(wishes(settings), ctx_size=N_CTX, n_seq_max=N_SEQ_MAX, long_context=True)
+    vision = VisionFacts(0)
+    if (bundle := subject.bundle) is not None:
+        device = encoder_device(settings.vision_device, bundle.manifest.vision)
+        vision = vision_facts(bundle.manifest, device)
+    return plan_decoder(subject.path, subject.spec, wanted, vision, kernels=settings.kernels)
+
+
+def _measure(
+    settings: Settings,
+    console: Console,
+    subject: Subject,
+    rounds: int,
+    only: tuple[str, ...],
+    placement: Placement,
+) -> Benchmark:
     n_threads = settings.threads or inspect_machine().n_cores
     try:
         with StepBar(console) as bar, cancel_on_interrupt() as cancel:
@@ -106,6 +134,8 @@ def _measure(settings: Settings, console: Console, subject: Subject, rounds: int
                 cancel=cancel,
                 progress=bar.show,
                 only=only,
+                placement=placement,
+                vision_device=settings.vision_device,
             )
     except Aborted as error:
         raise KeyboardInterrupt from error

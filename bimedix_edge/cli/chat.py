@@ -27,7 +27,7 @@ from bimedix_edge.cli.terminal import (
     timing_line,
 )
 from bimedix_edge.cli.text import one_line
-from bimedix_edge.errors import BimedixEdgeError, UsageError
+from bimedix_edge.errors import BimedixEdgeError, DeviceError, UsageError
 from bimedix_edge.events import Cancel, Done, Event, Token
 from bimedix_edge.imaging.picture import Picture
 from bimedix_edge.imaging.window import PRESETS
@@ -156,9 +156,21 @@ class _Terminal:
                         self._printer.write(event.text)
                     elif isinstance(event, Done):
                         self._end(event)
+            except DeviceError as error:
+                self._interrupted(error)
             finally:
                 progress.clear()
         return self._chat.turns != before
+
+    def _interrupted(self, error: DeviceError) -> None:
+        """Say that a device has failed, and go on without it if the user agrees."""
+        self._printer.finish()
+        echo("(interrupted; /regen answers again)")
+        echo(str(error), err=True)
+        question = "Load the model for the CPU alone and go on there? It answers more slowly."
+        if sys.stdin.isatty() and click.confirm(question, err=True):
+            self._runtime.leave_gpu(self._chat)
+            echo(self._runtime.plan.line, err=True)
 
     def _end(self, done: Done) -> None:
         remark = {
@@ -228,7 +240,11 @@ def _transcript(runtime: Runtime, conversation: Chat, *, as_json: bool) -> str:
                 "question": turn.question,
                 "images": [picture.sha256 for picture in turn.pictures],
                 "answer": turn.answer,
-                "stop_reason": turn.done.stop_reason if turn.done else "cancelled",
+                "stop_reason": "interrupted"
+                if turn.interrupted
+                else turn.done.stop_reason
+                if turn.done
+                else "cancelled",
             }
             for turn in conversation.turns
         ]

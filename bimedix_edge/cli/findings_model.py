@@ -30,10 +30,12 @@ def model_findings(settings: Settings, *, verify: bool) -> list[Finding]:
     if store.is_demo(directory) and not directory.is_dir():
         return [Finding("model", "none installed; the demo model will be converted on first use")]
     manifest, how = _checked(directory, verify=verify)
-    # llama.cpp may not load, which is another finding
+    # an engine may not load, which is another finding
     from bimedix_edge.planning import plan_model
+    from bimedix_edge.vision import encoder_device
 
-    plan = plan_model(directory, manifest, settings)
+    device = encoder_device(settings.vision_device, manifest.vision)
+    plan = plan_model(directory, manifest, settings, vision_device=device)
     text = f"{manifest.name}, {how}, needs about {gb(plan.host.total)}; {plan.line}"
     data = {
         "name": manifest.name,

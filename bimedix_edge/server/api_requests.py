@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
@@ -94,6 +94,3 @@ class SessionRequest(Struct, frozen=True, forbid_unknown_fields=True):
     """`POST /api/session`: the token of the page's link for the key, once."""
 
     token: Annotated[str, Meta(max_length=128)]
-
-
-Anything = dict[str, Any]

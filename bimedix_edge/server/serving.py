@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Awaitable, Callable, Iterator
 from email.utils import formatdate
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -28,6 +29,7 @@ log = logging.getLogger("bimedix_edge.server")
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _POLL_S = 0.05
 _CUT_S = 2.0
+_DATE_S = 0.5
 
 
 class _WithoutValues(logging.Formatter):
@@ -55,9 +57,12 @@ class _Stop:
         self.asked = asyncio.Event()
         self.at_once = asyncio.Event()
         self._loop = asyncio.get_running_loop()
+        self._n_signals = 0
 
     def on_signal(self, number: int, frame: FrameType | None) -> None:
-        self._loop.call_soon_threadsafe((self.at_once if self.asked.is_set() else self.asked).set)
+        # counted here: two may come before the loop sees the first
+        self._n_signals += 1
+        self._loop.call_soon_threadsafe((self.at_once if self._n_signals > 1 else self.asked).set)
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
@@ -77,7 +82,7 @@ async def serve(
     limits: Limits,
     tls: ssl.SSLContext | None = None,
 ) -> bool:
-    """Answer requests until SIGINT or SIGTERM comes, or `work` fails.
+    """Answer requests until SIGINT or SIGTERM comes, or `work` ends.
 
     The first signal closes the socket and idle connections and lets running answers end, for `limits.shutdown_s`; the
     second cuts them.
@@ -131,10 +136,14 @@ async def serve(
 
 
 async def _until_asked(stop: _Stop, working: asyncio.Future[None], state: ServerState) -> None:
-    while not stop.asked.is_set() and not (working.done() and working.exception() is not None):
-        _set_date(state)
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(stop.asked.wait(), 0.5)
+    asked = asyncio.ensure_future(stop.asked.wait())
+    ends: tuple[asyncio.Future[Any], ...] = (asked, working)
+    try:
+        while not any(end.done() for end in ends):
+            _set_date(state)
+            await asyncio.wait(ends, timeout=_DATE_S, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        asked.cancel()
 
 
 async def _let_end(stop: _Stop, state: ServerState, seconds: float) -> None:

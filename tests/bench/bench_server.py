@@ -51,7 +51,8 @@ def bundle_of(work: Path, vocabulary: Path | None) -> Path:
     bundle, source = work / "bundle", work / "checkpoint"
     if not bundle.is_dir():
         work.mkdir(parents=True, exist_ok=True)
-        generate(source, shape=SHAPES["1b"], vocabulary=vocabulary)
+        if not source.is_dir():
+            generate(source, shape=SHAPES["1b"], vocabulary=vocabulary)
         convert(source, bundle, file_type="Q4_K_M", name="random-1b", vision="int8")
         shutil.rmtree(source)
     return bundle

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from native_build import NATIVE, compile_native, with_ggml
 from PIL import Image
 
 import bimedix_edge.cli.bench as bench_module
@@ -320,3 +321,38 @@ def test_the_memory_that_holds_the_weights_is_the_ceiling_of_an_answer(
     )
     assert found.ceiling_of(measured) == ceiling
     assert found.share(measured, "on") == (None if share is None else pytest.approx(share))
+
+
+def test_on_a_gpu_the_report_says_what_is_where(tmp_path: Path, bundles: dict[str, Path]) -> None:
+    # ggml's CPU in place of a graphics card, with memory of its own
+    library = compile_native([NATIVE / "stand_in.cpp"], tmp_path / "libstand_in.so", "-shared", "-fPIC", *with_ggml())
+    code = (
+        "import ctypes, sys\n"
+        "from bimedix_edge import decoder\n"
+        "decoder.backends()\n"
+        f"stand_in = ctypes.CDLL({str(library)!r})\n"
+        "stand_in.stand_in_devices(1)\n"
+        "stand_in.stand_in_memory(0, ctypes.c_size_t(8 << 30), ctypes.c_size_t(0))\n"
+        f"decoder._ggml('ggml_backend_load', ctypes.c_void_p, ctypes.c_char_p)({str(library).encode()!r})\n"
+        "from bimedix_edge.cli.main import main\n"
+        "sys.argv[0] = 'bimedix-edge'\n"
+        "main()\n"
+    )
+    words = ["bench", "-m", str(bundles["Q8_0"]), "--rounds", "1", "--only", "decode 1", "--gpu-layers", "3", "--json"]
+    result = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert report["placement"]["n_gpu_layers"] == 3
+    assert report["placement"]["devices"] == ["StandIn0"]
+    assert report["placement"]["split"] == [3]
+    assert not report["both_loaded"]
+    assert report["vision_device"] == "cpu"
+    (found,) = report["measurements"]
+    assert found["ceiling"] is None  # partly here and partly there
+    assert found["off"]["tokens_per_s"] > 0
+
+
+def test_a_gpu_that_is_missing_is_an_error_before_anything_is_measured(bundles: dict[str, Path]) -> None:
+    result = run("-m", bundles["Q8_0"], "--gpu-layers", "all")
+    assert (result.returncode, result.stdout) == (5, "")
+    assert "Expected a GPU for --gpu-layers all, but " in result.stderr

@@ -46,6 +46,14 @@ def test_help_names_every_option() -> None:
         assert option in shown
 
 
+def test_the_options_of_bench_that_it_uses_exist() -> None:
+    shown = subprocess.run([*COMMAND, "bench", "--help"], capture_output=True, text=True, check=True).stdout
+    used = {word for word in SCRIPT.read_text().split('"') if word.startswith("--") and " " not in word}
+    assert {"--model", "--gpu-layers", "--vision-device", "--rounds", "--json"} <= used
+    for option in ("--model", "--gpu-layers", "--vision-device", "--rounds", "--json"):
+        assert option in shown
+
+
 def test_a_machine_that_lacks_something_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     # a driver without a card; a card without the toolkit
     without_card = run(tmp_path / "work", env=environment(tmp_path / "a", count=0))

@@ -69,6 +69,7 @@ struct Memory {
 struct State {
     Memory memory[kDevices];
     int n_devices = 1, graphs_left = -1;
+    bool refuses = false;
     long long graphs = 0, nodes = 0, products = 0, copied_weights = 0;
 } state;
 
@@ -143,7 +144,7 @@ ggml_backend_buffer_t alloc_buffer(ggml_backend_buffer_type_t type, size_t size)
     const int device = index_of(type->device);
     Memory & memory = state.memory[device];
     const size_t pages = whole_pages(size);
-    if (memory.used + memory.used_elsewhere + pages > memory.total) return nullptr;
+    if (state.refuses || memory.used + memory.used_elsewhere + pages > memory.total) return nullptr;
     void * start = mmap(nullptr, pages, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (start == MAP_FAILED) return nullptr;
     memory.buffers[static_cast<char *>(start)] = pages;
@@ -284,6 +285,9 @@ size_t stand_in_peak(int device) { return state.memory[device].peak; }
 
 // Computing fails after so many graphs more; never with -1.
 void stand_in_fail_after(int n_graphs) { state.graphs_left = n_graphs; }
+
+// Whether every allocation fails, whatever is free.
+void stand_in_refuse(int refuses) { state.refuses = refuses != 0; }
 
 // What was computed since the last call: graphs, nodes, products; and weights that were copied for one graph.
 void stand_in_counts(long long * counts) {

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from imaging.phantoms import dataset, written
+from playwright.sync_api import expect
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
+PATIENCE_MS = 60_000
 READY = "main:not([aria-busy])"
 ENOUGH_BYTES_PER_S = 1500  # about four tokens a second: slow enough to watch
 # what a page must not do whatever it is given; printed, since a test reads the console
@@ -66,7 +68,7 @@ def opened(
         if wait:
             page.wait_for_selector(READY)
         yield page
-        assert not problems
+        assert not problems, problems
         assert page.evaluate("window.ran") == []
     finally:
         context.close()
@@ -75,7 +77,8 @@ def opened(
 def attach(page: Page, *files: Path | dict[str, Any]) -> None:
     """Give the page files, as its button does, and wait until they are prepared."""
     page.set_input_files("#file", list(files))
-    page.locator(".card:not([data-state=ready])").wait_for(state="detached")
+    expect(page.locator(".card[data-state=loading]")).to_have_count(0, timeout=PATIENCE_MS)
+    expect(page.locator(".card[data-state=failed]")).to_have_count(0)
 
 
 def send(page: Page, question: str) -> None:
@@ -155,3 +158,16 @@ def ct(folder: Path, *, n_frames: int = 1, seed: int = 0) -> Path:
     path = folder / f"ct{n_frames}_{seed}.dcm"
     path.write_bytes(written(made))
     return path
+
+
+def dictate(page: Page, text: str, *, piece: int = 7) -> None:
+    """Let the next answers be `text`, which no model would write, in pieces of so many characters."""
+    cut = [text[at : at + piece] for at in range(0, len(text), piece)]
+    chunks: list[dict[str, Any]] = [{"choices": [{"index": 0, "delta": {"content": each}}]} for each in cut]
+    chunks.append({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
+    chunks.append({"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": len(cut)}})
+    body = "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks) + "data: [DONE]\n\n"
+    page.unroute_all()
+    page.route(
+        "**/v1/chat/completions", lambda route: route.fulfill(body=body, headers={"Content-Type": "text/event-stream"})
+    )

@@ -25,15 +25,15 @@ def differing(told: list[tuple[Case, object]], known: dict[Case, tuple[int, ...]
 
 
 @pytest.mark.parametrize(
-    ("n_clients", "n_each", "n_pictures", "threads"),
+    ("n_clients", "n_each", "n_pictures", "kv_type"),
     [
-        (12, 4, 4, 2),
-        pytest.param(64, 50, 40, 1, marks=pytest.mark.slow),
-        pytest.param(64, 50, 40, 2, marks=pytest.mark.slow),
+        (12, 4, 4, "f16"),
+        pytest.param(64, 50, 40, "f32", marks=pytest.mark.slow),
+        pytest.param(64, 50, 40, "f16", marks=pytest.mark.slow),
     ],
 )
 def test_answers_under_load_are_those_alone(
-    n_clients: int, n_each: int, n_pictures: int, threads: int, bundles: dict[str, Path]
+    n_clients: int, n_each: int, n_pictures: int, kv_type: str, bundles: dict[str, Path]
 ) -> None:
     shown, plain = cases(n_pictures)
     chance = random.Random(7)
@@ -42,7 +42,7 @@ def test_answers_under_load_are_those_alone(
     ]
 
     async def check() -> None:
-        async with running(bundles["Q4_K_M"], threads=threads) as process:
+        async with running(bundles["Q4_K_M"], kv_type=kv_type) as process:
             known = await alone(process, [*shown, *plain])
             start_s = time.monotonic()
             # half of the clients have a key of their own, the others share a few
@@ -50,10 +50,31 @@ def test_answers_under_load_are_those_alone(
             wrong = differing(told, known)
             seconds = time.monotonic() - start_s
             print(f"{len(told) - len(wrong)} of {len(told)} answers equal in {seconds:.0f} s; {await process.stats()}")
-            assert wrong == []
+            # ggml adds up the attention of few tokens over f16 values in f16, in the order of cells, which is another
+            # one beside others: where two tokens are all but equally likely, the other one may come
+            assert len(wrong) <= (len(told) // 500 if kv_type == "f16" else 0)
             assert len(told) == n_clients * n_each
 
     asyncio.run(check())
+
+
+def has_place(process: ModelProcess, holder: str) -> bool:
+    return any(job.request.holder == holder for job in process._active.values())
+
+
+async def leave(process: ModelProcess, asked: GenerateRequest, n_events: int) -> tuple[str, list[float]]:
+    """Ask, leave after so many events; return what the last one was, and how long the place then took to be free."""
+    events = process.generate(asked)
+    async for event in events:
+        phase, n_events = type(event).__name__, n_events - 1
+        if n_events == 0 or isinstance(event, (Done, Failed)):
+            break
+    had_place = has_place(process, asked.holder)
+    start_s = time.monotonic()
+    await events.aclose()
+    while has_place(process, asked.holder):
+        await asyncio.sleep(0.001)
+    return phase, [time.monotonic() - start_s] if had_place else []
 
 
 @pytest.mark.parametrize("n_swaps", [16, pytest.param(500, marks=pytest.mark.slow)])
@@ -127,36 +148,21 @@ def test_clients_that_leave_free_their_place_at_once(n_leaving: int, bundles: di
                     count += 1
                 return count
 
-            async def leave(number: int) -> None:
-                # of pictures that nobody has seen before, so that they leave in the midst of encoding, too
-                case = chance.choice([*shown[8:], *plain])
-                events = process.generate(case.request(f"leave {number}"))
-                last, n_events = None, chance.randrange(1, 12)
-                async for event in events:
-                    last, n_events = event, n_events - 1
-                    if n_events == 0 or isinstance(event, (Done, Failed)):
-                        break
-                assert last is not None
-                phase = type(last).__name__
-                phases[phase] = phases.get(phase, 0) + 1
-                start_s = time.monotonic()
-                await events.aclose()
-                while any(job.request.holder == f"leave {number}" for job in process._active.values()):
-                    await asyncio.sleep(0.001)
-                freed_s.append(time.monotonic() - start_s)
-
             async def leavers(first: int) -> None:
                 for number in range(first, n_leaving, 8):
-                    await leave(number)
+                    # of pictures that nobody has seen before, so that they leave in the midst of encoding, too
+                    case = chance.choice([*shown[8:], *plain])
+                    phase, seconds = await leave(process, case.request(f"leave {number}"), chance.randrange(1, 12))
+                    phases[phase] = phases.get(phase, 0) + 1
+                    freed_s.extend(seconds)
 
             staying = [asyncio.create_task(stay(number)) for number in range(3)]
             await asyncio.wait_for(asyncio.gather(*map(leavers, range(8))), 10 * PATIENCE_S)
             leaving = False
             stayed = sum(await asyncio.gather(*staying))
             p99 = float(np.quantile(freed_s, 0.99))
-            print(
-                f"{len(freed_s)} left ({phases}), {stayed} stayed; freed in {np.median(freed_s):.3f} s, p99 {p99:.3f} s"
-            )
+            n_left = sum(phases.values())
+            print(f"{n_left} left ({phases}), {stayed} answers besides; {len(freed_s)} places freed, p99 {p99:.3f} s")
             assert (await process.stats()).n_active == 0
             assert {"Encode", "Prefill", "Token"} <= set(phases)
             # on a machine that is not paused meanwhile

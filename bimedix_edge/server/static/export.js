@@ -77,7 +77,6 @@ export function page(chat, model) {
     el("meta", { "http-equiv": "Content-Security-Policy", content: POLICY }),
     el("meta", { name: "viewport", content: "width=device-width" }),
   );
-  made.head.append(el("style", {}, STYLE));
   const notice = () => el("p", { class: "notice", dir: "auto" }, model.notice);
   made.body.append(
     el("h1", {}, el("bdi", {}, model.name)),
@@ -86,7 +85,10 @@ export function page(chat, model) {
     ...chat.turns.map((turn) => turnOf(chat, turn)),
     notice(),
   );
-  return `<!doctype html>\n${made.documentElement.outerHTML}\n`;
+  // the page's own policy forbids inline styles even here, so this constant is put into the text; no content can say
+  // "</head>" before it, since content is escaped
+  const text = made.documentElement.outerHTML.replace("</head>", `<style>${STYLE}</style></head>`);
+  return `<!doctype html>\n${text}\n`;
 }
 
 function turnOf(chat, turn) {

@@ -101,8 +101,8 @@ const BUILDERS = {
   rule: () => el("hr"),
   heading: ([line]) => {
     const [, marks, text] = line.match(HEADING);
-    // the page's own headings are of levels 1 to 3
-    return filled(`h${Math.min(6, marks.length + 3)}`, text.replace(/ +#+ *$/, ""));
+    // the page's own headings are of levels 1 and 2
+    return filled(`h${Math.min(6, marks.length + 2)}`, text.replace(/ +#+ *$/, ""));
   },
   code: (lines) => {
     const closed = lines.length > 1 && FENCE.test(lines.at(-1));

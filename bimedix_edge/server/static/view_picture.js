@@ -43,7 +43,7 @@ export function pictureCard(image, place, on) {
       controls = [windowControl(image, again), frameControl(image, again)].filter(Boolean);
       parts.controls.replaceChildren(...controls);
     }
-    parts.told.replaceChildren(...told(image));
+    parts.told.replaceChildren(...told(image, again));
   };
   update();
   return { element, update };
@@ -56,8 +56,11 @@ function showPreview(preview, image, place) {
   else preview.replaceChildren(el("span", { class: "spinner" }));
 }
 
-function told(image) {
-  if (image.state === "failed") return [el("div", { class: "problem", role: "alert" }, paragraph(words(image.problem)))];
+function told(image, again) {
+  if (image.state === "failed") {
+    const retry = button("retry", t("turn.retry"), () => again(), { class: "plain" });
+    return [el("div", { class: "problem", role: "alert" }, paragraph(words(image.problem))), el("div", {}, retry)];
+  }
   if (!image.seen) return [el("p", { class: "status" }, t("image.loading"))];
   return [tagLine(image), ...warningList(image), ...noteList(image)];
 }

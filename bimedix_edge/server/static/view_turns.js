@@ -86,7 +86,7 @@ function turnView(chat, turn) {
   };
   views.set(turn.id, { update });
   update();
-  const body = el("div", { class: "answer" }, el("h3", { class: "label" }, t("turn.answer")), about(chat, turn));
+  const body = el("div", { class: "answer" }, el("h2", { class: "label" }, t("turn.answer")), about(chat, turn));
   body.append(...Object.values(parts));
   return el("article", { class: "turn", dataset: { turn: turn.id } }, question(chat, turn), body);
 }
@@ -96,7 +96,7 @@ function question(chat, turn) {
   return el(
     "div",
     { class: "question" },
-    el("h3", { class: "label" }, t("turn.question")),
+    el("h2", { class: "label" }, t("turn.question")),
     el("div", { class: "asked" }, thumbs.length ? el("ul", { class: "thumbs" }, thumbs) : null, paragraph(turn.text)),
   );
 }
