@@ -342,12 +342,18 @@ class Decoder:
         self._decode(batch, {seq: position}, should_stop)
 
     def evaluate_embeds(
-        self, seq: int, position: int, embeds: NDArray[np.float32], should_stop: Callable[[], bool] | None = None
+        self,
+        seq: int,
+        position: int,
+        embeds: NDArray[np.float32],
+        should_stop: Callable[[], bool] | None = None,
+        *,
+        want_logits: bool = False,
     ) -> None:
         """Evaluate embeddings in place of tokens.
 
         Args:
-            seq, position, should_stop: as for `evaluate_tokens`.
+            seq, position, should_stop, want_logits: as for `evaluate_tokens`.
             embeds: float32 (n, n_embd), C-contiguous, n at most n_batch.
 
         Raises:
@@ -359,7 +365,7 @@ class Decoder:
                 f"{embeds.dtype} {embeds.shape}; convert the checkpoint again."
             )
         embeds = np.ascontiguousarray(embeds)
-        batch = self._buffers.batch(len(embeds), seq, position, want_logits=False)
+        batch = self._buffers.batch(len(embeds), seq, position, want_logits=want_logits)
         batch.token = None
         batch.embd = embeds.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
         self._decode(batch, {seq: position}, should_stop)

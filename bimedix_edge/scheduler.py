@@ -265,7 +265,8 @@ class Scheduler:
         samples = at + len(step) == generation.n_prompt
         start_s = time.perf_counter()
         if isinstance(step[0], ImageRow):
-            self._decoder.evaluate_embeds(seq, at, generation.rows(step), self._should_stop())
+            rows = generation.rows(step)
+            self._decoder.evaluate_embeds(seq, at, rows, self._should_stop(), want_logits=samples)
         else:
             tokens = [item for item in step if isinstance(item, int)]
             self._decoder.evaluate_tokens(seq, at, tokens, self._should_stop(), want_logits=samples)

@@ -53,3 +53,13 @@ def test_equal_images_side_by_side_are_read_as_unequal_ones_would_be(runtime: Ru
     unequal = answer(engine.items(segments, [image, other, image]))
     assert equal[:2] == unequal[:2]
     assert (equal[2], unequal[2]) == (1, 2)
+
+
+def test_a_prompt_may_end_with_an_image(runtime: Runtime, samples: Path) -> None:
+    engine = runtime.engine
+    image = engine.prompt_image(load_picture(samples / "nodule_right_upper.png"))
+    prompt = engine.items([Special(BOS), Text("A picture:"), ImageSlot(0)], [image])
+    session = engine.session()
+    done, _ = _finished(engine.generate(session, prompt, Sampling(temperature=0.0, seed=0), max_tokens=2))
+    assert done.usage.prompt == len(prompt)
+    assert done.stop_reason in ("max_tokens", "end")

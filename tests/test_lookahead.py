@@ -68,10 +68,10 @@ def test_the_next_image_is_encoded_while_the_one_before_is_read(
         next(waiting).set()
         return encode(*arguments)
 
-    def noted_evaluate(*arguments: Any) -> None:
+    def noted_evaluate(*arguments: Any, **options: Any) -> None:
         # the reading of the first image waits for the encoding of the second
         beside.append(begun[1].wait(20 if overlap else 0.1))
-        evaluate(*arguments)
+        evaluate(*arguments, **options)
 
     monkeypatch.setattr(runtime.engine.vision, "encode", noted_encode)
     monkeypatch.setattr(runtime.engine.decoder, "evaluate_embeds", noted_evaluate)
