@@ -164,17 +164,20 @@ def test_an_iterator_that_is_lost_frees_its_place(runtime: Runtime, samples: Pat
 
 
 def test_closing_the_engine_ends_what_is_being_written(bundles: dict[str, Path]) -> None:
+    before = set(threading.enumerate())
     runtime = Runtime.open(bundles["F16"], settings=Settings(temperature=3.0, ctx_size=1024, seed=1))
     chat = runtime.chat(max_tokens=900)
     events = chat.ask("Hello")
     next(events)
+    assert "bimedix-edge-engine" in [thread.name for thread in set(threading.enumerate()) - before]
     runtime.close()
     with pytest.raises(UsageError, match="closed"):
         list(events)
     with pytest.raises(UsageError, match="closed"):
         list(chat.ask("Hello"))
     chat.close()
-    assert not [thread for thread in threading.enumerate() if thread.name == "bimedix-edge-engine"]
+    left = set(threading.enumerate()) - before
+    assert "bimedix-edge-engine" not in [thread.name for thread in left]
 
 
 def test_a_session_that_is_released_ends_its_answer(runtime: Runtime) -> None:
