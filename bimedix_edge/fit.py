@@ -144,42 +144,36 @@ def plan(
         UsageError: more layers than there are, a context longer than trained, or a device that does not exist.
         HardwareError: there is no GPU, or it does not fit; the message names the nearest plans that would.
     """
-    return _Planner(facts, hardware, wishes, vision, version=version, kernels=kernels, repacks=repacks).plan()
+    return _Planner(facts, hardware, wishes, vision, version, kernels, repacks).plan()
 
 
+@dataclass
 class _Planner:
-    def __init__(
-        self,
-        facts: DecoderFacts,
-        hardware: Hardware,
-        wishes: Wishes,
-        vision: VisionFacts,
-        *,
-        version: str,
-        kernels: bool,
-        repacks: bool,
-    ) -> None:
-        self._facts = facts
-        self._hardware = hardware
-        self._wishes = wishes
-        self._vision = vision
-        self._version = version
-        self._kernels = kernels
-        self._repacks = repacks
-        self._gpus = _gpus(hardware, wishes.devices)
-        self._n_wanted = _wanted_layers(facts, wishes)
+    """One decision; the arguments are those of `plan`."""
+
+    facts: DecoderFacts
+    hardware: Hardware
+    wishes: Wishes
+    vision: VisionFacts
+    version: str
+    kernels: bool
+    repacks: bool
+
+    def __post_init__(self) -> None:
+        self.gpus = _gpus(self.hardware, self.wishes.devices)
+        self.n_wanted = _wanted_layers(self.facts, self.wishes)
 
     def plan(self) -> Plan:
-        warnings = _context_warnings(self._facts, self._wishes)
-        if self._n_wanted and not self._gpus:
+        warnings = _context_warnings(self.facts, self.wishes)
+        if self.n_wanted and not self.gpus:
             raise HardwareError(
-                f"Expected a GPU for --gpu-layers {self._wishes.gpu_layers}, but {self._missing()}"
+                f"Expected a GPU for --gpu-layers {self.wishes.gpu_layers}, but {self._missing()}"
                 "--gpu-layers 0 stays with the CPU."
             )
         best = self._best()
         if best is None:
             raise HardwareError(self._does_not_fit())
-        available = self._hardware.machine.available_bytes
+        available = self.hardware.machine.available_bytes
         if available is not None and best.host.total > available:
             warnings.append(
                 f"{_gb(best.host.total)} of memory are needed and {_gb(available)} are free now: other programs may be "
@@ -200,28 +194,28 @@ class _Planner:
         return best
 
     def _all_moved(self, found: Plan) -> bool:
-        wanted = self._facts.n_layer if self._n_wanted is None else self._n_wanted
-        return not self._gpus or found.placement.n_gpu_layers == wanted
+        wanted = self.facts.n_layer if self.n_wanted is None else self.n_wanted
+        return not self.gpus or found.placement.n_gpu_layers == wanted
 
     def _kv_types(self) -> Sequence[str]:
-        return _KV_TYPES if self._wishes.kv_type == AUTO else (self._wishes.kv_type,)
+        return _KV_TYPES if self.wishes.kv_type == AUTO else (self.wishes.kv_type,)
 
     def _choices(self) -> Iterator[tuple[Load, str]]:
         """Yield what is tried, the best first."""
-        trained = self._facts.spec.n_ctx_train
-        if self._wishes.ctx_size == AUTO:
+        trained = self.facts.spec.n_ctx_train
+        if self.wishes.ctx_size == AUTO:
             contexts = list(dict.fromkeys(min(n_ctx, trained) for n_ctx in _CONTEXTS))
         else:
-            contexts = [int(self._wishes.ctx_size)]
+            contexts = [int(self.wishes.ctx_size)]
         for n_ctx in contexts:
             for kv_type in self._kv_types():
-                yield Load(n_ctx, min(_N_BATCH, n_ctx), self._wishes.n_seq_max), kv_type
+                yield Load(n_ctx, min(_N_BATCH, n_ctx), self.wishes.n_seq_max), kv_type
 
     def _plan_for(self, load: Load, kv_type: str) -> Plan | None:
         """Return the plan with the most layers on GPUs, or with as many as wished; None if there is none."""
-        least = 0 if self._n_wanted is None else self._n_wanted
-        most = self._facts.n_layer if self._n_wanted is None else self._n_wanted
-        for n in range(most if self._gpus else 0, least - 1, -1):
+        least = 0 if self.n_wanted is None else self.n_wanted
+        most = self.facts.n_layer if self.n_wanted is None else self.n_wanted
+        for n in range(most if self.gpus else 0, least - 1, -1):
             if (found := self._with_layers(load, kv_type, n)) is not None:
                 return found
         return None
@@ -231,28 +225,25 @@ class _Planner:
         base = Placement(
             n_gpu_layers=n,
             kv_type=kv_type,
-            kv_on_gpu=self._wishes.kv_placement != "cpu",
+            kv_on_gpu=self.wishes.kv_placement != "cpu",
             # our kernels come first: llama.cpp offers to a GPU only what would be its own CPU backend's
-            prefill_on_gpu=not self._kernels,
+            prefill_on_gpu=not self.kernels,
         )
         placement = self._share_out(load, base)
         if placement is None:
             return None
-        host = host_need(
-            self._facts,
-            load,
-            placement,
-            kernels=self._kernels,
-            repacks=self._repacks,
-            vision_bytes=self._vision.host_bytes,
-        )
+        host = self._host(load, placement)
         uses = tuple(self._uses(load, placement))
         shared = sum(use.need_bytes for use in uses if use.shared)
-        memory = self._hardware.machine.memory_bytes
+        memory = self.hardware.machine.memory_bytes
         if memory is not None and host.total + shared > memory:
             return None
-        speed: Speed = "cpu" if n == 0 else "gpu" if n == self._facts.n_layer and placement.kv_on_gpu else "mixed"
+        speed: Speed = "cpu" if n == 0 else "gpu" if n == self.facts.n_layer and placement.kv_on_gpu else "mixed"
         return Plan(load, placement, host, uses, speed, self._line(load, placement, uses, speed), ())
+
+    def _host(self, load: Load, placement: Placement) -> HostNeed:
+        kernels, vision_bytes = self.kernels, self.vision.host_bytes
+        return host_need(self.facts, load, placement, kernels=kernels, repacks=self.repacks, vision_bytes=vision_bytes)
 
     def _share_out(self, load: Load, base: Placement) -> Placement | None:
         """Give layers to devices so that each is filled to the same part of what it has; None if they do not fit."""
@@ -261,7 +252,7 @@ class _Planner:
         if (best := self._filled(load, base, 1.0)) is None:
             return None
         low, high = 0.0, 1.0
-        for _ in range(_BISECTIONS if len(self._gpus) > 1 else 0):
+        for _ in range(_BISECTIONS if len(self.gpus) > 1 else 0):
             middle = (low + high) / 2
             if (found := self._filled(load, base, middle)) is None:
                 low = middle
@@ -275,34 +266,34 @@ class _Planner:
         Layers are in one row, cut into one piece a device: if any cuts fit, those do in which each device, from the
         last on, takes all it can.
         """
-        end, split = self._facts.n_layer, [0] * len(self._gpus)
+        end, split = self.facts.n_layer, [0] * len(self.gpus)
         first = end - base.n_gpu_layers
-        for index in reversed(range(len(self._gpus))):
-            limit = int(self._room(self._gpus[index]) * part)
+        for index in reversed(range(len(self.gpus))):
+            limit = int(self._room(self.gpus[index]) * part)
             start = end
-            while start > first and layers_need(self._facts, load, base, range(start - 1, end)) <= limit:
+            while start > first and layers_need(self.facts, load, base, range(start - 1, end)) <= limit:
                 start -= 1
             split[index], end = end - start, start
         if end > first or not self._vision_fits():
             return None
-        used = [(gpu.name, n) for gpu, n in zip(self._gpus, split, strict=True) if n]
+        used = [(gpu.name, n) for gpu, n in zip(self.gpus, split, strict=True) if n]
         return replace(base, devices=tuple(name for name, _ in used), split=tuple(n for _, n in used))
 
     def _room(self, gpu: ComputeDevice) -> int:
-        return gpu.free_bytes - self._wishes.target_bytes - self._vision_on(gpu)
+        return gpu.free_bytes - self.wishes.target_bytes - self._vision_on(gpu)
 
     def _vision_on(self, gpu: ComputeDevice) -> int:
-        return self._vision.device_bytes if gpu.name == self._vision.device else 0
+        return self.vision.device_bytes if gpu.name == self.vision.device else 0
 
     def _vision_fits(self) -> bool:
-        return all(self._room(gpu) >= 0 for gpu in self._gpus if self._vision_on(gpu))
+        return all(self._room(gpu) >= 0 for gpu in self.gpus if self._vision_on(gpu))
 
     def _uses(self, load: Load, placement: Placement) -> Iterator[DeviceUse]:
-        for gpu in self._gpus:
+        for gpu in self.gpus:
             n, need = 0, self._vision_on(gpu)
             if gpu.name in placement.devices:
                 index = placement.devices.index(gpu.name)
-                n, need = placement.split[index], need + device_need(self._facts, load, placement, index)
+                n, need = placement.split[index], need + device_need(self.facts, load, placement, index)
             if need:
                 yield DeviceUse(gpu.name, n, need, gpu.free_bytes, _is_shared(gpu))
 
@@ -315,32 +306,32 @@ class _Planner:
             for use in uses
             if use.n_layers
         )
-        rest = self._facts.n_layer - placement.n_gpu_layers
+        rest = self.facts.n_layer - placement.n_gpu_layers
         kept = f", {rest} on the CPU" if rest else ""
         where = "" if placement.kv_on_gpu else " in the machine's memory"
-        return f"GPU: of {self._facts.n_layer} layers {places}{kept}; {context}{where}; {_SPEEDS[speed]}"
+        return f"GPU: of {self.facts.n_layer} layers {places}{kept}; {context}{where}; {_SPEEDS[speed]}"
 
     def _why_cpu(self, load: Load, placement: Placement) -> str:
-        if self._wishes.gpu_layers == 0:
+        if self.wishes.gpu_layers == 0:
             return "as asked"
-        if not self._gpus:
+        if not self.gpus:
             return self._no_gpu()
-        last = range(self._facts.n_layer - 1, self._facts.n_layer)
-        layer = layers_need(self._facts, load, replace(placement, n_gpu_layers=1), last)
-        rooms = ", ".join(f"{gpu.name} has {_gb(max(0, self._room(gpu)))}" for gpu in self._gpus)
-        return f"{rooms} beside the {self._wishes.target_bytes // _MIB} MiB kept free, and one layer takes {_gb(layer)}"
+        last = range(self.facts.n_layer - 1, self.facts.n_layer)
+        layer = layers_need(self.facts, load, replace(placement, n_gpu_layers=1), last)
+        rooms = ", ".join(f"{gpu.name} has {_gb(max(0, self._room(gpu)))}" for gpu in self.gpus)
+        return f"{rooms} beside the {self.wishes.target_bytes // _MIB} MiB kept free, and one layer takes {_gb(layer)}"
 
     def _no_gpu(self) -> str:
         """Say why there is no GPU."""
-        backends = [backend.name for backend in self._hardware.backends if backend.name not in ("CPU", "bimedix-edge")]
+        backends = [backend.name for backend in self.hardware.backends if backend.name not in ("CPU", "bimedix-edge")]
         if not backends:
             return "no GPU backend in llama.cpp"
-        faults = "; ".join(self._hardware.backend_faults)
+        faults = "; ".join(self.hardware.backend_faults)
         return f"llama.cpp's {' and '.join(backends)} found no device" + (f" ({faults})" if faults else "")
 
     def _missing(self) -> str:
         """Say the same with what to do about it, up to a semicolon."""
-        missing = decoder_gpu(self._hardware, self._version)
+        missing = decoder_gpu(self.hardware, self.version)
         if missing is None or missing.remedy is None:
             return f"{self._no_gpu() if missing is None else missing.cause}; "
         return f"{missing.cause}; {missing.remedy}; "
@@ -348,22 +339,15 @@ class _Planner:
     def _does_not_fit(self) -> str:
         """Say what is missing, and which plans come nearest."""
         load, kv_type = next(self._choices())
-        n = self._n_wanted or 0
+        n = self.n_wanted or 0
         placement = Placement(n_gpu_layers=0, kv_type=kv_type)
-        host = host_need(
-            self._facts,
-            load,
-            placement,
-            kernels=self._kernels,
-            repacks=self._repacks,
-            vision_bytes=self._vision.host_bytes,
-        )
+        host = self._host(load, placement)
         if n:
-            free = ", ".join(f"{gpu.name} {_gb(gpu.free_bytes)}" for gpu in self._gpus)
-            given = f"free are {free}, of which {self._wishes.target_bytes // _MIB} MiB stay free"
-            expected = f"room for {n} of {self._facts.n_layer} layers and {load.n_ctx} tokens of context"
+            free = ", ".join(f"{gpu.name} {_gb(gpu.free_bytes)}" for gpu in self.gpus)
+            given = f"free are {free}, of which {self.wishes.target_bytes // _MIB} MiB stay free"
+            expected = f"room for {n} of {self.facts.n_layer} layers and {load.n_ctx} tokens of context"
         else:
-            memory = self._hardware.machine.memory_bytes or 0
+            memory = self.hardware.machine.memory_bytes or 0
             given = f"this machine has {_gb(memory)}"
             expected = (
                 f"memory for {_gb(host.total)} (weights {_gb(host.weights)}, context of {load.n_ctx} tokens "
@@ -376,8 +360,8 @@ class _Planner:
     def _nearest(self) -> Iterator[str]:
         """Yield what the user could ask for instead, one change at a time."""
         load, _ = next(self._choices())
-        wishes = self._wishes
-        if self._n_wanted:
+        wishes = self.wishes
+        if self.n_wanted:
             fewer = self._try(replace(wishes, gpu_layers=AUTO))
             if fewer is not None:
                 yield f"--gpu-layers {fewer.placement.n_gpu_layers}"
@@ -390,16 +374,7 @@ class _Planner:
                 return
 
     def _try(self, wishes: Wishes) -> Plan | None:
-        other = _Planner(
-            self._facts,
-            self._hardware,
-            wishes,
-            self._vision,
-            version=self._version,
-            kernels=self._kernels,
-            repacks=self._repacks,
-        )
-        return other._best()
+        return replace(self, wishes=wishes)._best()
 
 
 def _gpus(hardware: Hardware, names: Sequence[str]) -> list[ComputeDevice]:
