@@ -1,8 +1,9 @@
 """The parent's side of the model's process: it is started, restarted when it dies, and given one request a slot.
 
 Nothing native is imported here: what can abort, run out of memory or be killed does so in the child. What a request
-needs is in the parent until it ends, so those that wait when the child dies wait on, and run in the next one; those it
-was working on end with `Failed("lost")` and the text so far.
+needs is in the parent until it ends, so those that wait when the child dies wait on, and run in the next one; so does
+one that it was given and had not begun, once, for it may have been what ended the child. Those it was working on end
+with `Failed("lost")` and the text so far.
 """
 
 from __future__ import annotations
@@ -62,6 +63,8 @@ class _Job:
         self.place: int | None = None
         self.text = ""
         self.begun_s = 0.0
+        # a request is given to the next child, too, unless it was begun, or was given twice, or nobody reads it
+        self.begun = self.given_again = self.left = False
 
 
 class ModelProcess:
@@ -143,6 +146,7 @@ class ModelProcess:
                 if isinstance(event, (Done, Failed)):
                     return
         finally:
+            job.left = True
             if self._line.remove(request.holder, job):
                 self._tell_places()
             elif job.number in self._active:
@@ -192,7 +196,8 @@ class ModelProcess:
 
     async def _keep_running(self) -> None:
         failures, pause_s = 0, _FIRST_PAUSE_S
-        while self.fault is None:
+        # asked again here, since `wait_for` may lose a cancellation that comes when it ends
+        while self.fault is None and not self._closing:
             was_ready = await self._run_once()
             failures, pause_s = (0, _FIRST_PAUSE_S) if was_ready else (failures + 1, pause_s)
             if failures == _MOST_FAILURES and self.fault is None:
@@ -200,7 +205,7 @@ class ModelProcess:
                     f"Expected the model's process to load the model, but it died {failures} times while it did; see "
                     "whether the memory suffices (`bimedix-edge doctor`)."
                 )
-            if self.fault is None:
+            if self.fault is None and not self._closing:
                 self._set_state("restarting")
                 self._stats = replace(self._stats, n_restarts=self._stats.n_restarts + 1)
                 if failures:
@@ -235,8 +240,11 @@ class ModelProcess:
             return was_ready
         finally:
             self._process, self.pid = None, None
-            await _end(process)
+            if self.state == "ready":
+                self._set_state("restarting")
+            self._wait_again()
             self._end_all(_LOST, waiting=False)
+            await _end(process)
 
     def _take(self, frame: Frame) -> None:
         """Do what a frame from the child says."""
@@ -259,6 +267,7 @@ class ModelProcess:
         if job is None:
             raise WireError("an event of a request that the child does not have")
         self._count(event)
+        job.begun = True
         if isinstance(event, Token):
             job.text += event.text
         job.events.put_nowait(event)
@@ -318,6 +327,14 @@ class ModelProcess:
                 job.place = place
                 job.events.put_nowait(Queued(place))
 
+    def _wait_again(self) -> None:
+        """Let what the child was given and had not begun wait for the next one, the oldest first; once each."""
+        for number, job in sorted(self._active.items(), reverse=True):
+            if not (job.begun or job.given_again or job.left or self._closing):
+                del self._active[number]
+                job.given_again = True
+                self._line.put_first(job.request.holder, job)
+
     def _end_all(self, message: str, *, waiting: bool) -> None:
         """End what the child was working on, and what waits, too, if there will be no other child."""
         jobs = list(self._active.values())
@@ -365,8 +382,12 @@ async def _end(process: asyncio.subprocess.Process) -> None:
     process.stdin.close()
     try:
         await asyncio.wait_for(process.wait(), _CLOSE_S)
-    except (asyncio.TimeoutError, asyncio.CancelledError):
-        process.kill()
+    except asyncio.TimeoutError:
+        pass  # it is killed
+    finally:
+        # also when this wait itself is cancelled, which whoever closes the server waits to see
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
         await process.wait()
 
 

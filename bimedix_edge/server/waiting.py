@@ -30,6 +30,11 @@ class WaitingLine(Generic[T]):
         """Let a request wait behind those of its holder."""
         self._lines.setdefault(holder, collections.deque()).append(request)
 
+    def put_first(self, holder: str, request: T) -> None:
+        """Let a request that was taken wait again, before all others."""
+        self._lines.setdefault(holder, collections.deque()).appendleft(request)
+        self._lines.move_to_end(holder, last=False)
+
     def take(self) -> T:
         """Return the next request, which waits no longer.
 

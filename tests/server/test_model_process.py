@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -63,5 +65,43 @@ def test_an_answer_comes_through_the_process(bundles: dict[str, Path], samples: 
             assert refused.kind == "image"
             stats = await process.stats()
             assert (stats.n_encodes, stats.n_generated_tokens) == (1, len(done.token_ids))
+
+    asyncio.run(check())
+
+
+def test_what_a_dead_process_had_not_begun_waits_for_the_next_one(bundles: dict[str, Path]) -> None:
+    async def check() -> None:
+        async with running(bundles["F16"]) as process:
+            first = process.pid
+            assert first is not None
+            os.kill(first, signal.SIGSTOP)  # so that what it is sent stays unread
+            asked = asyncio.create_task(answer(process, request(QUESTION)))
+            left = asyncio.create_task(answer(process, request(QUESTION, holder="b")))
+            await asyncio.sleep(0.1)
+            left.cancel()
+            os.kill(first, signal.SIGKILL)
+            done = await asyncio.wait_for(asked, PATIENCE_S)
+            assert isinstance(done, Done)
+            assert process.pid != first
+            stats = await process.stats()
+            assert (stats.n_restarts, stats.n_queued, stats.n_active) == (1, 0, 0)
+            assert stats.n_generated_tokens == len(done.token_ids)
+
+    asyncio.run(check())
+
+
+def test_what_ends_the_process_twice_is_not_tried_again(bundles: dict[str, Path]) -> None:
+    async def check() -> None:
+        async with running(bundles["F16"]) as process:
+            asked = asyncio.create_task(answer(process, request(QUESTION)))
+            for _ in range(2):
+                await asyncio.wait_for(process.ready(), PATIENCE_S)
+                assert process.pid is not None
+                os.kill(process.pid, signal.SIGKILL)
+                while process.state == "ready":
+                    await asyncio.sleep(0.001)
+            lost = await asyncio.wait_for(asked, PATIENCE_S)
+            assert isinstance(lost, Failed)
+            assert (lost.kind, lost.text_so_far) == ("lost", "")
 
     asyncio.run(check())
