@@ -32,6 +32,7 @@ from bimedix_edge.kernels import AUTO, Kernels, load_kernels
 from bimedix_edge.placement import Placement
 from bimedix_edge.prompt import END_OF_TURN
 from bimedix_edge.sampling import Sampling
+from bimedix_edge.token_rows import TokenRows
 
 if TYPE_CHECKING:
     from bimedix_edge.constraint import Constraint, Vocabulary
@@ -195,6 +196,7 @@ class Decoder:
         self._model: llama_cpp.llama_model_p | None = None
         self._context: llama_cpp.llama_context_p | None = None
         self.spec = spec
+        self._path = path
         self.n_batch = n_batch
         self.n_seq_max = n_seq_max
         self.placement = placement
@@ -369,6 +371,23 @@ class Decoder:
         batch.token = None
         batch.embd = embeds.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
         self._decode(batch, {seq: position}, should_stop)
+
+    def token_embeds(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """Return what llama.cpp looks up for tokens, float32 (n, n_embd): evaluating either gives the same.
+
+        Raises:
+            DecoderError: the file is not what was loaded from it.
+        """
+        return self._token_rows(tokens)
+
+    @functools.cached_property
+    def _token_rows(self) -> TokenRows:
+        try:
+            return TokenRows(self._path, self.spec.n_vocab, self.spec.n_embd, _ggml)
+        except (OSError, ValueError) as error:
+            raise DecoderError(
+                f"Expected the decoder's file as it was when it was loaded, but it changed ({error}); open it again."
+            ) from error
 
     def evaluate_each(
         self,

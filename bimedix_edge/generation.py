@@ -5,7 +5,6 @@ Events go into a queue, so that nobody who reads slowly holds up others; see `an
 
 from __future__ import annotations
 
-import bisect
 import functools
 import itertools
 import queue
@@ -13,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,6 +80,14 @@ class Request:
     top_logprobs: int | None = None
 
 
+class _Shown(NamedTuple):
+    """An image of a prompt, and the positions it takes there, `end` not among them."""
+
+    image: PromptImage
+    start: int
+    end: int
+
+
 class Generation:
     """One answer; all but `abandon` and `events` belongs to the scheduler's thread once it was submitted.
 
@@ -113,14 +120,12 @@ class Generation:
         self._abandoned = False
         self._sampler: Sampler = decoder.sampler(request.sampling)
         self._sampler.accept(item for item in request.prompt[-_PENALTY_PROMPT_TOKENS:] if isinstance(item, int))
-        self._runs = _runs(request.prompt)
-        rows = ((at, item) for at, item in enumerate(request.prompt) if isinstance(item, ImageRow))
-        shown = {at: item.image for at, item in rows if item.row == 0}
-        self._image_starts, self._images = list(shown), list(shown.values())
+        self._shown = _shown(request.prompt)
         self._uses: list[ImageUse] = []
-        self._embeds: Embeds | None = None
-        self._embeds_index = self._encoding_index = -1
-        self._encoding_start_s = 0.0
+        # by the image's place in the prompt: those that are read or read next
+        self._embeds: dict[int, Embeds] = {}
+        self._encoding_start_s: dict[int, float] = {}
+        self._awaited: int | None = None
         self._n_reused = 0
         self._tokens: list[int] = []
         self._text = AnswerText(request.stop)
@@ -152,7 +157,7 @@ class Generation:
     @property
     def encoding(self) -> bool:
         """Return whether it can only go on when an image is encoded."""
-        return self._encoding_index > self._embeds_index
+        return self._awaited is not None
 
     def abandon(self) -> None:
         """Stop it, since nobody reads it any more."""
@@ -165,55 +170,80 @@ class Generation:
     def begin(self, n_reused: int) -> None:
         """Note that its session has a sequence, which holds `n_reused` positions of the prompt."""
         self._n_reused = n_reused
-        n_known = bisect.bisect_left(self._image_starts, n_reused)
         self._uses = [
-            ImageUse(image.sha256, image.width_px, image.height_px, cached=index < n_known)
-            for index, image in enumerate(self._images)
+            ImageUse(shown.image.sha256, shown.image.width_px, shown.image.height_px, cached=shown.start < n_reused)
+            for shown in self._shown
         ]
 
     def look_ahead(self) -> None:
         """Begin to encode the next image that will be read, while something else is evaluated."""
         at = len(self.session.items)
-        index = bisect.bisect_right(self._image_starts, at) - 1
-        in_image = index >= 0 and at < self.n_prompt and isinstance(self.prompt[at], ImageRow)
-        index = index if in_image and index != self._embeds_index else index + 1
-        if index < len(self._images) and index > self._embeds_index:
-            image = self._images[index]
-            assert self.lookahead is not None, "the reader made it"
-            if not self.lookahead.begun(image.key) and self._source.known_embeds(image) is None:
-                self._encode(image)
+        for index, shown in enumerate(self._shown):
+            if shown.end > at and index not in self._embeds:
+                assert self.lookahead is not None, "the reader made it"
+                if not self.lookahead.begun(shown.image.key) and self._source.known_embeds(shown.image) is None:
+                    self._encode(shown.image)
+                return
 
     def next_step(self, limit: int) -> Sequence[Item]:
-        """Return what of the prompt is to be evaluated next, all tokens or all rows of one image.
+        """Return what of the prompt is to be evaluated next: text, and rows of images whose embeddings are at hand.
 
         Args:
             limit: most positions, `LEAST_STEP` or more; a few more where few would be left.
 
         Returns:
-            Nothing while it waits for an image to be encoded.
+            Nothing while it waits for an image to be encoded; little text before one waits with it.
 
         Raises:
             VisionError: that failed.
         """
         at = len(self.session.items)
-        end = self._runs[bisect.bisect_right(self._runs, at)]
-        image = bisect.bisect_right(self._image_starts, at) - 1
-        if isinstance(self.prompt[at], ImageRow) and not self._has_embeds(image):
-            return ()
-        if end - at > min(limit + LEAST_STEP - 1, self._decoder.n_batch):
+        most = min(limit + LEAST_STEP - 1, self._decoder.n_batch)
+        end = self.n_prompt
+        self._awaited = None
+        for index, shown in enumerate(self._shown):
+            if shown.end <= at:
+                continue
+            if shown.start >= at + most + LEAST_STEP:
+                break
+            wanted = shown.start < at + LEAST_STEP
+            if not self._has_embeds(index, begin=wanted):
+                if wanted:
+                    self._awaited = index
+                    return ()
+                end = shown.start
+                break
+        if end - at > most:
             end = at + limit if end - at - limit >= LEAST_STEP else end - LEAST_STEP
         return self.prompt[at:end]
 
-    def rows(self, step: Sequence[Item]) -> Embeds:
-        """Return the embeddings of a step that is rows of an image, float32 (n, n_embd)."""
-        first = step[0]
-        assert isinstance(first, ImageRow)
-        assert self._embeds is not None, "next_step has waited for them"
-        return self._embeds[first.row : first.row + len(step)]
+    def rows(self, step: Sequence[Item]) -> Embeds | None:
+        """Return the embeddings of the step that is next, float32 (n, n_embd); None if it is text alone."""
+        at = len(self.session.items)
+        end = at + len(step)
+        parts: list[Embeds] = []
+        for index, shown in enumerate(self._shown):
+            if at < shown.end and shown.start < end:
+                if at < shown.start:
+                    parts.append(self._text_rows(at, shown.start))
+                    at = shown.start
+                stop = min(end, shown.end)
+                parts.append(self._embeds[index][at - shown.start : stop - shown.start])
+                at = stop
+        if not parts:
+            return None
+        if at < end:
+            parts.append(self._text_rows(at, end))
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _text_rows(self, start: int, end: int) -> Embeds:
+        return self._decoder.token_embeds([item for item in self.prompt[start:end] if isinstance(item, int)])
 
     def was_read(self, step: Sequence[Item], seconds: float) -> None:
         """Note that a step of the prompt was evaluated."""
         self.session.items += step
+        at = len(self.session.items)
+        self._embeds = {index: rows for index, rows in self._embeds.items() if self._shown[index].end > at}
         self.passed_over = 0
         self._prefill_s += seconds
         self.events.put(Prefill(len(self.session.items), self.n_prompt, self._n_reused))
@@ -263,29 +293,32 @@ class Generation:
         self.events.put(last)
         self.retired.set()
 
-    def _has_embeds(self, index: int) -> bool:
-        """Tell whether the embeddings of an image of the prompt are at hand, and begin to make them if not."""
-        if index == self._embeds_index:
+    def _has_embeds(self, index: int, *, begin: bool) -> bool:
+        """Tell whether the embeddings of an image of the prompt are at hand, and begin to make them if so wished."""
+        if index in self._embeds:
             return True
-        image, lookahead = self._images[index], self.lookahead
+        image, lookahead = self._shown[index].image, self.lookahead
         assert lookahead is not None, "the reader made it"
         start_s = time.perf_counter()
-        if index != self._encoding_index:
-            embeds = None if lookahead.begun(image.key) else self._source.known_embeds(image)
-            self._uses[index] = ImageUse(image.sha256, image.width_px, image.height_px, cached=embeds is not None)
-            if embeds is not None:
-                self._encode_s += time.perf_counter() - start_s
-                self._embeds, self._embeds_index = embeds, index
-                return True
-            self._encoding_index, self._encoding_start_s = index, start_s
-            self.events.put(Encode(index, len(self._images), done=False))
+        if index not in self._encoding_start_s:
+            if not lookahead.begun(image.key):
+                embeds = self._source.known_embeds(image)
+                if embeds is not None:
+                    self._uses[index] = ImageUse(image.sha256, image.width_px, image.height_px, cached=True)
+                    self._encode_s += time.perf_counter() - start_s
+                    self._embeds[index] = embeds
+                    return True
+                if not begin:
+                    return False
+            self._encoding_start_s[index] = start_s
+            self.events.put(Encode(index, len(self._shown), done=False))
             self._encode(image)
         if not lookahead.ready(image.key):
             return False
-        self._embeds, self._embeds_index = lookahead.wait(image.key), index
-        lookahead.later(functools.partial(self._source.keep, image, self._embeds))
-        self._encode_s += time.perf_counter() - self._encoding_start_s
-        self.events.put(Encode(index, len(self._images), done=True))
+        embeds = self._embeds[index] = lookahead.wait(image.key)
+        lookahead.later(functools.partial(self._source.keep, image, embeds))
+        self._encode_s += time.perf_counter() - self._encoding_start_s[index]
+        self.events.put(Encode(index, len(self._shown), done=True))
         return True
 
     def _encode(self, image: PromptImage) -> None:
@@ -293,18 +326,16 @@ class Generation:
         self.lookahead.begin(image.key, functools.partial(self._source.encode, image), self._wake)
 
 
-def _runs(prompt: Sequence[Item]) -> list[int]:
-    """Return where runs of tokens, or of rows of one image, end."""
-
-    n_begun = 0
-
-    def kind(item: Item) -> tuple[bool, int]:
-        # not by the image itself: of two equal ones side by side, rows of both would make one run
-        nonlocal n_begun
-        n_begun += isinstance(item, ImageRow) and item.row == 0
-        return isinstance(item, ImageRow), n_begun
-
-    return list(itertools.accumulate(len(list(group)) for _, group in itertools.groupby(prompt, kind)))
+def _shown(prompt: Sequence[Item]) -> list[_Shown]:
+    """Return the images of a prompt in order; of two equal ones side by side, each is one."""
+    starts = [at for at, item in enumerate(prompt) if isinstance(item, ImageRow) and item.row == 0]
+    shown = []
+    for start, limit in itertools.pairwise((*starts, len(prompt))):
+        first = prompt[start]
+        assert isinstance(first, ImageRow)
+        end = next((at for at in range(start, limit) if not isinstance(prompt[at], ImageRow)), limit)
+        shown.append(_Shown(first.image, start, end))
+    return shown
 
 
 def _chances(decoder: Decoder, logits: NDArray[np.float32], token: int, n_top: int) -> list[Chance]:

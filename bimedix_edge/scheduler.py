@@ -20,7 +20,7 @@ from bimedix_edge.decoder import Aborted, Decoder
 from bimedix_edge.errors import UsageError
 from bimedix_edge.generation import Generation, ImageSource, Request
 from bimedix_edge.pace import Pace
-from bimedix_edge.sessions import ImageRow, Item, SessionTable
+from bimedix_edge.sessions import Item, SessionTable
 
 __all__ = ["Scheduler"]
 
@@ -264,8 +264,7 @@ class Scheduler:
         seq, at = _seq(generation), len(generation.session.items)
         samples = at + len(step) == generation.n_prompt
         start_s = time.perf_counter()
-        if isinstance(step[0], ImageRow):
-            rows = generation.rows(step)
+        if (rows := generation.rows(step)) is not None:
             self._decoder.evaluate_embeds(seq, at, rows, self._should_stop(), want_logits=samples)
         else:
             tokens = [item for item in step if isinstance(item, int)]

@@ -219,6 +219,48 @@ def test_a_prompt_is_never_cut_into_small_pieces(length: int, limit: int, runtim
     assert max(sizes) < limit + 64
 
 
+@pytest.mark.parametrize("kind", ["F32", "F16", "Q8_0", "Q4_K_M"])
+def test_a_text_is_the_same_as_tokens_and_as_their_embeddings(kind: str, bundles: dict[str, Path]) -> None:
+    with Runtime.open(bundles[kind], settings=Settings(ctx_size=512, threads=2)) as runtime:
+        decoder = runtime.engine.decoder
+        tokens = [int(token) for token in np.random.default_rng(1).integers(0, decoder.spec.n_vocab, 150)]
+        decoder.evaluate_tokens(0, 0, tokens)
+        looked_up = decoder.logits()
+        decoder.truncate(0, 0)
+        rows = decoder.token_embeds(tokens)
+        assert (rows.dtype, rows.shape) == (np.float32, (150, decoder.spec.n_embd))
+        assert np.unique(rows, axis=0).shape[0] == len(set(tokens))
+        decoder.evaluate_embeds(0, 0, rows, want_logits=True)
+        assert (decoder.logits() == looked_up).all()
+
+
+@pytest.mark.parametrize("names", [["normal"], ["normal", "nodule_right_upper", "normal"]])
+def test_text_beside_images_is_read_with_them_and_changes_nothing(
+    names: list[str], runtime: Runtime, samples: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A prompt with images at hand is one step; in pieces of any length, tokens and images apart, it says the same."""
+    engine, decoder = runtime.engine, runtime.engine.decoder
+    images = [engine.prompt_image(load_picture(samples / f"{name}.png")) for name in names]
+    items = engine.items(render([Message("user", "Is there a nodule?", len(images))], runtime.manifest.prompt), images)
+    steps: list[int] = []
+    evaluate = decoder.evaluate_embeds
+
+    def noted(seq: int, at: int, rows: np.ndarray, *rest: object, **options: object) -> None:
+        steps.append(len(rows))
+        evaluate(seq, at, rows, *rest, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(decoder, "evaluate_embeds", noted)
+    answers, n_steps = [], []
+    for limit in (512, 512, 64, 100):  # the first encodes
+        monkeypatch.setattr(engine._scheduler._pace, "limit", lambda limit=limit, **_: limit)
+        steps.clear()
+        answers.append(ask(runtime, items).token_ids)
+        assert sum(steps) == len(items)
+        n_steps.append(len(steps))
+    assert n_steps == [len(set(names)), 1, len(items) // 64, len(items) // 100]
+    assert answers == [answers[0]] * 4
+
+
 @pytest.mark.parametrize("kind", ["F16", "Q4_K_M"])
 def test_what_is_computed_does_not_depend_on_what_is_computed_beside_it(kind: str, bundles: dict[str, Path]) -> None:
     """A prompt in pieces of 64 or more, and a token beside up to three others, to the bit; beside more, nearly."""

@@ -24,6 +24,7 @@ LAYERS: list[set[str]] = [
         "embeddings",
         "hardware",
         "placement",
+        "token_rows",
         "control_groups",
         "patterns",
         "schema_keywords",

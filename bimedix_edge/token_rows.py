@@ -1,0 +1,91 @@
+"""The rows of a decoder's token embeddings, as llama.cpp itself would look them up.
+
+A batch of llama.cpp's holds tokens or embeddings. With the rows of its text at hand, text and images of a prompt are
+one batch, where text on its own would be a small one, at half the speed. The values are those that ggml's `get_rows`
+gives on the CPU, where llama.cpp keeps this tensor: they come from the same function.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["TokenRows"]
+
+_TENSOR = b"token_embd.weight"
+
+
+class _TypeTraits(ctypes.Structure):
+    """`struct ggml_type_traits` of ggml.h, up to what is read of it."""
+
+    _fields_ = (
+        ("type_name", ctypes.c_char_p),
+        ("blck_size", ctypes.c_int64),
+        ("blck_size_interleave", ctypes.c_int64),
+        ("type_size", ctypes.c_size_t),
+        ("is_quantized", ctypes.c_bool),
+        ("to_float", ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)),
+    )
+
+
+class _InitParams(ctypes.Structure):
+    """`struct gguf_init_params` of gguf.h."""
+
+    _fields_ = (("no_alloc", ctypes.c_bool), ("ctx", ctypes.c_void_p))
+
+
+class TokenRows:
+    """The token embeddings of a GGUF, mapped and not copied.
+
+    Args:
+        path: of a decoder that llama.cpp has loaded.
+        n_vocab, n_embd: of that decoder.
+        ggml: gives one of ggml's functions by name, result and arguments.
+
+    Raises:
+        ValueError: the file has not as many embeddings.
+    """
+
+    def __init__(self, path: Path, n_vocab: int, n_embd: int, ggml: Callable[..., Any]) -> None:
+        start, kind = _place(path, ggml)
+        traits = ggml("ggml_get_type_traits", ctypes.POINTER(_TypeTraits), ctypes.c_int)(kind).contents
+        row_bytes = n_embd // traits.blck_size * traits.type_size
+        if path.stat().st_size < start + n_vocab * row_bytes:
+            raise ValueError(f"{path.name} ends within its token embeddings")
+        self._rows: NDArray[np.uint8] = np.memmap(path, np.uint8, "r", start, (n_vocab, row_bytes))
+        # ggml has no function for what is float32 already
+        self._to_float = traits.to_float or None
+        self._n_embd = n_embd
+
+    def __call__(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """Return the embeddings of tokens, float32 (n, n_embd)."""
+        rows = self._rows[np.asarray(tokens, np.int64)]
+        if self._to_float is None:
+            return rows.view(np.float32)
+        values = np.empty((len(tokens), self._n_embd), np.float32)
+        self._to_float(rows.ctypes.data, values.ctypes.data, values.size)
+        return values
+
+
+def _place(path: Path, ggml: Callable[..., Any]) -> tuple[int, int]:
+    """Return where in the file the embeddings begin, and their ggml type."""
+    pointer, size = ctypes.c_void_p, ctypes.c_size_t
+    file = ggml("gguf_init_from_file", pointer, ctypes.c_char_p, _InitParams)(str(path).encode(), _InitParams(True))
+    if not file:
+        raise ValueError(f"ggml does not read the header of {path.name}")
+    try:
+        index = ggml("gguf_find_tensor", ctypes.c_int64, pointer, ctypes.c_char_p)(file, _TENSOR)
+        if index < 0:
+            raise ValueError(f"{path.name} has no {_TENSOR.decode()}")
+        start = ggml("gguf_get_data_offset", size, pointer)(file)
+        offset = ggml("gguf_get_tensor_offset", size, pointer, ctypes.c_int64)(file, index)
+        return int(start + offset), int(
+            ggml("gguf_get_tensor_type", ctypes.c_int, pointer, ctypes.c_int64)(file, index)
+        )
+    finally:
+        ggml("gguf_free", None, pointer)(file)
