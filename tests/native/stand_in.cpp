@@ -123,8 +123,9 @@ void memset_tensor(ggml_backend_buffer_t, ggml_tensor * tensor, uint8_t value, s
 
 void set_tensor(ggml_backend_buffer_t buffer, ggml_tensor * tensor, const void * data, size_t offset, size_t size) {
     Open open;
-    // a weight's copy for one graph lies in a compute buffer
-    if (buffer->usage == GGML_BACKEND_BUFFER_USAGE_COMPUTE && ggml_is_quantized(tensor->type)) state.copied_weights++;
+    // a weight's copy for one graph lies in a compute buffer, under its name; a matrix, since norms are always copied
+    const bool is_matrix = tensor->ne[1] > 1 && strstr(tensor->name, ".weight") != nullptr;
+    if (buffer->usage == GGML_BACKEND_BUFFER_USAGE_COMPUTE && is_matrix) state.copied_weights++;
     memcpy(at(tensor, offset), data, size);
 }
 
@@ -191,7 +192,10 @@ ggml_backend_t init_backend(ggml_backend_dev_t device, const char *) {
     backend->iface.free = free_backend;
     backend->iface.graph_compute = compute;
     backend->device = device;
-    backend->context = ggml_backend_cpu_init();
+    const ggml_backend_t cpu = ggml_backend_cpu_init();
+    // ggml starts threads anew for each graph, by default more than a small machine has cores
+    ggml_backend_cpu_set_n_threads(cpu, 1);
+    backend->context = cpu;
     return backend;
 }
 
