@@ -224,7 +224,7 @@ def _check(name: str, value: Any, kinds: tuple[type, ...], source: str) -> Any:
         raise UsageError(f"Expected {name} to be {wanted}, but {source} gives {value!r}; correct it.")
     low, high = _RANGES.get(name, (float("-inf"), float("inf")))
     if isinstance(value, (int, float)) and not low <= value <= high:
-        raise UsageError(f"Expected {name} from {low:g} to {high:g}, but {source} gives {value}; correct it.")
+        raise UsageError(f"Expected {name} from {low:.10g} to {high:.10g}, but {source} gives {value}; correct it.")
     if name in _CHOICES and value not in _CHOICES[name]:
         raise UsageError(f"Expected {name} to be one of {', '.join(_CHOICES[name])}, but {source} gives {value!r}.")
     if name == "image_cache":
