@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+import warnings
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from schema.machine import accepts, written
 
@@ -110,10 +111,14 @@ def test_what_dialects_read_differently_is_refused_by_name(pattern: str, named: 
 
 
 @settings(max_examples=300, deadline=None)
+@example("[[]")
 @given(st.text("ab^$.*+?()[]{}|\\\\-dwsux019,:", max_size=12))
 def test_any_text_is_a_pattern_that_python_takes_too_or_refused(pattern: str) -> None:
     try:
         grammar_for({"type": "string", "pattern": pattern})
     except SchemaError:
         return
-    assert re.compile(pattern)
+    with warnings.catch_warnings():
+        # `[[` may mean something else in a later Python; what is enforced is written anew
+        warnings.simplefilter("ignore", FutureWarning)
+        assert re.compile(pattern)
