@@ -27,13 +27,15 @@ def run(stand_in: Path, bundle: Path, what: object) -> Any:
     return json.loads(result.stdout)
 
 
-def check(found: list[dict[str, Any]]) -> None:
+def check(found: list[dict[str, Any]], *, repacked: bool = False) -> None:
     expected = {row["kernels"]: row["answers"] for row in found if row["layers"] == 0}
     for row in found:
         assert row["answers"] == expected[row["kernels"]], (row["kernels"], row["devices"], row["layers"])
         assert (row["products"] > 0) == (row["layers"] > 0)
         # our kernels keep long prompts to themselves; without them, the device gets copies of the CPU's weights
-        assert (row["copied"] > 0) == (row["kernels"] == "off" and 0 < row["layers"] < 5)
+        copies = row["kernels"] == "off" and 0 < row["layers"] < 5
+        # what llama.cpp rearranges for the CPU when our kernels are off is not copied
+        assert (row["copied"] > 0) == copies or (repacked and copies), (row["kernels"], row["devices"], row["layers"])
         for name, need in row["need"].items():
             assert row["peak"][name] <= need * 1.02 + (64 << 10), (row, name)
 
@@ -47,7 +49,7 @@ def test_every_split_answers_as_the_cpu_does(stand_in: Path, bundles: dict[str, 
 def test_every_split_answers_the_whole_demo_set_as_the_cpu_does(
     stand_in: Path, bundles: dict[str, Path], kind: str
 ) -> None:
-    check(run(stand_in, bundles[kind], 100))
+    check(run(stand_in, bundles[kind], 100), repacked=kind == "Q4_K_M")
 
 
 def test_a_device_that_fails_while_it_answers(stand_in: Path, bundles: dict[str, Path]) -> None:
