@@ -10,6 +10,7 @@ from bimedix_edge.devices import inspect_hardware
 from bimedix_edge.fit import Plan, VisionFacts, Wishes, plan
 from bimedix_edge.memory import read_facts, vision_need
 from bimedix_edge.settings import Settings
+from bimedix_edge.vision import encoder_device
 
 __all__ = ["plan_decoder", "plan_model", "vision_facts", "wishes"]
 
@@ -21,7 +22,7 @@ _VISION_DEVICES = {"cuda": "CUDA0"}
 
 
 def plan_model(
-    directory: Path, manifest: Manifest, settings: Settings, *, vision_device: str = "cpu", vision_open: bool = False
+    directory: Path, manifest: Manifest, settings: Settings, *, open_vision_device: str | None = None
 ) -> Plan:
     """Decide how a model runs here.
 
@@ -29,15 +30,16 @@ def plan_model(
         directory: the bundle; of its decoder only the header is read, with bounds.
         manifest: of the bundle.
         settings: what the user asks for.
-        vision_device: where the image encoder computes: `cpu`, `cuda` or `coreml`.
-        vision_open: whether it is open already: what it takes on a device is no longer free there.
+        open_vision_device: where the image encoder computes that is open already: what it takes there is no longer
+            free. None if it is not open: it will compute where the settings say.
 
     Raises:
-        UsageError, HardwareError: see `fit.plan`.
+        UsageError, HardwareError: see `fit.plan` and `vision.encoder_device`.
         BundleError: the decoder's header cannot be read.
         DecoderError: llama.cpp does not load.
     """
-    vision = vision_facts(manifest, vision_device, is_open=vision_open)
+    device = open_vision_device or encoder_device(settings.vision_device, manifest.vision)
+    vision = vision_facts(manifest, device, is_open=open_vision_device is not None)
     path = directory / manifest.files["decoder"].path
     return plan_decoder(path, manifest.decoder, wishes(settings), vision, kernels=settings.kernels)
 
@@ -47,8 +49,8 @@ def vision_facts(manifest: Manifest, device: str, *, is_open: bool = False) -> V
 
     Args:
         manifest: of the bundle.
-        device: see `plan_model`.
-        is_open: likewise.
+        device: where it computes: `cpu`, `cuda` or `coreml`.
+        is_open: whether it is open already: what it takes on a device is no longer free there.
     """
     need, place = vision_need(manifest), _VISION_DEVICES.get(device)
     return VisionFacts(need, None) if place is None else VisionFacts(0, place, 0 if is_open else need)

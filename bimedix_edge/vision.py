@@ -143,17 +143,9 @@ class VisionEncoder:
         return _CPU, self._open(_CPU)
 
     def _open(self, device: str) -> onnxruntime.InferenceSession:
-        if device not in _PROVIDERS:
-            raise UsageError(
-                f"Expected a device among {', '.join(sorted(_PROVIDERS))}, but it is {device[:40]!r}; name one."
-            )
+        _check_computes(device, self.spec)
         if device == _CPU:
             return self._session_on(_CPU)
-        if self.spec.weights == _CPU_ONLY_WEIGHTS:
-            raise UsageError(
-                f"Expected float16 or float32 vision weights for {device}, but this model's are {self.spec.weights}, "
-                "which only the CPU computes; convert it again with --vision float16, or choose --vision-device cpu."
-            )
         if (missing := _missing(device, failure=None)) is None:
             session = self._session_on(device)
             # a provider that fails to load is left out with a log line: what was asked for must really be there
@@ -161,10 +153,7 @@ class VisionEncoder:
                 return session
             missing = _missing(device, failure=_load_failure(device))
         assert missing is not None, "a provider that fails has a reason"
-        raise HardwareError(
-            f"Expected the image encoder to run on {device}, but {missing.cause}; "
-            f"{missing.remedy or 'leave that'}, or choose --vision-device cpu."
-        )
+        raise _not_usable(device, missing.cause, missing.remedy)
 
     def _session_on(self, device: str) -> onnxruntime.InferenceSession:
         if device == _CUDA:
@@ -300,10 +289,33 @@ def encoder_device(wanted: str, spec: VisionSpec) -> str:
     Args:
         wanted: see `VisionEncoder`.
         spec: of the encoder.
+
+    Raises:
+        HardwareError, UsageError: the device that was asked for cannot be used, as for `VisionEncoder`.
     """
-    if wanted != AUTO:
-        return wanted
-    return next(iter(_suitable(spec)), _CPU)
+    if wanted == AUTO:
+        return next(iter(_suitable(spec)), _CPU)
+    _check_computes(wanted, spec)
+    if wanted != _CPU and not (provider := _try_provider(wanted)).loads:
+        raise _not_usable(wanted, provider.reason, provider.remedy)
+    return wanted
+
+
+def _check_computes(device: str, spec: VisionSpec) -> None:
+    if device not in _PROVIDERS:
+        raise UsageError(
+            f"Expected a device among {', '.join(sorted(_PROVIDERS))}, but it is {device[:40]!r}; name one."
+        )
+    if device != _CPU and spec.weights == _CPU_ONLY_WEIGHTS:
+        raise UsageError(
+            f"Expected float16 or float32 vision weights for {device}, but this model's are {spec.weights}, "
+            "which only the CPU computes; convert it again with --vision float16, or choose --vision-device cpu."
+        )
+
+
+def _not_usable(device: str, cause: str, remedy: str | None) -> HardwareError:
+    advice = f"{remedy}, or choose" if remedy else "choose"
+    return HardwareError(f"Expected the image encoder to run on {device}, but {cause}; {advice} --vision-device cpu.")
 
 
 def _suitable(spec: VisionSpec) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -113,10 +114,15 @@ def test_a_device_that_is_not_here_is_an_error_and_no_fall_back(device: str, bun
         pytest.skip(f"{device} is here")
     with pytest.raises(HardwareError, match=f"the image encoder to run on {device}, but"):
         opened(bundles["F16"], device)
-    words = ["ask", "-m", str(bundles["F16"]), "--vision-device", device, "Hello"]
-    result = subprocess.run([*COMMAND, *words], capture_output=True, text=True, check=False)
-    assert (result.returncode, result.stdout) == (5, "")
-    assert result.stderr.startswith("bimedix-edge: Expected the image encoder to run on")
+    options = ["-m", str(bundles["F16"]), "--vision-device", device]
+    for words in (["ask", "Hello"], ["ask", "--dry-run", "Hello"], ["chat", "--dry-run"]):
+        result = subprocess.run([*COMMAND, *words, *options], capture_output=True, text=True, check=False)
+        assert (result.returncode, result.stdout) == (5, ""), words
+        assert result.stderr.startswith("bimedix-edge: Expected the image encoder to run on"), words
+    environ = os.environ | {"BIMEDIX_EDGE_VISION_DEVICE": device}
+    words = ["models", "show", str(bundles["F16"])]
+    shown = subprocess.run([*COMMAND, *words], capture_output=True, text=True, check=True, env=environ).stdout
+    assert f"Expected the image encoder to run on {device}" in " ".join(shown.split())
 
 
 def test_a_device_that_does_not_load_is_an_error_and_for_auto_a_fault_that_is_told(

@@ -32,10 +32,8 @@ def model_findings(settings: Settings, *, verify: bool) -> list[Finding]:
     manifest, how = _checked(directory, verify=verify)
     # an engine may not load, which is another finding
     from bimedix_edge.planning import plan_model
-    from bimedix_edge.vision import encoder_device
 
-    device = encoder_device(settings.vision_device, manifest.vision)
-    plan = plan_model(directory, manifest, settings, vision_device=device)
+    plan = plan_model(directory, manifest, settings)
     text = f"{manifest.name}, {how}, needs about {gb(plan.host.total)}; {plan.line}"
     data = {
         "name": manifest.name,

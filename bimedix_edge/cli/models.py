@@ -99,7 +99,7 @@ def _plan(directory: Path, manifest: Manifest) -> tuple[Plan | None, str]:
     """Return how the model would run here, or why it would not: what it is can be shown all the same."""
     try:
         return plan_model(directory, manifest, load_settings()), ""
-    except HardwareError as error:
+    except (HardwareError, UsageError) as error:
         return None, str(error)
 
 

@@ -37,8 +37,7 @@ def show_dry_run(settings: Settings, console: Console, *, as_json: bool = False)
         as_json: whether JSON is printed instead of a table.
     """
     directory = model_directory(settings, console, quiet=as_json)
-    device = settings.vision_device if settings.vision_device != "auto" else "cpu"
-    plan = plan_model(directory, read_manifest(directory), settings, vision_device=device)
+    plan = plan_model(directory, read_manifest(directory), settings)
     if as_json:
         click.echo(json.dumps(plan_json(plan), ensure_ascii=False, indent=2))
         return
