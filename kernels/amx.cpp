@@ -67,24 +67,21 @@ struct ScalesAndMinimums {
 };
 
 ScalesAndMinimums unpack_scales(Planes & p, int h, const char * row, size_t stride) {
-    I head[4];
-    S::load4(row, stride, 0, head);
-    S::storef(p.scale[h], S::low_halves(head[0]));
-    S::storef(p.minimum[h], S::high_halves(head[0]));
-    I scales[2], minimums[2];
-    six_bits<S>(head, scales, minimums);
+    const EightScales<S> eight(row, stride);
+    S::storef(p.scale[h], eight.of_factors);
+    S::storef(p.minimum[h], eight.of_minimums);
     ScalesAndMinimums result;
     const I three = S::set1(0x00070007);
     BMX_UNROLL
     for (int s = 0; s < 8; s++) {
-        const I both = spread(scales[s / 4], s);
+        const I both = spread(eight.factor_bytes[s / 4], s);
         result.low[s] = S::and_(both, three);
         result.high[s] = S::and_(S::srl<3>(both), three);
     }
     BMX_UNROLL
     for (int pair = 0; pair < 4; pair++) {
         const auto bits = [&](int s) {
-            const I m = S::and_(S::srl_by(minimums[s / 4], s % 4 * 8), S::set1(0xff));
+            const I m = S::and_(S::srl_by(eight.minimum_bytes[s / 4], s % 4 * 8), S::set1(0xff));
             return _mm512_castps_si512(S::to_float(m));  // up to 63: the upper half of a float holds it
         };
         const I two_of_them = S::or_(S::srl<16>(bits(2 * pair)), S::and_(bits(2 * pair + 1), S::set1(int(0xffff0000))));
@@ -141,14 +138,12 @@ void put_wide(Planes & p, int group, int h, I q, I scale) {
 }
 
 void unpack_q6_k(Planes & p, int h, const char * row, size_t stride) {
-    alignas(64) uint16_t halves[16];
-    load_halves_at<S>(row, stride, 208, halves);
-    S::storef(p.scale[h], S::load_halves(halves));
-    I bytes[4], scales[16];
-    S::load4(row, stride, 192, bytes);
+    const SixteenScales<S> packed(row, stride);
+    S::storef(p.scale[h], packed.of_factors);
+    I scales[16];
     BMX_UNROLL
     for (int s = 0; s < 16; s++) {
-        const I one = S::sra<24>(S::sll_by(bytes[s / 4], 24 - s % 4 * 8));
+        const I one = packed.factor(s);
         scales[s] = S::or_(S::and_(one, S::set1(0xffff)), S::sll<16>(one));
     }
     const I four = S::set1(0x0f0f0f0f), two = S::set1(0x30303030), offset = S::set1(0x20202020);
@@ -179,7 +174,6 @@ void unpack_q6_k(Planes & p, int h, const char * row, size_t stride) {
 template <Weight kWeight>
 void unpack_blocks(Blocks & p, int h, const char * row, size_t stride, int n_sub) {
     constexpr int kBytes = kWeight == Weight::q8_0 ? 34 : 18;
-    alignas(64) uint16_t halves[16];
     const I four = S::set1(0x0f0f0f0f), eight = S::set1(0x08080808);
     for (int s = 0; s < n_sub; s++) {
         I v[8];
@@ -193,8 +187,7 @@ void unpack_blocks(Blocks & p, int h, const char * row, size_t stride, int n_sub
         }
         BMX_UNROLL
         for (int j = 0; j < 8; j++) S::store(p.values[h][s * 8 + j], v[j]);
-        load_halves_at<S>(row, stride, s * kBytes, halves);
-        S::storef(p.scales[h][s], S::load_halves(halves));
+        S::storef(p.scales[h][s], halves_at<S>(row, stride, s * kBytes));
     }
 }
 
@@ -385,7 +378,7 @@ void tile_panel(const Rows & rows, const Activations & x, float * y, char * scra
         const int n_columns = int(std::min<int64_t>(kBlock, x.n_columns - b * kBlock));
         const size_t n_bytes = size_t(n_columns / size.columns) * size.bytes;
         const Tile<kRows> tile(rows, b * (kBlock / size.columns) * size.bytes, n_bytes, work.copy);
-        fetch_ahead(rows, b, n_blocks);
+        next_part(rows, b, n_blocks).all();
         compute_block(rows.weight, tile.data, tile.stride, x, b, n_columns / 32, y, work);
     }
 }

@@ -45,6 +45,7 @@ struct Avx2Base {
     static I to_int(F v) { return _mm256_cvtps_epi32(v); }
     static F as_float(I v) { return _mm256_castsi256_ps(v); }
     static I add_int(I a, I b) { return _mm256_add_epi32(a, b); }
+    static I mul_int(I a, I b) { return _mm256_mullo_epi32(a, b); }
     static F add(F a, F b) { return _mm256_add_ps(a, b); }
     static F sub(F a, F b) { return _mm256_sub_ps(a, b); }
     static F div(F a, F b) { return _mm256_div_ps(a, b); }

@@ -233,7 +233,7 @@ struct F16Dots {
 template <class D>
 struct Dots {
     static constexpr int64_t most(Weight) { return kMostDots; }
-    static void multiply(const Rows & rows, const Activations & x, float * y, int panel_rows) { row_by_row<Dots>(rows, x, y, panel_rows); }
+    static void multiply(const Rows & rows, const Activations & x, float * y, int panel_rows, char *) { row_by_row<Dots>(rows, x, y, panel_rows); }
 
     template <int kTokens>
     static void dot(Weight weight, const uint8_t * row, ptrdiff_t ahead, const Activations & x, float * out) {

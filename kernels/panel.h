@@ -13,18 +13,10 @@
 
 #include "dots.h"
 #include "table.h"
+#include "unpack.h"
 
 namespace bmx {
 namespace {
-
-// 256 columns of a panel's rows. A vector of `weights` is four consecutive columns of S::kLanes rows.
-template <class S>
-struct Panel {
-    alignas(64) uint8_t weights[64][S::kHigh][S::kLanes * 4];
-    alignas(64) float scales[16][S::kHigh][S::kLanes];
-    alignas(64) float minimum[S::kHigh][S::kLanes];
-    alignas(64) int16_t minimums[4][S::kHigh][S::kLanes * 2];  // of two neighbouring blocks of 32 side by side
-};
 
 template <class S>
 struct FloatPanel {
@@ -32,175 +24,44 @@ struct FloatPanel {
     alignas(64) float weights[kColumns][S::kHigh][S::kLanes];
 };
 
-template <class S>
-constexpr int panel_rows() {
-    return S::kHigh * S::kLanes;
-}
-
 // A few tokens have more, so that two matrices whose panels take turns are read in longer runs.
 template <class S>
 int rows_of_a_panel(int64_t n_tokens) {
     return n_tokens <= kMostDots ? 4 * panel_rows<S>() : panel_rows<S>();
 }
 
-// ---- unpacking; `row` points at the block of the first of S::kLanes rows, h is their place in the panel
+// What will be read next, fetched a few lines at a time between products: there is room for few lines on their way from
+// memory, and a load that finds none waits with all that comes after it.
+struct Fetch {
+    const char * at;
+    const char * end;
+    int n_lines;
 
-template <class S>
-void put(Panel<S> & p, int group, int h, typename S::I v) {
-    S::store(p.weights[group][h], v);
-}
+    bool left() const { return at < end; }
 
-template <class S>
-void load_halves_at(const char * row, size_t stride, size_t offset, uint16_t * halves) {
-    for (int r = 0; r < S::kLanes; r++) memcpy(halves + r, row + r * stride + offset, 2);
-}
+    // Lets `some` fetch so much at a time that so many times are enough, and enough to be done with it soon.
+    void spread(int64_t n_times) { n_lines = std::max(kFewestLines, int((end - at + 64 * n_times - 1) / (64 * n_times))); }
 
-// The eight scales and eight minimums of Q4_K and Q5_K, four bytes a lane; `head` is the first 16 bytes of each row's block.
-template <class S>
-void six_bits(const typename S::I * head, typename S::I * scales, typename S::I * minimums) {
-    using I = typename S::I;
-    const I six = S::set1(0x3f3f3f3f), four = S::set1(0x0f0f0f0f), two = S::set1(0x03030303);
-    scales[0] = S::and_(head[1], six);
-    scales[1] = S::or_(S::and_(head[3], four), S::template sll<4>(S::and_(S::template srl<6>(head[1]), two)));
-    minimums[0] = S::and_(head[2], six);
-    minimums[1] = S::or_(S::and_(S::template srl<4>(head[3]), four), S::template sll<4>(S::and_(S::template srl<6>(head[2]), two)));
-}
-
-template <class S>
-void unpack_scales_and_minimums(Panel<S> & p, int h, const char * row, size_t stride) {
-    using I = typename S::I;
-    using F = typename S::F;
-    I head[4];
-    S::load4(row, stride, 0, head);
-    const F scale = S::low_halves(head[0]);
-    S::storef(p.minimum[h], S::high_halves(head[0]));
-    const I byte = S::set1(0xff);
-    I scales[2], minimums[2];
-    six_bits<S>(head, scales, minimums);
-    BMX_UNROLL
-    for (int s = 0; s < 8; s++) {
-        const I one = S::and_(S::srl_by(scales[s / 4], s % 4 * 8), byte);
-        S::storef(p.scales[s][h], S::mul(S::to_float(one), scale));
+    void some() {
+        for (int i = 0; i < n_lines && left(); i++, at += 64) BMX_PREFETCH(at);
     }
-    const I high = S::set1(0xff0000);
-    BMX_UNROLL
-    for (int i = 0; i < 2; i++) {
-        const I m = minimums[i];
-        S::store(p.minimums[2 * i][h], S::or_(S::and_(m, byte), S::and_(S::template sll<8>(m), high)));
-        S::store(p.minimums[2 * i + 1][h], S::or_(S::and_(S::template srl<16>(m), byte), S::and_(S::template srl<8>(m), high)));
-    }
-}
 
-template <class S>
-void unpack_q4_k(Panel<S> & p, int h, const char * row, size_t stride) {
-    using I = typename S::I;
-    unpack_scales_and_minimums(p, h, row, stride);
-    const I four = S::set1(0x0f0f0f0f);
-    for (int c = 0; c < 8; c++) {
-        I v[4];
-        S::load4(row, stride, 16 + 16 * c, v);
-        const int group = c / 2 * 16 + c % 2 * 4;
-        BMX_UNROLL
-        for (int j = 0; j < 4; j++) {
-            put(p, group + j, h, S::and_(v[j], four));
-            put(p, group + 8 + j, h, S::and_(S::template srl<4>(v[j]), four));
-        }
+    void all() {
+        for (; left(); at += 64) BMX_PREFETCH(at);
     }
-}
 
-template <class S>
-void unpack_q5_k(Panel<S> & p, int h, const char * row, size_t stride) {
-    using I = typename S::I;
-    unpack_scales_and_minimums(p, h, row, stride);
-    const I four = S::set1(0x0f0f0f0f), fifth = S::set1(0x10101010);
-    I high[8];
-    S::load4(row, stride, 16, high);
-    S::load4(row, stride, 32, high + 4);
-    for (int c = 0; c < 8; c++) {
-        I v[4];
-        S::load4(row, stride, 48 + 16 * c, v);
-        const int sub = c / 2 * 2, group = sub * 8 + c % 2 * 4;
-        BMX_UNROLL
-        for (int j = 0; j < 4; j++) {
-            // bit `sub` of each byte belongs to the low nibble's column, the next to the high one's
-            const I bits = S::template sll<4>(S::srl_by(high[c % 2 * 4 + j], sub));
-            put(p, group + j, h, S::or_(S::and_(v[j], four), S::and_(bits, fifth)));
-            put(p, group + 8 + j, h, S::or_(S::and_(S::template srl<4>(v[j]), four), S::and_(S::template srl<1>(bits), fifth)));
-        }
-    }
-}
+private:
+    static constexpr int kFewestLines = 4;
+};
 
-template <class S>
-void unpack_q6_k(Panel<S> & p, int h, const char * row, size_t stride) {
-    using I = typename S::I;
-    using F = typename S::F;
-    const I four = S::set1(0x0f0f0f0f), two = S::set1(0x30303030);
-    for (int half = 0; half < 2; half++) {
-        for (int c = 0; c < 2; c++) {
-            I low[4], next[4], high[4];
-            S::load4(row, stride, half * 64 + c * 16, low);
-            S::load4(row, stride, half * 64 + 32 + c * 16, next);
-            S::load4(row, stride, 128 + half * 32 + c * 16, high);
-            BMX_UNROLL
-            for (int j = 0; j < 4; j++) {
-                const int group = half * 32 + c * 4 + j;
-                const I bits = high[j];
-                put(p, group, h, S::or_(S::and_(low[j], four), S::and_(S::template sll<4>(bits), two)));
-                put(p, group + 8, h, S::or_(S::and_(next[j], four), S::and_(S::template sll<2>(bits), two)));
-                put(p, group + 16, h, S::or_(S::and_(S::template srl<4>(low[j]), four), S::and_(bits, two)));
-                put(p, group + 24, h, S::or_(S::and_(S::template srl<4>(next[j]), four), S::and_(S::template srl<2>(bits), two)));
-            }
-        }
-    }
-    alignas(64) uint16_t halves[S::kLanes];
-    load_halves_at<S>(row, stride, 208, halves);
-    const F scale = S::load_halves(halves);
-    I bytes[4];
-    S::load4(row, stride, 192, bytes);
-    BMX_UNROLL
-    for (int s = 0; s < 16; s++)
-        S::storef(p.scales[s][h], S::mul(S::to_float(S::template sra<24>(S::sll_by(bytes[s / 4], 24 - s % 4 * 8))), scale));
-}
+// ---- The products of a K-quant's block with a token are whole numbers up to here. From here on each file that has kernels
+// does the same operations in the same order, so that a result does not depend on how many tokens there are.
 
+// What a block with minimums comes to, before it is scaled by the token's scale.
 template <class S>
-void unpack_q8_0(Panel<S> & p, int h, const char * row, size_t stride, int n_sub) {
-    using I = typename S::I;
-    alignas(64) uint16_t halves[S::kLanes];
-    const I flip = S::set1(S::kSignedBytes ? 0 : int(0x80808080));
-    for (int s = 0; s < n_sub; s++) {
-        I v[8];
-        S::load4(row, stride, s * 34 + 2, v);
-        S::load4(row, stride, s * 34 + 18, v + 4);
-        BMX_UNROLL
-        for (int j = 0; j < 8; j++) put(p, s * 8 + j, h, S::xor_(v[j], flip));
-        load_halves_at<S>(row, stride, s * 34, halves);
-        S::storef(p.scales[s][h], S::load_halves(halves));
-    }
-}
-
-// Nibbles 0 to 15 stand for -8 to 7. Where bytes are offset by 128 they are stored times 16, which the scale undoes.
-template <class S>
-void unpack_q4_0(Panel<S> & p, int h, const char * row, size_t stride, int n_sub) {
-    using I = typename S::I;
-    alignas(64) uint16_t halves[S::kLanes];
-    const I four = S::set1(0x0f0f0f0f), upper = S::set1(int(0xf0f0f0f0));
-    for (int s = 0; s < n_sub; s++) {
-        I v[4];
-        S::load4(row, stride, s * 18 + 2, v);
-        BMX_UNROLL
-        for (int j = 0; j < 4; j++) {
-            if (S::kSignedBytes) {
-                put(p, s * 8 + j, h, S::and_(v[j], four));
-                put(p, s * 8 + 4 + j, h, S::and_(S::template srl<4>(v[j]), four));
-            } else {
-                put(p, s * 8 + j, h, S::and_(S::template sll<4>(v[j]), upper));
-                put(p, s * 8 + 4 + j, h, S::and_(v[j], upper));
-            }
-        }
-        load_halves_at<S>(row, stride, s * 18, halves);
-        const typename S::F scale = S::load_halves(halves);
-        S::storef(p.scales[s][h], S::kSignedBytes ? scale : S::mul(scale, S::set1f(1.0f / 16)));
-    }
+BMX_INLINE typename S::F block_value(typename S::I sum, typename S::F of_factors, typename S::I of_minimum, typename S::F of_minimums) {
+    // rounded in between, as written: a compiler that joins a product with a sum has no choice here
+    return S::fnma(S::to_float(of_minimum), of_minimums, S::mul(S::to_float(sum), of_factors));
 }
 
 // ---- products of one unpacked block with kTokens tokens; `at` is the first token's index into the activations
@@ -252,29 +113,37 @@ inline void dot_products(const uint8_t (*w)[S::kHigh][S::kLanes * 4], const int8
     }
 }
 
+// Adds sums over a block of a K-quant, times its scale: whole numbers, so that their order changes nothing. They have 27 bits
+// at most.
+template <class S, int kTokens>
+BMX_INLINE void add_times(const typename S::I (&c)[kTokens][S::kHigh], const int32_t (*factors)[S::kLanes], typename S::I (&g)[kTokens][S::kHigh]) {
+    BMX_UNROLL
+    for (int h = 0; h < S::kHigh; h++) {
+        const typename S::I factor = S::load(factors[h]);
+        BMX_UNROLL
+        for (int t = 0; t < kTokens; t++) g[t][h] = S::add_int(g[t][h], S::mul_int(c[t][h], factor));
+    }
+}
+
 // Q4_K, Q5_K: eight blocks of 32, each with a scale and a minimum
 template <class S, int kTokens, Sum kSum>
-void block_with_minimums(const Panel<S> & p, const Activations & x, int64_t at, int, float * y) {
+void block_with_minimums(const Panel<S> & p, const Activations & x, int64_t at, int, float * y, Fetch & fetch) {
     using I = typename S::I;
     using F = typename S::F;
-    F g[kTokens][S::kHigh];
+    I g[kTokens][S::kHigh];
     BMX_UNROLL
     for (int t = 0; t < kTokens; t++)
         BMX_UNROLL
-        for (int h = 0; h < S::kHigh; h++) g[t][h] = S::zerof();
+        for (int h = 0; h < S::kHigh; h++) g[t][h] = S::zero();
     for (int s = 0; s < 8; s++) {
+        fetch.some();
         I c[kTokens][S::kHigh];
         BMX_UNROLL
         for (int t = 0; t < kTokens; t++)
             BMX_UNROLL
             for (int h = 0; h < S::kHigh; h++) c[t][h] = S::zero();
         dot_products<S, kTokens, 8, kSum>(p.weights + s * 8, x.values + at * kBlock + s * 32, c);
-        BMX_UNROLL
-        for (int h = 0; h < S::kHigh; h++) {
-            const F scale = S::loadf(p.scales[s][h]);
-            BMX_UNROLL
-            for (int t = 0; t < kTokens; t++) g[t][h] = S::fma(S::to_float(c[t][h]), scale, g[t][h]);
-        }
+        add_times<S, kTokens>(c, p.factors[s], g);
     }
     BMX_UNROLL
     for (int t = 0; t < kTokens; t++) {
@@ -285,7 +154,7 @@ void block_with_minimums(const Panel<S> & p, const Activations & x, int64_t at, 
             I e = S::zero();
             BMX_UNROLL
             for (int j = 0; j < 4; j++) e = S::dot16(e, S::load(p.minimums[j][h]), S::broadcast(sums + 2 * j));
-            const F value = S::fnma(S::to_float(e), S::loadf(p.minimum[h]), g[t][h]);
+            const F value = block_value<S>(g[t][h], S::loadf(p.of_factors[h]), e, S::loadf(p.of_minimums[h]));
             float * out = y + t * panel_rows<S>() + h * S::kLanes;
             S::storef(out, S::fma(value, scale, S::loadf(out)));
         }
@@ -294,15 +163,16 @@ void block_with_minimums(const Panel<S> & p, const Activations & x, int64_t at, 
 
 // Q6_K: sixteen blocks of 16, each with a scale; bytes are 32 too large, which the sums start with
 template <class S, int kTokens, Sum>
-void block_q6_k(const Panel<S> & p, const Activations & x, int64_t at, int, float * y) {
+void block_q6_k(const Panel<S> & p, const Activations & x, int64_t at, int, float * y, Fetch & fetch) {
     using I = typename S::I;
     using F = typename S::F;
-    F g[kTokens][S::kHigh];
+    I g[kTokens][S::kHigh];
     BMX_UNROLL
     for (int t = 0; t < kTokens; t++)
         BMX_UNROLL
-        for (int h = 0; h < S::kHigh; h++) g[t][h] = S::zerof();
+        for (int h = 0; h < S::kHigh; h++) g[t][h] = S::zero();
     for (int s = 0; s < 16; s++) {
+        fetch.some();
         I c[kTokens][S::kHigh];
         BMX_UNROLL
         for (int t = 0; t < kTokens; t++) {
@@ -311,12 +181,7 @@ void block_q6_k(const Panel<S> & p, const Activations & x, int64_t at, int, floa
             for (int h = 0; h < S::kHigh; h++) c[t][h] = start;
         }
         dot_products<S, kTokens, 4, Sum::of_6_bits>(p.weights + s * 4, x.values + at * kBlock + s * 16, c);
-        BMX_UNROLL
-        for (int h = 0; h < S::kHigh; h++) {
-            const F scale = S::loadf(p.scales[s][h]);
-            BMX_UNROLL
-            for (int t = 0; t < kTokens; t++) g[t][h] = S::fma(S::to_float(c[t][h]), scale, g[t][h]);
-        }
+        add_times<S, kTokens>(c, p.factors[s], g);
     }
     BMX_UNROLL
     for (int t = 0; t < kTokens; t++) {
@@ -324,14 +189,14 @@ void block_q6_k(const Panel<S> & p, const Activations & x, int64_t at, int, floa
         BMX_UNROLL
         for (int h = 0; h < S::kHigh; h++) {
             float * out = y + t * panel_rows<S>() + h * S::kLanes;
-            S::storef(out, S::fma(g[t][h], scale, S::loadf(out)));
+            S::storef(out, S::fma(S::mul(S::to_float(g[t][h]), S::loadf(p.of_factors[h])), scale, S::loadf(out)));
         }
     }
 }
 
 // Q8_0, Q4_0: blocks of 32, each with a scale of its own on both sides
 template <class S, int kTokens, Sum kSum>
-void block_of_32(const Panel<S> & p, const Activations & x, int64_t at, int n_sub, float * y) {
+void block_of_32(const Panel<S> & p, const Activations & x, int64_t at, int n_sub, float * y, Fetch & fetch) {
     using I = typename S::I;
     using F = typename S::F;
     F g[kTokens][S::kHigh];
@@ -340,6 +205,7 @@ void block_of_32(const Panel<S> & p, const Activations & x, int64_t at, int n_su
         BMX_UNROLL
         for (int h = 0; h < S::kHigh; h++) g[t][h] = S::loadf(y + t * panel_rows<S>() + h * S::kLanes);
     for (int s = 0; s < n_sub; s++) {
+        fetch.some();
         I c[kTokens][S::kHigh];
         BMX_UNROLL
         for (int t = 0; t < kTokens; t++) {
@@ -365,25 +231,26 @@ void block_of_32(const Panel<S> & p, const Activations & x, int64_t at, int n_su
 }
 
 template <class S>
-using BlockFunction = void (*)(const Panel<S> &, const Activations &, int64_t at, int n_sub, float * y);
+using BlockFunction = void (*)(const Panel<S> &, const Activations &, int64_t at, int n_sub, float * y, Fetch & fetch);
 
 // All tokens over one block, in as few passes of at most kWide as possible, all about as wide: a narrow one waits for itself.
 template <class S>
-void all_tokens(const BlockFunction<S> * by_tokens, const Panel<S> & p, const Activations & x, int64_t block, int n_sub, float * y) {
+void all_tokens(
+    const BlockFunction<S> * by_tokens, const Panel<S> & p, const Activations & x, int64_t block, int n_sub, float * y, Fetch fetch) {
     const int64_t start = block * x.n_tokens;
     const int64_t n_passes = (x.n_tokens + S::kWide - 1) / S::kWide;
+    fetch.spread(8 * n_passes);
     for (int64_t i = 0, m = 0; i < n_passes; i++) {
         const int64_t end = x.n_tokens * (i + 1) / n_passes;
-        by_tokens[end - m - 1](p, x, start + m, n_sub, y + m * panel_rows<S>());
+        by_tokens[end - m - 1](p, x, start + m, n_sub, y + m * panel_rows<S>(), fetch);
         m = end;
     }
 }
 
-
 #define BMX_BY_TOKENS(name, function, sum)                                                                        \
-    template <class S, int... kTokens>                                                                            \
+    template <class S, int... kTokens>                                                             \
     const BlockFunction<S> * name(std::integer_sequence<int, kTokens...>) {                                       \
-        static const BlockFunction<S> functions[] = {function<S, kTokens + 1, sum>...};                           \
+        static const BlockFunction<S> functions[] = {function<S, kTokens + 1, sum>...};                 \
         return functions;                                                                                         \
     }
 BMX_BY_TOKENS(q4_k_functions, block_with_minimums, Sum::of_nibbles)
@@ -402,19 +269,6 @@ const BlockFunction<S> * functions_of(Weight weight) {
         case Weight::q6_k: return q6_k_functions<S>(counts);
         case Weight::q8_0: return q8_0_functions<S>(counts);
         default: return q4_0_functions<S>(counts);
-    }
-}
-
-template <class S>
-void unpack(Weight weight, Panel<S> & p, const char * row, size_t stride, int n_sub) {
-    for (int h = 0; h < S::kHigh; h++, row += S::kLanes * stride) {
-        switch (weight) {
-            case Weight::q4_k: unpack_q4_k(p, h, row, stride); break;
-            case Weight::q5_k: unpack_q5_k(p, h, row, stride); break;
-            case Weight::q6_k: unpack_q6_k(p, h, row, stride); break;
-            case Weight::q8_0: unpack_q8_0(p, h, row, stride, n_sub); break;
-            default: unpack_q4_0(p, h, row, stride, n_sub);
-        }
     }
 }
 
@@ -471,11 +325,10 @@ void unpack_f16(FloatPanel<S> & p, const char * row, size_t stride, int n) {
 
 // ---- a whole panel
 
-// Fetches part `index` of `count` of what will be read next; in address order, so that pages are walked once.
-inline void fetch_ahead(const Rows & rows, int64_t index, int64_t count) {
-    if (!rows.next) return;
-    const size_t begin = rows.next_bytes * index / count, end = rows.next_bytes * (index + 1) / count;
-    for (size_t i = begin; i < end; i += 64) BMX_PREFETCH(rows.next + i);
+// Part `index` of `count` of what will be read next; in address order, so that pages are walked once.
+inline Fetch next_part(const Rows & rows, int64_t index, int64_t count) {
+    if (!rows.next) return {nullptr, nullptr, 0};
+    return {rows.next + rows.next_bytes * index / count, rows.next + rows.next_bytes * (index + 1) / count, 1};
 }
 
 // Some columns of a panel's rows. Rows that are not there are the last one again: computed, and never looked at.
@@ -511,7 +364,7 @@ void float_panel(const Rows & rows, const Activations & x, float * y, int y_stri
         const int n = int(std::min<int64_t>(p.kColumns, x.n_columns - k));
         const Tile<panel_rows<S>()> tile(rows, 2 * k, 2 * n, work.copy);
         unpack_f16(p, tile.data, tile.stride, n);
-        fetch_ahead(rows, step, n_steps);
+        next_part(rows, step, n_steps).all();
         for (int64_t m = 0; m < x.n_tokens; m += S::kWide) {
             const int tokens = int(std::min<int64_t>(S::kWide, x.n_tokens - m));
             functions[tokens - 1](p, x.floats + m * x.n_columns + k, x.n_columns, n, y + m * y_stride, y_stride);
@@ -521,8 +374,8 @@ void float_panel(const Rows & rows, const Activations & x, float * y, int y_stri
 
 template <class S>
 void panel(const Rows & rows, const Activations & x, float * y, char * scratch) {
-    if (x.n_tokens <= S::Few::most(rows.weight)) return S::Few::multiply(rows, x, y, rows_of_a_panel<S>(x.n_tokens));
     Workspace<S> & work = *reinterpret_cast<Workspace<S> *>(scratch);
+    if (x.n_tokens <= S::Few::most(rows.weight)) return S::Few::multiply(rows, x, y, rows_of_a_panel<S>(x.n_tokens), work.copy);
     memset(y, 0, x.n_tokens * panel_rows<S>() * sizeof(float));
     if (rows.weight == Weight::f16) return float_panel<S>(rows, x, y, panel_rows<S>(), work);
     const auto * functions = functions_of<S>(rows.weight);
@@ -533,8 +386,7 @@ void panel(const Rows & rows, const Activations & x, float * y, char * scratch) 
         const size_t n_bytes = size_t(n_columns / size.columns) * size.bytes;
         const Tile<panel_rows<S>()> tile(rows, b * (kBlock / size.columns) * size.bytes, n_bytes, work.copy);
         unpack<S>(rows.weight, work.panel, tile.data, tile.stride, n_columns / 32);
-        fetch_ahead(rows, b, n_blocks);
-        all_tokens<S>(functions, work.panel, x, b, n_columns / 32, y);
+        all_tokens<S>(functions, work.panel, x, b, n_columns / 32, y, next_part(rows, b, n_blocks));
     }
 }
 

@@ -1,7 +1,6 @@
-// A few tokens with AVX-512 VNNI: four rows of weights side by side, 16 bytes of each in one vector, as they lie in memory.
-// One load of 16 activations serves all four, a dot product of bytes adds four columns at a time, and what is left of a row
-// is four sums that are added up at its end. Sums over a K-quant's block are exact in int32; a token's result does not
-// depend on how many tokens there are.
+// One token and K-quants with AVX-512 VNNI, where nothing but memory should take time: four rows of weights side by side, 16
+// bytes of each in one vector, as they lie in memory. One load of 16 activations serves all four, and a dot product of bytes
+// adds four columns at a time. A block's sum is exact in int32, and what is made of it is to the bit what strips.h and panel.h do.
 //
 // Where lanes are said to hold something of a row, the first four lanes are the first row's, the next four the second's, ...
 #pragma once
@@ -10,7 +9,7 @@
 
 #include <algorithm>
 
-#include "dots.h"
+#include "table.h"
 
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__)
 namespace bmx {
@@ -56,17 +55,18 @@ struct Quad {
     }
 };
 
-// From two floats of half precision of each row, in a row's 32 bits: the one in the lower half, and in the upper half.
-struct Halves {
-    __m512 low, high;
+// Two floats of half precision of each row, which are in the 32 bits of its first lane: in turn in the row's lanes.
+inline __m512 halves_of(__m512i head) {
+    const __m512i firsts = _mm512_setr_epi32(0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12);
+    const __m512 all = _mm512_castps256_ps512(_mm256_cvtph_ps(_mm512_castsi512_si128(_mm512_permutexvar_epi32(firsts, head))));
+    return _mm512_permutexvar_ps(_mm512_setr_epi32(0, 1, 0, 1, 2, 3, 2, 3, 4, 5, 4, 5, 6, 7, 6, 7), all);
+}
 
-    explicit Halves(__m128i dwords) {
-        const __m512 all = _mm512_castps256_ps512(_mm256_cvtph_ps(dwords));
-        const __m512i even = _mm512_setr_epi32(0, 0, 0, 0, 2, 2, 2, 2, 4, 4, 4, 4, 6, 6, 6, 6);
-        low = _mm512_permutexvar_ps(even, all);
-        high = _mm512_permutexvar_ps(_mm512_or_si512(even, _mm512_set1_epi32(1)), all);
-    }
-};
+// The sums of each row's four lanes: of a in lanes 0 and 2, of b in lanes 1 and 3.
+inline __m512i sums_of_rows(__m512i a, __m512i b) {
+    const __m512i halves = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+    return _mm512_add_epi32(halves, _mm512_shuffle_epi32(halves, _MM_PERM_ENUM(0x4e)));
+}
 
 inline __m512i sixteen_of(const void * activations) {
     return _mm512_broadcast_i32x4(_mm_loadu_si128(static_cast<const __m128i *>(activations)));
@@ -96,7 +96,7 @@ inline __m512i two_of_words(__m512i words, int a, int b) {
     return _mm512_shuffle_epi8(words, in_each_row(char(2 * a), char(2 * a + 1), char(2 * b), char(2 * b + 1)));
 }
 
-// What every format does with a token: adds `products` of sums over bytes with their scales, two scales at a time.
+// Adds the sums over two blocks of bytes, times their scales.
 inline __m512i add_scaled(__m512i block, __m512i first, __m512i second, __m512i scales) {
     // a lane holds at most 8 products of 31 * 127, or 4 of 63 * 127: they fit 16 bits
     return _mm512_dpwssd_epi32(block, _mm512_packs_epi32(first, second), scales);
@@ -105,8 +105,8 @@ inline __m512i add_scaled(__m512i block, __m512i first, __m512i second, __m512i 
 // ---- Q4_K, Q5_K
 
 // 64 columns: the lower halves of 32 bytes are the first 32, the upper ones the rest.
-template <int kTokens, bool kFifthBit, int kPair>
-inline void pair_of_nibbles(const Quad & quad, const int8_t * values, const __m512i * fifth, __m512i scales, __m512i * block) {
+template <bool kFifthBit, int kPair>
+inline __m512i pair_of_nibbles(const Quad & quad, const int8_t * x, const __m512i * fifth, __m512i scales, __m512i block) {
     const __m512i four = _mm512_set1_epi8(15), bit = _mm512_set1_epi8(16);
     __m512i low[2], high[2];
     BMX_UNROLL
@@ -123,53 +123,45 @@ inline void pair_of_nibbles(const Quad & quad, const int8_t * values, const __m5
             high[i] = _mm512_or_si512(high[i], _mm512_and_si512(of_high, bit));
         }
     }
-    const __m512i both = two_of_bytes(scales, 2 * kPair, 2 * kPair + 1);
-    BMX_UNROLL
-    for (int t = 0; t < kTokens; t++) {
-        const int8_t * x = values + t * kBlock + kPair * 64;
-        __m512i a = _mm512_dpbusd_epi32(_mm512_setzero_si512(), low[0], sixteen_of(x));
-        __m512i b = _mm512_dpbusd_epi32(_mm512_setzero_si512(), high[0], sixteen_of(x + 32));
-        a = _mm512_dpbusd_epi32(a, low[1], sixteen_of(x + 16));
-        b = _mm512_dpbusd_epi32(b, high[1], sixteen_of(x + 48));
-        block[t] = add_scaled(block[t], a, b, both);
-    }
+    x += kPair * 64;
+    __m512i a = _mm512_dpbusd_epi32(_mm512_setzero_si512(), low[0], sixteen_of(x));
+    __m512i b = _mm512_dpbusd_epi32(_mm512_setzero_si512(), high[0], sixteen_of(x + 32));
+    a = _mm512_dpbusd_epi32(a, low[1], sixteen_of(x + 16));
+    b = _mm512_dpbusd_epi32(b, high[1], sixteen_of(x + 48));
+    return add_scaled(block, a, b, two_of_bytes(scales, 2 * kPair, 2 * kPair + 1));
 }
 
-template <int kTokens, bool kFifthBit>
-void quad_with_minimums(Quad quad, const Activations & x, __m512 * sum) {
+template <bool kFifthBit>
+__m512 quad_with_minimums(Quad quad, const Activations & x) {
     constexpr int kBytes = kFifthBit ? 176 : 144;
+    __m512 sum = _mm512_setzero_ps();
     for (int64_t b = 0; b < x.n_blocks(); b++, quad.advance(kBytes)) {
         quad.fetch<kBytes>();
-        const int64_t at = b * x.n_tokens;
-        const int8_t * values = x.values + at * kBlock;
+        const int8_t * values = x.values + b * kBlock;
         const __m512i head = quad.load(0), scales = scales_and_minimums_of(head);
-        const __m512i firsts = _mm512_setr_epi32(0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12);
-        const Halves halves(_mm512_castsi512_si128(_mm512_permutexvar_epi32(firsts, head)));
-        __m512i fifth[2] = {}, block[kTokens];
+        __m512i fifth[2] = {}, block = _mm512_setzero_si512();
         if (kFifthBit)
             for (int i = 0; i < 2; i++) fifth[i] = quad.load(16 + i * 16);
-        BMX_UNROLL
-        for (int t = 0; t < kTokens; t++) block[t] = _mm512_setzero_si512();
-        pair_of_nibbles<kTokens, kFifthBit, 0>(quad, values, fifth, scales, block);
-        pair_of_nibbles<kTokens, kFifthBit, 1>(quad, values, fifth, scales, block);
-        pair_of_nibbles<kTokens, kFifthBit, 2>(quad, values, fifth, scales, block);
-        pair_of_nibbles<kTokens, kFifthBit, 3>(quad, values, fifth, scales, block);
+        block = pair_of_nibbles<kFifthBit, 0>(quad, values, fifth, scales, block);
+        block = pair_of_nibbles<kFifthBit, 1>(quad, values, fifth, scales, block);
+        block = pair_of_nibbles<kFifthBit, 2>(quad, values, fifth, scales, block);
+        block = pair_of_nibbles<kFifthBit, 3>(quad, values, fifth, scales, block);
         const __m512i minimums = _mm512_unpackhi_epi8(scales, _mm512_setzero_si512());
-        BMX_UNROLL
-        for (int t = 0; t < kTokens; t++) {
-            const __m512i m = _mm512_madd_epi16(minimums, sixteen_of(x.sums32 + (at + t) * 8));
-            const __m512 scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(block[t]), halves.low);
-            const __m512 both = _mm512_fnmadd_ps(_mm512_cvtepi32_ps(m), halves.high, scaled);
-            sum[t] = _mm512_fmadd_ps(both, _mm512_set1_ps(x.scales[at + t]), sum[t]);
-        }
+        const __m512i m = _mm512_madd_epi16(minimums, sixteen_of(x.sums32 + b * 8));
+        // in turn the sum and its scale, the minimums' and theirs
+        const __m512 sums = _mm512_cvtepi32_ps(sums_of_rows(block, m)), halves = halves_of(head);
+        const __m512 of_minimums = _mm512_permute_ps(halves, 0xb1);
+        const __m512 value = _mm512_fnmadd_ps(_mm512_permute_ps(sums, 0xb1), of_minimums, _mm512_mul_ps(sums, halves));
+        sum = _mm512_fmadd_ps(value, _mm512_set1_ps(x.scales[b]), sum);
     }
+    return sum;
 }
 
 // ---- Q6_K
 
 // A half of a block, 128 columns, and of each 32 of them the first or second 16.
-template <int kTokens, int kHalf, int kPart>
-inline void eighth_of_q6_k(const Quad & quad, const int8_t * values, __m512i scales, __m512i * block) {
+template <int kHalf, int kPart>
+inline __m512i eighth_of_q6_k(const Quad & quad, const int8_t * values, __m512i scales, __m512i block) {
     const __m512i four = _mm512_set1_epi8(15), two = _mm512_set1_epi8(48);
     const __m512i v[2] = {quad.load(kHalf * 64 + kPart * 16), quad.load(kHalf * 64 + 32 + kPart * 16)};
     const __m512i high = quad.load(128 + kHalf * 32 + kPart * 16);
@@ -182,98 +174,46 @@ inline void eighth_of_q6_k(const Quad & quad, const int8_t * values, __m512i sca
             const __m512i nibbles = _mm512_and_si512(upper ? _mm512_srli_epi16(v[i], 4) : v[i], four);
             q[i] = _mm512_or_si512(nibbles, _mm512_and_si512(bits[upper * 2 + i], two));
         }
-        const __m512i both = two_of_words(scales, kPart + upper * 4, kPart + upper * 4 + 2);
-        BMX_UNROLL
-        for (int t = 0; t < kTokens; t++) {
-            const int8_t * x = values + t * kBlock + kHalf * 128 + upper * 64 + kPart * 16;
-            const __m512i a = _mm512_dpbusd_epi32(_mm512_setzero_si512(), q[0], sixteen_of(x));
-            const __m512i b = _mm512_dpbusd_epi32(_mm512_setzero_si512(), q[1], sixteen_of(x + 32));
-            block[t] = add_scaled(block[t], a, b, both);
-        }
+        const int8_t * x = values + kHalf * 128 + upper * 64 + kPart * 16;
+        const __m512i a = _mm512_dpbusd_epi32(_mm512_setzero_si512(), q[0], sixteen_of(x));
+        const __m512i b = _mm512_dpbusd_epi32(_mm512_setzero_si512(), q[1], sixteen_of(x + 32));
+        block = add_scaled(block, a, b, two_of_words(scales, kPart + upper * 4, kPart + upper * 4 + 2));
     }
+    return block;
 }
 
-template <int kTokens>
-void quad_q6_k(Quad quad, const Activations & x, __m512 * sum) {
+inline __m512 quad_q6_k(Quad quad, const Activations & x) {
+    __m512 sum = _mm512_setzero_ps();
     for (int64_t b = 0; b < x.n_blocks(); b++, quad.advance(210)) {
         quad.fetch<210>();
-        const int64_t at = b * x.n_tokens;
-        const int8_t * values = x.values + at * kBlock;
+        const int8_t * values = x.values + b * kBlock;
         const __m512i zero = _mm512_setzero_si512(), packed = quad.load(192);
         const __m512i scales[2] = {
             _mm512_srai_epi16(_mm512_unpacklo_epi8(zero, packed), 8), _mm512_srai_epi16(_mm512_unpackhi_epi8(zero, packed), 8)};
-        __m512i block[kTokens];
-        BMX_UNROLL
-        for (int t = 0; t < kTokens; t++) {
-            // what the bytes being 32 too large adds, taken off: sums16 holds -32 times the sums
-            const __m512i wide = _mm512_srai_epi32(_mm512_loadu_si512(x.sums16 + (at + t) * 16), 5);
-            const __m512i sums = _mm512_castsi256_si512(_mm512_cvtepi32_epi16(wide));
-            const __m512i of_first = _mm512_madd_epi16(scales[0], _mm512_shuffle_i32x4(sums, sums, 0));
-            block[t] = _mm512_slli_epi32(_mm512_dpwssd_epi32(of_first, scales[1], _mm512_shuffle_i32x4(sums, sums, 0x55)), 5);
-        }
-        eighth_of_q6_k<kTokens, 0, 0>(quad, values, scales[0], block);
-        eighth_of_q6_k<kTokens, 0, 1>(quad, values, scales[0], block);
-        eighth_of_q6_k<kTokens, 1, 0>(quad, values, scales[1], block);
-        eighth_of_q6_k<kTokens, 1, 1>(quad, values, scales[1], block);
+        // what the bytes being 32 too large adds, taken off: sums16 holds -32 times the sums
+        const __m512i wide = _mm512_srai_epi32(_mm512_loadu_si512(x.sums16 + b * 16), 5);
+        const __m512i sums = _mm512_castsi256_si512(_mm512_cvtepi32_epi16(wide));
+        const __m512i of_first = _mm512_madd_epi16(scales[0], _mm512_shuffle_i32x4(sums, sums, 0));
+        __m512i block = _mm512_slli_epi32(_mm512_dpwssd_epi32(of_first, scales[1], _mm512_shuffle_i32x4(sums, sums, 0x55)), 5);
+        block = eighth_of_q6_k<0, 0>(quad, values, scales[0], block);
+        block = eighth_of_q6_k<0, 1>(quad, values, scales[0], block);
+        block = eighth_of_q6_k<1, 0>(quad, values, scales[1], block);
+        block = eighth_of_q6_k<1, 1>(quad, values, scales[1], block);
         // the scale is the last two of these bytes
-        const Halves halves(quad.load_dwords(206));
-        BMX_UNROLL
-        for (int t = 0; t < kTokens; t++)
-            sum[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(block[t]), _mm512_mul_ps(halves.high, _mm512_set1_ps(x.scales[at + t])), sum[t]);
+        const __m512i last = _mm512_zextsi128_si512(quad.load_dwords(206));
+        const __m512i spread = _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 4, 4, 4, 1, 4, 4, 4, 2, 4, 4, 4, 3, 4, 4, 4), last);
+        const __m512 halves = _mm512_permute_ps(halves_of(spread), 0xf5);
+        const __m512 value = _mm512_mul_ps(_mm512_cvtepi32_ps(sums_of_rows(block, block)), halves);
+        sum = _mm512_fmadd_ps(value, _mm512_set1_ps(x.scales[b]), sum);
     }
-}
-
-// ---- Q8_0, Q4_0: blocks of 32, each with a scale of its own on both sides; bytes are 128 too large, nibbles are made into
-// such bytes by being stored times 16, which the scale undoes
-
-template <int kTokens, Weight kWeight>
-void quad_of_32(Quad quad, const Activations & x, __m512 * sum) {
-    constexpr bool kWhole = kWeight == Weight::q8_0;
-    constexpr int kBytes = kWhole ? 34 : 18;
-    for (int64_t b = 0; b < x.n_columns / 32; b++, quad.advance(kBytes)) {
-        quad.fetch<kBytes>();
-        const int64_t at = b / 8 * x.n_tokens, sub = b % 8;
-        const __m512i v = quad.load(2), flip = _mm512_set1_epi8(char(0x80)), upper = _mm512_set1_epi8(char(0xf0));
-        const __m512i first = kWhole ? _mm512_xor_si512(v, flip) : _mm512_and_si512(_mm512_slli_epi16(v, 4), upper);
-        const __m512i second = kWhole ? _mm512_xor_si512(quad.load(18), flip) : _mm512_and_si512(v, upper);
-        const __m512 scale = _mm512_mul_ps(Halves(quad.load_dwords(0)).low, _mm512_set1_ps(kWhole ? 1.0f : 1.0f / 16));
-        BMX_UNROLL
-        for (int t = 0; t < kTokens; t++) {
-            const int8_t * values = x.values + (at + t) * kBlock + sub * 32;
-            // what sums start with takes off what bytes are too large, once a row
-            __m512i block = _mm512_maskz_set1_epi32(0x1111, x.sums16[(at + t) * 16 + sub]);
-            block = _mm512_dpbusd_epi32(block, first, sixteen_of(values));
-            block = _mm512_dpbusd_epi32(block, second, sixteen_of(values + 16));
-            const __m512 both = _mm512_mul_ps(scale, _mm512_set1_ps(x.scales[(at + t) * 8 + sub]));
-            sum[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(block), both, sum[t]);
-        }
-    }
+    return sum;
 }
 
 // ---- all rows of a panel
 
-template <int kTokens>
-void multiply_quad(Weight weight, const Quad & quad, const Activations & x, __m512 * sum) {
-    switch (weight) {
-        case Weight::q4_k: return quad_with_minimums<kTokens, false>(quad, x, sum);
-        case Weight::q5_k: return quad_with_minimums<kTokens, true>(quad, x, sum);
-        case Weight::q6_k: return quad_q6_k<kTokens>(quad, x, sum);
-        case Weight::q8_0: return quad_of_32<kTokens, Weight::q8_0>(quad, x, sum);
-        default: return quad_of_32<kTokens, Weight::q4_0>(quad, x, sum);
-    }
-}
-
-// The sum of each row's four lanes.
-inline __m128 sums_of_rows(__m512 v) {
-    v = _mm512_add_ps(v, _mm512_permute_ps(v, 0x4e));
-    v = _mm512_add_ps(v, _mm512_permute_ps(v, 0xb1));
+// y[r]
+inline void quads(const Rows & rows, const Activations & x, float * y) {
     const __m512i firsts = _mm512_setr_epi32(0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12);
-    return _mm512_castps512_ps128(_mm512_permutexvar_ps(firsts, v));
-}
-
-// y[m * panel_rows + r], as a panel's
-template <int kTokens>
-void quads(const Rows & rows, const Activations & x, float * y, int panel_rows) {
     for (int first = 0; first < rows.n_rows; first += kQuad) {
         const char * const data = rows.data + first * rows.stride;
         const bool last = first + kQuad >= rows.n_rows;
@@ -283,33 +223,12 @@ void quads(const Rows & rows, const Activations & x, float * y, int panel_rows) 
             quad.row[r] = reinterpret_cast<const uint8_t *>(data + std::min(r, rows.n_rows - 1 - first) * rows.stride);
         quad.next = reinterpret_cast<const uint8_t *>(last && rows.after ? rows.after : data + kQuad * rows.stride);
         quad.stride = rows.stride;
-        __m512 sum[kTokens];
-        for (__m512 & s : sum) s = _mm512_setzero_ps();
-        multiply_quad<kTokens>(rows.weight, quad, x, sum);
-        for (int t = 0; t < kTokens; t++) _mm_storeu_ps(y + t * panel_rows + first, sums_of_rows(sum[t]));
+        const __m512 sum = rows.weight == Weight::q6_k   ? quad_q6_k(quad, x)
+                           : rows.weight == Weight::q5_k ? quad_with_minimums<true>(quad, x)
+                                                         : quad_with_minimums<false>(quad, x);
+        _mm_storeu_ps(y + first, _mm512_castps512_ps128(_mm512_permutexvar_ps(firsts, sum)));
     }
 }
-
-// As `Few` in panel.h
-struct Quads512 {
-    // more are multiplied sooner by unpacked panels
-    static constexpr int64_t most(Weight weight) {
-        return weight == Weight::f16 ? kMostDots : weight == Weight::q8_0 ? 8 : weight == Weight::q4_0 ? 4 : 6;
-    }
-    static void multiply(const Rows & rows, const Activations & x, float * y, int panel_rows) {
-        if (rows.weight == Weight::f16) return row_by_row<F16Dots>(rows, x, y, panel_rows);
-        switch (x.n_tokens) {
-            case 1: return quads<1>(rows, x, y, panel_rows);
-            case 2: return quads<2>(rows, x, y, panel_rows);
-            case 3: return quads<3>(rows, x, y, panel_rows);
-            case 4: return quads<4>(rows, x, y, panel_rows);
-            case 5: return quads<5>(rows, x, y, panel_rows);
-            case 6: return quads<6>(rows, x, y, panel_rows);
-            case 7: return quads<7>(rows, x, y, panel_rows);
-            default: return quads<8>(rows, x, y, panel_rows);
-        }
-    }
-};
 
 }  // namespace
 }  // namespace bmx

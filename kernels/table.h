@@ -9,11 +9,16 @@
 #include <cstdint>
 
 #if defined(__GNUC__)
+#define BMX_INLINE inline __attribute__((always_inline))
 #define BMX_UNROLL _Pragma("GCC unroll 16")
 #define BMX_PREFETCH(address) __builtin_prefetch(address, 0, 2)
+// Keeps the compiler from computing what depends on a number long before it is needed, and from running out of registers.
+#define BMX_OPAQUE(number) __asm__("" : "+r"(number))
 #else
+#define BMX_INLINE inline
 #define BMX_UNROLL
 #define BMX_PREFETCH(address) (void)(address)
+#define BMX_OPAQUE(number) (void)(number)
 #endif
 
 namespace bmx {

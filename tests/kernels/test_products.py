@@ -27,7 +27,8 @@ from numpy.typing import NDArray
 TOLERANCE = 3e-6
 # a panel has 8, 16, 32, 64 or 128 rows
 ROWS = (1, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 100, 127, 129)
-# up to eight go by rows or four rows, then up to 4 or 6 at a time pass over a panel; tiles take 16 and two at a time
+# up to four or eight go by rows, four rows or sixteen, then up to 4 or 6 at a time pass over a panel; tiles take 16 and two
+# at a time
 TOKENS = (*range(1, 19), 31, 32, 33, 47, 48, 49, 64)
 COLUMNS = {"Q4_K": (256, 768, 2048), "Q5_K": (256, 512), "Q6_K": (256, 1280)}
 COLUMNS |= {"Q8_0": (32, 96, 288, 1024), "Q4_0": (32, 96, 288, 512), "F16": (32, 160, 544)}
@@ -217,6 +218,18 @@ def test_activations_at_the_limits_of_float32_spoil_no_other_token(name: str, ki
         assert error(y[others], expected[others]) < TOLERANCE
         if abs(value) < 1:
             assert np.abs(y[1]).max() < 1e-30
+
+
+@pytest.mark.parametrize("name", ["avx512vnni"])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "F16"])
+def test_a_tokens_result_does_not_depend_on_how_many_there_are(name: str, kind: str) -> None:
+    rng = np.random.default_rng(5)
+    for n_rows, n_columns in ((77, COLUMNS[kind][-1]), (16, COLUMNS[kind][0]), (5, 2048)):
+        weights, x = random_weights(kind, n_rows, n_columns, rng), activations(64, n_columns, rng)
+        together = multiply(name, weights, x)
+        for n_tokens in TOKENS:
+            alone = multiply(name, weights, x[:n_tokens], n_threads=2)
+            np.testing.assert_array_equal(alone, together[:n_tokens], err_msg=f"{n_tokens} tokens of 64")
 
 
 def _weights_and_activations(kind: str, data: str, n_tokens: int) -> tuple[Weights, NDArray[np.float32]]:
