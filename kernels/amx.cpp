@@ -430,7 +430,7 @@ int64_t multiply_tiles_alone(int64_t rounds, int32_t * sum) {
 
 const Table table = {
     "amx", rows_of_tiles, 2 * kTile, round_and_split, tile_panel, sizeof(TileWorkspace), swiglu<S>, sum_of_squares<S>,
-    multiply_tiles_alone};
+    multiply_tiles_alone, attend<S>, sizeof(AttentionWorkspace<S>)};
 
 }  // namespace
 

@@ -33,7 +33,7 @@ struct Avx2 : Avx2Base {
 
 const Table table = {
     "avx2", rows_of_a_panel<Avx2>, 0, round_token<Avx2>, panel<Avx2>, scratch_bytes<Avx2>(), swiglu<Avx2>, sum_of_squares<Avx2>,
-    multiply_bytes<Avx2>};
+    multiply_bytes<Avx2>, attend<Avx2>, sizeof(AttentionWorkspace<Avx2>)};
 
 }  // namespace
 

@@ -4,6 +4,7 @@
 #include <immintrin.h>
 
 #include "dots.h"
+#include "attend.h"
 #include "elementwise.h"
 #include "panel.h"
 #include "peak.h"

@@ -3,6 +3,7 @@
 
 #include <immintrin.h>
 
+#include "attend.h"
 #include "elementwise.h"
 #include "strips.h"
 #include "panel.h"

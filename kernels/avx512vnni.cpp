@@ -9,7 +9,7 @@ namespace {
 
 const Table table = {
     "avx512vnni", rows_of_a_panel<Avx512Vnni>, 0, round_token<Avx512Vnni>, panel<Avx512Vnni>, scratch_bytes<Avx512Vnni>(), swiglu<Avx512Vnni>, sum_of_squares<Avx512Vnni>,
-    multiply_bytes<Avx512Vnni>};
+    multiply_bytes<Avx512Vnni>, attend<Avx512Vnni>, sizeof(AttentionWorkspace<Avx512Vnni>)};
 
 }  // namespace
 

@@ -29,7 +29,7 @@ struct AvxVnni : Avx2Base {
 
 const Table table = {
     "avxvnni", rows_of_a_panel<AvxVnni>, 0, round_token<AvxVnni>, panel<AvxVnni>, scratch_bytes<AvxVnni>(), swiglu<AvxVnni>, sum_of_squares<AvxVnni>,
-    multiply_bytes<AvxVnni>};
+    multiply_bytes<AvxVnni>, attend<AvxVnni>, sizeof(AttentionWorkspace<AvxVnni>)};
 
 }  // namespace
 

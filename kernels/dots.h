@@ -1,4 +1,4 @@
-// A few tokens: each row of weights is multiplied where it lies, in the order in which memory holds it. Such products
+// A few tokens with AVX2: each row of weights is multiplied where it lies, in the order in which memory holds it. Such products
 // wait for memory, not for arithmetic, so vectors of 256 bits serve (but see quads512.h); `D` adds up pairs of products:
 //
 //   D::add_pairs(sum, a, b)   eight sums of two products of 16-bit numbers

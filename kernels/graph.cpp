@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "attention.h"
 #include "ggml-cpu.h"
 
 namespace bmx {
@@ -256,6 +257,16 @@ bool is_ours(const ggml_tensor * node) {
 ggml_status compute_graph(Context & context, ggml_cgraph * graph) {
     int foreign = 0;  // nodes from here on are not computed yet
     for (int i = 0; i < graph->n_nodes;) {
+        if (to_compute(graph->nodes[i]) && is_our_attention(*context.table, graph->nodes[i])) {
+            // what it reads must be there, its mask before it is known to be ours
+            const ggml_status status = compute_foreign(context, graph, foreign, i);
+            if (status != GGML_STATUS_SUCCESS) return status;
+            const Attended attended = compute_attention(context, graph->nodes[i]);
+            if (attended == Attended::no_memory) return GGML_STATUS_ALLOC_FAILED;
+            foreign = attended == Attended::done ? i + 1 : i;
+            i++;
+            continue;
+        }
         Fusion fusion(graph, i);
         if (!to_compute(graph->nodes[i]) || !fusion.build()) {
             i++;

@@ -1,7 +1,7 @@
 // The kernels, written once over a small set of vector operations; each instruction set's file defines those (`S`) and
 // instantiates this. Names follow table.h. All of it is inlined into the one file, hence the unnamed namespace.
 //
-// S::Few multiplies a few tokens, as many as S::Few::most(weight), with rows as they lie in memory: dots.h, quads512.h.
+// S::Few multiplies a few tokens, as many as S::Few::most(weight), with rows as they lie in memory: dots.h, strips.h, quads512.h.
 // S has kLanes of 32 bits; a panel has S::kHigh vectors of rows, and S::kWide tokens pass over it together: as many as
 // the registers hold sums for. The inner loop is one dot product of four bytes a lane for each of kHigh * kWide sums,
 // fed by kHigh loads of weights and kWide broadcasts of activations.

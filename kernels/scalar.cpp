@@ -168,7 +168,7 @@ float sum_of_squares(const float * x, int64_t n) {
     return float(sum);
 }
 
-const Table table = {"scalar", [](int64_t) { return kRows; }, 0, round, panel, 64, swiglu, sum_of_squares, nullptr};
+const Table table = {"scalar", [](int64_t) { return kRows; }, 0, round, panel, 64, swiglu, sum_of_squares, nullptr, nullptr, 0};
 
 }  // namespace
 

@@ -77,6 +77,22 @@ struct Rows {
     const char * after;  // the rows that are multiplied right after these, where they are another matrix's; or null
 };
 
+// Rows of attention over the same cells, at most kMostAttentionRows, each of head_size values: a multiple of 32, at most
+// kMostHeadSize.
+constexpr int kMostAttentionRows = 64, kMostHeadSize = 128;
+struct AttentionRows {
+    const float * queries;  // [n_rows][head_size], scaled
+    float * out;            // likewise
+    int n_rows, head_size;
+    const int32_t * cells;  // that are seen, in the order in which they are added up
+    int n_cells;
+    const int32_t * n_seen;  // how many of them each row sees, from the first on; never fewer than the row before
+    const char * keys;       // of a cell, in half precision
+    size_t key_stride;       // bytes from cell to cell
+    const char * values;
+    size_t value_stride;
+};
+
 struct Table {
     const char * name;
     int (*rows)(int64_t n_tokens);  // of a panel
@@ -94,6 +110,9 @@ struct Table {
     // Multiplies and adds bytes on registers alone, for benchmarks; returns how many operations these were, and changes
     // *sum, so that none can be left out. Null where that would say nothing.
     int64_t (*multiply_bytes)(int64_t rounds, int32_t * sum);
+    // Scratch holds attention_bytes, 64-byte aligned. Null where ggml's attention is used.
+    void (*attend)(const AttentionRows & rows, char * scratch);
+    size_t attention_bytes;
 };
 
 const Table * scalar_table();
