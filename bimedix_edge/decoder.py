@@ -74,6 +74,8 @@ _ABORTED = 2
 _FLASH_ATTENTION_ON = 1
 _KV_TYPES = {"f32": llama_cpp.GGML_TYPE_F32, "f16": llama_cpp.GGML_TYPE_F16, "q8_0": llama_cpp.GGML_TYPE_Q8_0}
 _PENALTY_WINDOW_TOKENS = 64
+# see `Decoder.least_step`: ggml's attention multiplies tiles of 64 from 64 on, and AMX's tiles are worth it from 20 on
+_GGML_LEAST_STEP, _TILES_LEAST_STEP, _KERNELS_LEAST_STEP = 64, 32, 16
 _LOG_ERROR = 4
 # in the order of ggml's enum ggml_backend_dev_type
 _DEVICE_KINDS: tuple[DeviceKind, ...] = ("cpu", "gpu", "igpu", "accel", "meta")
@@ -175,6 +177,7 @@ class Decoder:
 
     Attributes:
         kernels: what was chosen, and why.
+        least_step: so many positions, or more, have to the bit the same results for every number that is evaluated at once.
 
     Raises:
         DecoderError: llama.cpp refuses the file, or it is not what the manifest states.
@@ -212,7 +215,15 @@ class Decoder:
             self.close()
             raise
         self.n_ctx = int(llama_cpp.llama_n_ctx(self._context))
+        self.least_step = min(self._least_step(), n_batch)
         self._buffers = _Buffers(n_batch, n_seq_max)
+
+    def _least_step(self) -> int:
+        ours = self.kernels.name is not None and not self.placement.devices
+        # kernels/attention.cpp says which attention is ours
+        if not (ours and self.placement.kv_type == "f16" and self.spec.head_dim in (32, 64, 96, 128)):
+            return _GGML_LEAST_STEP
+        return _TILES_LEAST_STEP if self.kernels.name == "amx" else _KERNELS_LEAST_STEP
 
     def _load(self, path: Path) -> None:
         params = llama_cpp.llama_model_default_params()

@@ -33,7 +33,6 @@ from bimedix_edge.events import (
     Usage,
 )
 from bimedix_edge.lookahead import Lookahead
-from bimedix_edge.pace import LEAST_STEP
 from bimedix_edge.sampling import Sampling
 from bimedix_edge.sessions import ImageRow, Item, PromptImage, Session
 from bimedix_edge.vision import Stop
@@ -42,6 +41,10 @@ __all__ = ["Embeds", "Generation", "ImageSource", "Request"]
 
 Embeds = NDArray[np.float32]
 _PENALTY_PROMPT_TOKENS = 64
+# cells that are kept free for what an answer writes next
+_SPARE = 64
+# less text than this before an image waits for it: a step of few positions costs as much as of many
+_WAITING_TEXT = 64
 
 
 class ImageSource(Protocol):
@@ -152,7 +155,7 @@ class Generation:
     def n_spare(self) -> int:
         """Return how many cells it will need next, besides those it has: a few, for an answer may be short."""
         left = self._request.max_tokens - len(self._tokens)
-        return max(1, min(left, LEAST_STEP, self._decoder.n_ctx - max(self.n_prompt, len(self.session.items))))
+        return max(1, min(left, _SPARE, self._decoder.n_ctx - max(self.n_prompt, len(self.session.items))))
 
     @property
     def encoding(self) -> bool:
@@ -189,7 +192,7 @@ class Generation:
         """Return what of the prompt is to be evaluated next: text, and rows of images whose embeddings are at hand.
 
         Args:
-            limit: most positions, `LEAST_STEP` or more; a few more where few would be left.
+            limit: most positions, the decoder's `least_step` or more; a few more where few would be left.
 
         Returns:
             Nothing while it waits for an image to be encoded; little text before one waits with it.
@@ -197,16 +200,16 @@ class Generation:
         Raises:
             VisionError: that failed.
         """
-        at = len(self.session.items)
-        most = min(limit + LEAST_STEP - 1, self._decoder.n_batch)
+        at, least = len(self.session.items), self._decoder.least_step
+        most = min(limit + least - 1, self._decoder.n_batch)
         end = self.n_prompt
         self._awaited = None
         for index, shown in enumerate(self._shown):
             if shown.end <= at:
                 continue
-            if shown.start >= at + most + LEAST_STEP:
+            if shown.start >= at + most + _WAITING_TEXT:
                 break
-            wanted = shown.start < at + LEAST_STEP
+            wanted = shown.start < at + _WAITING_TEXT
             if not self._has_embeds(index, begin=wanted):
                 if wanted:
                     self._awaited = index
@@ -214,7 +217,7 @@ class Generation:
                 end = shown.start
                 break
         if end - at > most:
-            end = at + limit if end - at - limit >= LEAST_STEP else end - LEAST_STEP
+            end = at + limit if end - at - limit >= least else end - least
         return self.prompt[at:end]
 
     def rows(self, step: Sequence[Item]) -> Embeds | None:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-__all__ = ["LEAST_STEP", "Pace"]
+__all__ = ["Pace"]
 
-# a run of the prompt that is cut is cut into no fewer: ggml's attention and our kernels add up in another order for few
-# positions, and an answer must not depend on how its prompt was cut because of others
-LEAST_STEP = 64
-# while others write, a piece of a prompt, or a while of encoding, takes as long as so many of their tokens
-_TOKENS = 5.0
+# while others write, a piece of a prompt takes as long as so many of their tokens; and an image is encoded for so many before
+# they get the next one, which takes a few itself since the encoder still computes
+_TOKENS, _ENCODING_TOKENS = 6.0, 3.0
 # while others only wait to be read, and while nobody does: a lone prompt's progress is seen, and whoever comes is not
 # kept long
 _SHARED_S, _LONE_S = 0.5, 1.0
 _LONE_LEAST = 128
-# our kernels take so many positions at once
-_WHOLE = 16
+# pieces are whole multiples of this: kernels take so many positions at once, or twice as many
+_WHOLE = 8
 # of a new measurement in the running mean
 _WEIGHT = 0.25
 
@@ -24,13 +22,12 @@ class Pace:
 
     Args:
         n_batch: most positions of a step.
-
-    Attributes:
-        least_step: fewest positions of a piece that is not the last.
+        least_step: fewest positions of a piece of a prompt that is cut: what is added up for fewer is added up in another
+            order, and an answer must not depend on how its prompt was cut because of others.
     """
 
-    def __init__(self, n_batch: int) -> None:
-        self.least_step = min(LEAST_STEP, n_batch)
+    def __init__(self, n_batch: int, least_step: int) -> None:
+        self.least_step = least_step
         self._n_batch = n_batch
         self._token_s: float | None = None
         self._position_s: float | None = None
@@ -42,7 +39,7 @@ class Pace:
     def read(self, n: int, seconds: float) -> None:
         """Note what a piece of a prompt took; a small one says little about others."""
         if n >= self.least_step:
-            self._position_s = _mean(self._position_s, seconds / n)
+            self._position_s = _mean(self._position_s, max(0.0, seconds - self._pass_s(seconds)) / n)
 
     def limit(self, *, writes: bool, shared: bool) -> int:
         """Return how many positions the next piece may have.
@@ -54,16 +51,21 @@ class Pace:
         if self._position_s is None:
             return min(_LONE_LEAST, self._n_batch)
         if writes:
-            return self._positions(self.pause_s(), self.least_step)
+            return self._positions(_TOKENS * (self._token_s or 0.0), self.least_step)
         return self._positions(_SHARED_S if shared else _LONE_S, _LONE_LEAST)
 
     def pause_s(self) -> float:
-        """Return how long those who write wait for somebody's prompt between their tokens."""
-        return _TOKENS * (self._token_s or 0.0)
+        """Return how long those who write wait for somebody's image between their tokens."""
+        return _ENCODING_TOKENS * (self._token_s or 0.0)
+
+    def _pass_s(self, seconds: float) -> float:
+        """Return what a step takes besides its positions: one pass over the weights, as a step of writing is."""
+        return min(self._token_s or 0.0, seconds / 2)
 
     def _positions(self, seconds: float, least: int) -> int:
         assert self._position_s is not None, "limit has asked"
-        whole = int(seconds / self._position_s) // _WHOLE * _WHOLE
+        left = max(0.0, seconds - self._pass_s(seconds))
+        whole = int(left / self._position_s) // _WHOLE * _WHOLE if self._position_s else self._n_batch
         return max(min(least, self._n_batch), min(whole, self._n_batch))
 
 

@@ -58,7 +58,7 @@ class Scheduler:
         self._n_parallel = n_parallel
         self._overlap = overlap
         self._shared_cores = shared_cores
-        self._pace = Pace(decoder.n_batch)
+        self._pace = Pace(decoder.n_batch, decoder.least_step)
         self._condition = threading.Condition()
         self._woken = False
         self._closing = False

@@ -29,6 +29,7 @@ constexpr int kWidth = 256, kHeads = 4, kHead = kWidth / kHeads, kMaxNodes = 102
 // Both round activations to int8, after sums in different orders: now and then a value goes to the other side, and in a
 // chain of products such steps add up. This much is allowed for each; what is really wrong is of the order of 1.
 constexpr double kTolerance = 0.02;
+const char * const kMask = "mask";
 // Values that grow beyond this are scaled down, as a model's norms do: ggml rounds activations of F16 weights to F16, whose
 // largest number is 65,504, and ours do not.
 constexpr double kLargest = 30;
@@ -119,6 +120,11 @@ private:
 
     std::vector<char> random_data(const ggml_tensor * t) {
         std::vector<char> data(ggml_nbytes(t));
+        if (t->type == GGML_TYPE_F16 && !strcmp(t->name, kMask)) {
+            const std::vector<ggml_fp16_t> mask = random_mask(t);
+            memcpy(data.data(), mask.data(), data.size());
+            return data;
+        }
         if (t->type == GGML_TYPE_I32) {
             for (int32_t i = 0; i < ggml_nelements(t); i++) memcpy(&data[i * sizeof i], &i, sizeof i);
             return data;
@@ -127,6 +133,26 @@ private:
         const size_t row = ggml_row_size(t->type, t->ne[0]), spare = rows.size() - data.size();
         memcpy(data.data(), &rows[random_.below(int(spare / row + 1)) * row], data.size());
         return data;
+    }
+
+    // Cells of a few sequences, mixed, of which a token sees those of its own up to a place that moves on, and at least one.
+    std::vector<ggml_fp16_t> random_mask(const ggml_tensor * t) {
+        const int64_t n_cells = t->ne[0], n_tokens = t->ne[1];
+        const int n_sequences = random_.of({1, 1, 2, 5});
+        const bool biased = random_.chance(10);
+        std::vector<int> of_cell(n_cells);
+        for (int & sequence : of_cell) sequence = random_.below(n_sequences);
+        const ggml_fp16_t hidden = ggml_fp32_to_fp16(-INFINITY);
+        std::vector<ggml_fp16_t> mask(n_cells * n_tokens, hidden);
+        int sequence = random_.below(n_sequences);
+        for (int64_t token = 0; token < n_tokens; token++) {
+            if (random_.chance(20)) sequence = random_.below(n_sequences);
+            const int64_t limit = 1 + (n_cells - 1) * (token + 1) / n_tokens;
+            for (int64_t cell = 0; cell < limit; cell++)
+                if (of_cell[cell] == sequence) mask[token * n_cells + cell] = ggml_fp32_to_fp16(biased ? -float(cell % 3) : 0.0f);
+            mask[token * n_cells + random_.below(int(limit))] = 0;
+        }
+        return mask;
     }
 
     // Many rows of one type and length, of which each tensor takes some: quantizing takes time.
@@ -251,8 +277,28 @@ private:
         return keep(ggml_cont_2d(nodes_, mixed, kWidth, n_tokens_));
     }
 
+    // of all heads at once, over a cache whose heads are shared by two of the queries'
+    ggml_tensor * cached_attention(ggml_tensor * x) {
+        ggml_tensor * q = ggml_permute(nodes_, rotated(by_head(product(x, kWidth))), 0, 2, 1, 3);
+        const int64_t n_cells = random_.of({1, 31, 32, 64, 100, 256});
+        const ggml_type type = random_.of({GGML_TYPE_F16, GGML_TYPE_F16, GGML_TYPE_F16, GGML_TYPE_F32});
+        // heads side by side in each cell, as llama.cpp has them, or one after the other
+        const bool by_cell = random_.chance(70);
+        const auto cache = [&] {
+            ggml_tensor * all = by_cell ? leaf(type, kHead, kHeads / 2, n_cells) : leaf(type, kHead, n_cells, kHeads / 2);
+            return by_cell ? ggml_permute(nodes_, all, 0, 2, 1, 3) : all;
+        };
+        ggml_tensor * k = cache(), * v = cache();
+        ggml_tensor * mask = leaf(GGML_TYPE_F16, n_cells, (n_tokens_ + 63) / 64 * 64);
+        ggml_set_name(mask, kMask);
+        ggml_tensor * mixed = ggml_flash_attn_ext(nodes_, q, k, v, mask, 0.5f, 0.0f, random_.chance(5) ? 10.0f : 0.0f);
+        return keep(ggml_reshape_2d(nodes_, mixed, kWidth, n_tokens_));
+    }
+
     ggml_tensor * layer(ggml_tensor * x) {
-        ggml_tensor * mixed = random_.chance(50) ? attention(norm(x)) : product(norm(x), kWidth);
+        ggml_tensor * mixed = random_.chance(30)   ? attention(norm(x))
+                              : random_.chance(60) ? cached_attention(norm(x))
+                                                   : product(norm(x), kWidth);
         if (random_.chance(10)) mixed = any(kWidth);
         x = sum(product(mixed, kWidth), x);
         ggml_tensor * normalized = random_.chance(5) ? x : norm(x);
