@@ -32,7 +32,7 @@ from bimedix_edge.kernels import AUTO, Kernels, load_kernels
 from bimedix_edge.placement import Placement
 from bimedix_edge.prompt import END_OF_TURN
 from bimedix_edge.sampling import Sampling
-from bimedix_edge.token_rows import TokenRows
+from bimedix_edge.token_rows import TokenRows, matrix_types
 
 if TYPE_CHECKING:
     from bimedix_edge.constraint import Constraint, Vocabulary
@@ -75,7 +75,9 @@ _FLASH_ATTENTION_ON = 1
 _KV_TYPES = {"f32": llama_cpp.GGML_TYPE_F32, "f16": llama_cpp.GGML_TYPE_F16, "q8_0": llama_cpp.GGML_TYPE_Q8_0}
 _PENALTY_WINDOW_TOKENS = 64
 # see `Decoder.least_step`: ggml's attention multiplies tiles of 64 from 64 on, and AMX's tiles are worth it from 20 on
-_GGML_LEAST_STEP, _TILES_LEAST_STEP, _KERNELS_LEAST_STEP = 64, 32, 16
+_EXACT_TYPES = {llama_cpp.GGML_TYPE_Q4_0, llama_cpp.GGML_TYPE_Q8_0, llama_cpp.GGML_TYPE_Q4_K}
+_EXACT_TYPES |= {llama_cpp.GGML_TYPE_Q5_K, llama_cpp.GGML_TYPE_Q6_K}
+_GGML_LEAST_STEP, _TILES_LEAST_STEP, _KERNELS_LEAST_STEP, _EXACT_STEP = 64, 32, 16, 1
 _LOG_ERROR = 4
 # in the order of ggml's enum ggml_backend_dev_type
 _DEVICE_KINDS: tuple[DeviceKind, ...] = ("cpu", "gpu", "igpu", "accel", "meta")
@@ -177,7 +179,8 @@ class Decoder:
 
     Attributes:
         kernels: what was chosen, and why.
-        least_step: so many positions, or more, have to the bit the same results for every number that is evaluated at once.
+        least_step: steps of so many positions, or more, have to the bit the same results as longer ones.
+        exact_beside: whether a step of any length has, whatever else is evaluated in it.
 
     Raises:
         DecoderError: llama.cpp refuses the file, or it is not what the manifest states.
@@ -216,6 +219,7 @@ class Decoder:
             raise
         self.n_ctx = int(llama_cpp.llama_n_ctx(self._context))
         self.least_step = min(self._least_step(), n_batch)
+        self.exact_beside = self.least_step == _EXACT_STEP
         self._buffers = _Buffers(n_batch, n_seq_max)
 
     def _least_step(self) -> int:
@@ -223,6 +227,8 @@ class Decoder:
         # kernels/attention.cpp says which attention is ours
         if not (ours and self.placement.kv_type == "f16" and self.spec.head_dim in (32, 64, 96, 128)):
             return _GGML_LEAST_STEP
+        if self.kernels.name == "avx512vnni" and matrix_types(self._path, _ggml) <= _EXACT_TYPES:
+            return _EXACT_STEP
         return _TILES_LEAST_STEP if self.kernels.name == "amx" else _KERNELS_LEAST_STEP
 
     def _load(self, path: Path) -> None:
@@ -424,6 +430,40 @@ class Decoder:
         batch.embd = None
         self._decode(batch, dict(zip(seqs, positions, strict=True)), should_stop)
 
+    def evaluate_beside(
+        self,
+        seqs: Sequence[int],
+        positions: Sequence[int],
+        tokens: Sequence[int],
+        seq: int,
+        position: int,
+        piece: Sequence[int] | NDArray[np.float32],
+        *,
+        want_logits: bool,
+    ) -> None:
+        """Evaluate one token of each of some sequences and a piece of another one in one pass.
+
+        Args:
+            seqs, positions, tokens: as for `evaluate_each`; their logits are known by their index.
+            seq, position: of the piece, which is not among those.
+            piece: tokens, or embeddings as for `evaluate_embeds`.
+            want_logits: whether the logits of its last position are computed; their index is that in the whole step.
+
+        Raises:
+            DecoderError: llama.cpp failed; every sequence is as it was before then.
+        """
+        n = len(seqs)
+        batch = self._buffers.columns_and_run(seqs, positions, len(piece), seq, position, want_logits=want_logits)
+        if isinstance(piece, np.ndarray):
+            embeds = np.concatenate([self.token_embeds(tokens), piece])
+            batch.token = None
+            batch.embd = embeds.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+        else:
+            self._buffers.tokens[: n + len(piece)] = [*tokens, *piece]
+            batch.token = self._buffers.tokens
+            batch.embd = None
+        self._decode(batch, {**dict(zip(seqs, positions, strict=True)), seq: position}, None)
+
     def _decode(
         self, batch: llama_cpp.llama_batch, starts: Mapping[int, int], should_stop: Callable[[], bool] | None
     ) -> None:
@@ -551,6 +591,7 @@ class _Buffers:
         self._seqs = (llama_cpp.llama_seq_id * n_seq_max)()
         size = ctypes.sizeof(llama_cpp.llama_seq_id)
         places = [ctypes.addressof(self._seqs) + index * size for index in range(n_seq_max)]
+        self._mixed = (pointer * n_batch)()
         self._each_seq = (pointer * n_seq_max)(*(ctypes.cast(place, pointer) for place in places))
 
     def batch(self, count: int, seq: int, position: int, *, want_logits: bool) -> llama_cpp.llama_batch:
@@ -573,6 +614,24 @@ class _Buffers:
         self._position[:count] = positions
         ctypes.memset(self._wants_logits, 1, count)
         return self._filled(count, self._each_seq)
+
+    def columns_and_run(
+        self, seqs: Sequence[int], positions: Sequence[int], count: int, seq: int, position: int, *, want_logits: bool
+    ) -> llama_cpp.llama_batch:
+        """Return a batch of one position of each of some sequences, and behind them `count` of another one."""
+        n = len(seqs)
+        if not (1 <= n <= len(self._seqs) and count >= 1 and n + count <= len(self.tokens)):
+            raise ValueError(f"a batch holds {len(self.tokens)} positions, not {n} and {count}")
+        self._seqs[:n] = seqs
+        self._seq[0] = seq
+        self._position[: n + count] = [*positions, *range(position, position + count)]
+        ctypes.memset(self._wants_logits, 1, n)
+        for index in range(n, n + count):
+            self._wants_logits[index] = 0
+        self._wants_logits[n + count - 1] = 1 if want_logits else 0
+        self._mixed[:n] = self._each_seq[:n]
+        self._mixed[n : n + count] = self._seq_of[:count]
+        return self._filled(n + count, self._mixed)
 
     def _filled(self, count: int, seq_of: Any) -> llama_cpp.llama_batch:
         batch = llama_cpp.llama_batch()

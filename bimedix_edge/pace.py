@@ -4,13 +4,15 @@ from __future__ import annotations
 
 __all__ = ["Pace"]
 
-# while others write, a piece of a prompt takes as long as so many of their tokens; and an image is encoded for so many before
-# they get the next one, which takes a few itself since the encoder still computes
+# while others write, a piece of a prompt takes as long as so many of their tokens; and an image is encoded for so many
+# before they get the next one, which takes a few itself since the encoder still computes
 _TOKENS, _ENCODING_TOKENS = 6.0, 3.0
 # while others only wait to be read, and while nobody does: a lone prompt's progress is seen, and whoever comes is not
 # kept long
 _SHARED_S, _LONE_S = 0.5, 1.0
 _LONE_LEAST = 128
+# shorter pieces are hardly quicker: each is a pass over the weights
+_LEAST = 16
 # pieces are whole multiples of this: kernels take so many positions at once, or twice as many
 _WHOLE = 8
 # of a new measurement in the running mean
@@ -22,12 +24,12 @@ class Pace:
 
     Args:
         n_batch: most positions of a step.
-        least_step: fewest positions of a piece of a prompt that is cut: what is added up for fewer is added up in another
-            order, and an answer must not depend on how its prompt was cut because of others.
+        least_step: fewest positions of a piece of a prompt that is cut: for fewer, sums may be added up in another order,
+            and an answer must not depend on how its prompt was cut because of others.
     """
 
     def __init__(self, n_batch: int, least_step: int) -> None:
-        self.least_step = least_step
+        self._least_step = max(least_step, min(_LEAST, n_batch))
         self._n_batch = n_batch
         self._token_s: float | None = None
         self._position_s: float | None = None
@@ -38,7 +40,7 @@ class Pace:
 
     def read(self, n: int, seconds: float) -> None:
         """Note what a piece of a prompt took; a small one says little about others."""
-        if n >= self.least_step:
+        if n >= self._least_step:
             self._position_s = _mean(self._position_s, max(0.0, seconds - self._pass_s(seconds)) / n)
 
     def limit(self, *, writes: bool, shared: bool) -> int:
@@ -51,7 +53,7 @@ class Pace:
         if self._position_s is None:
             return min(_LONE_LEAST, self._n_batch)
         if writes:
-            return self._positions(_TOKENS * (self._token_s or 0.0), self.least_step)
+            return self._positions(_TOKENS * (self._token_s or 0.0), self._least_step)
         return self._positions(_SHARED_S if shared else _LONE_S, _LONE_LEAST)
 
     def pause_s(self) -> float:

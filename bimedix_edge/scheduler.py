@@ -2,8 +2,8 @@
 
 Each round is a step of writing, in which every answer that is being written gets its next token in one pass over the
 weights, and a step of reading, which evaluates a piece of one prompt. So a long prompt does not stop the others'
-tokens: its pieces take as long as a few tokens, or as long as is quick where nobody waits. The two are never one
-batch, though that would save a pass: a token's logits would depend on whether somebody's prompt is read beside it.
+tokens: its pieces take as long as a few tokens, or as long as is quick where nobody waits. Where no result depends on
+what is computed beside it, the two are one step, which saves a pass over the weights.
 
 Answers get their places in order of arrival. Where cells of the KV cache run out, the youngest answer is parked in the
 host's memory until an older one has ended, and goes on from the same bits: no answer is cut short by its neighbours.
@@ -15,6 +15,7 @@ import collections
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from bimedix_edge.decoder import Aborted, Decoder
 from bimedix_edge.errors import UsageError
@@ -27,7 +28,16 @@ __all__ = ["Scheduler"]
 THREAD_NAME = "bimedix-edge-engine"
 # how long an answer that waits for an image is not looked at, if nothing wakes the thread
 _POLL_S = 0.02
+# so many positions of a prompt that is preferred since it is shorter make up for one step of waiting
+_PASSED_OVER = 64
 _CLOSED = "Expected the model to be open, but it is closed; open it again."
+
+
+class _Piece(NamedTuple):
+    """What of a prompt is evaluated next."""
+
+    generation: Generation
+    step: Sequence[Item]
 
 
 class Scheduler:
@@ -193,32 +203,71 @@ class Scheduler:
 
     def _step(self) -> None:
         """Advance every answer that is being written, and one prompt; wait if there is nothing to do."""
-        wrote = self._write([generation for generation in self._live if generation.pending is not None])
-        if self._read():
+        writing = self._writing()
+        piece = self._next_piece()
+        if writing and piece is not None and self._decoder.exact_beside:
+            self._write_and_read(writing, *piece)
             return
-        if not wrote:
+        wrote = self._write(writing)
+        if piece is not None:
+            self._read(*piece)
+        elif not wrote:
             self._sleep(_POLL_S)
         elif self._shared_cores and self._encoding():
             # those who write leave the cores to an image's encoding for a while, as they do to a prompt
             self._sleep(self._pace.pause_s())
 
-    def _write(self, writing: list[Generation]) -> bool:
+    def _writing(self) -> list[Generation]:
+        """Return those that get a token next, having ended those whose context is full."""
+        writing = [generation for generation in self._live if generation.pending is not None]
         for generation in list(writing):
             if len(generation.session.items) >= self._decoder.n_ctx:
                 writing.remove(generation)
                 self._live.remove(generation)
                 generation.finish("context")
-        while not self._sessions.make_room(len(writing)):
+        return writing
+
+    def _next_piece(self) -> _Piece | None:
+        """Return what of a prompt is evaluated next; None if there is nothing, or nothing but images to wait for."""
+        reading = [generation for generation in self._live if generation.pending is None]
+        beside = self._overlap() or len(self._live) > 1
+        # the one with least to do first, but nobody is passed over for long
+        reading.sort(key=lambda generation: generation.n_unread - _PASSED_OVER * generation.passed_over)
+        writes = len(reading) < len(self._live)
+        limit = self._pace.limit(writes=writes, shared=len(reading) > 1 or bool(self._waiting))
+        for generation in reading:
+            try:
+                step = generation.next_step(limit)
+                if beside:
+                    generation.look_ahead()
+            except Exception as error:  # an encoding's
+                self._retire(generation, error)
+                continue
+            if step:
+                for other in reading:
+                    other.passed_over += other is not generation
+                return _Piece(generation, step)
+        return None
+
+    def _with_room(self, writing: list[Generation], piece: _Piece | None) -> tuple[list[Generation], _Piece | None]:
+        """Return what of both can be evaluated, with cells for it: where they run out, the youngest are parked."""
+        writing = [generation for generation in writing if generation in self._live]
+        if piece is not None and piece.generation not in self._live:
+            piece = None
+        while not self._sessions.make_room(len(writing) + (0 if piece is None else len(piece.step))):
             parked = self._park_youngest()
             writing = [generation for generation in writing if generation is not parked]
+            if piece is not None and piece.generation is parked:
+                piece = None
+        return writing, piece
+
+    def _write(self, writing: list[Generation]) -> bool:
+        writing, _ = self._with_room(writing, None)
         if not writing:
             return False
-        seqs = [_seq(generation) for generation in writing]
-        positions = [len(generation.session.items) for generation in writing]
-        tokens = [generation.pending or 0 for generation in writing]
         start_s = time.perf_counter()
         try:
-            self._decoder.evaluate_each(seqs, positions, tokens, self._should_stop())
+            self._decoder.evaluate_each(*_columns(writing), self._should_stop())
         except Aborted:
             return True
         except Exception as error:  # of all of them, since it cannot be told whose fault it was
@@ -227,53 +276,62 @@ class Scheduler:
             return True
         if not self._encoding():
             self._pace.wrote(time.perf_counter() - start_s)
-        for index, generation in enumerate(writing):
-            generation.was_written()
-            self._sample(generation, index)
+        self._were_written(writing)
         return True
 
-    def _read(self) -> bool:
-        """Evaluate a piece of one prompt; return whether there was one that does not wait for an image."""
-        reading = [generation for generation in self._live if generation.pending is None]
-        beside = self._overlap() or len(self._live) > 1
-        # the one with least to do first, but nobody is passed over for long
-        reading.sort(key=lambda generation: generation.n_unread - self._pace.least_step * generation.passed_over)
-        writes = len(reading) < len(self._live)
-        limit = self._pace.limit(writes=writes, shared=len(reading) > 1 or bool(self._waiting))
-        for generation in reading:
-            try:
-                step = generation.next_step(limit)
-                if beside:
-                    generation.look_ahead()
-                if step:
-                    self._read_step(generation, step)
-                    for other in reading:
-                        other.passed_over += other is not generation
-                    return True
-            except Aborted:
-                return True
-            except Exception as error:  # an encoding's, or llama.cpp's
-                self._retire(generation, error)
-                return True
-        return False
-
-    def _read_step(self, generation: Generation, step: Sequence[Item]) -> None:
-        while not self._sessions.make_room(len(step)):
-            if self._park_youngest() is generation:
-                return
+    def _read(self, generation: Generation, step: Sequence[Item]) -> None:
+        _, piece = self._with_room([], _Piece(generation, step))
+        if piece is None:
+            return
         seq, at = _seq(generation), len(generation.session.items)
         samples = at + len(step) == generation.n_prompt
         start_s = time.perf_counter()
-        if (rows := generation.rows(step)) is not None:
-            self._decoder.evaluate_embeds(seq, at, rows, self._should_stop(), want_logits=samples)
-        else:
-            tokens = [item for item in step if isinstance(item, int)]
-            self._decoder.evaluate_tokens(seq, at, tokens, self._should_stop(), want_logits=samples)
+        try:
+            if (rows := generation.rows(step)) is not None:
+                self._decoder.evaluate_embeds(seq, at, rows, self._should_stop(), want_logits=samples)
+            else:
+                tokens = [item for item in step if isinstance(item, int)]
+                self._decoder.evaluate_tokens(seq, at, tokens, self._should_stop(), want_logits=samples)
+        except Aborted:
+            return
+        except Exception as error:  # a damaged file's, or llama.cpp's
+            self._retire(generation, error)
+            return
+        self._was_read(generation, step, time.perf_counter() - start_s, -1 if samples else None)
+
+    def _write_and_read(self, writing: list[Generation], generation: Generation, step: Sequence[Item]) -> None:
+        """Do both in one step."""
+        writing, piece = self._with_room(writing, _Piece(generation, step))
+        if not writing or piece is None:
+            self._write(writing)
+            if piece is not None:
+                self._read(*piece)
+            return
+        seq, at = _seq(generation), len(generation.session.items)
+        samples = at + len(step) == generation.n_prompt
+        start_s = time.perf_counter()
+        try:
+            rows = generation.rows(step)
+            read = [item for item in step if isinstance(item, int)] if rows is None else rows
+            self._decoder.evaluate_beside(*_columns(writing), seq, at, read, want_logits=samples)
+        except Exception as error:  # of all of them, as above
+            for one in (*writing, generation):
+                self._retire(one, error)
+            return
         seconds = time.perf_counter() - start_s
+        self._were_written(writing)
+        self._was_read(generation, step, seconds, len(writing) + len(step) - 1 if samples else None)
+
+    def _were_written(self, writing: list[Generation]) -> None:
+        for index, generation in enumerate(writing):
+            generation.was_written()
+            self._sample(generation, index)
+
+    def _was_read(self, generation: Generation, step: Sequence[Item], seconds: float, sampled: int | None) -> None:
         self._pace.read(len(step), seconds)
         generation.was_read(step, seconds)
-        if samples:
-            self._sample(generation, -1)
+        if sampled is not None:
+            self._sample(generation, sampled)
 
     def _sample(self, generation: Generation, index: int) -> None:
         try:
@@ -307,6 +365,15 @@ class Scheduler:
             return None
         lone = self._live[0]
         return lambda: lone.should_stop() or self._closing
+
+
+def _columns(writing: list[Generation]) -> tuple[list[int], list[int], list[int]]:
+    """Return the sequences, positions and tokens of a step of writing."""
+    return (
+        [_seq(generation) for generation in writing],
+        [len(generation.session.items) for generation in writing],
+        [generation.pending or 0 for generation in writing],
+    )
 
 
 def _seq(generation: Generation) -> int:

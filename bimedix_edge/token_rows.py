@@ -7,17 +7,20 @@ gives on the CPU, where llama.cpp keeps this tensor: they come from the same fun
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["TokenRows"]
+__all__ = ["TokenRows", "matrix_types"]
 
 _TENSOR = b"token_embd.weight"
+# what a decoder has besides matrices
+_VECTORS = (b"_norm.weight", b"rope_freqs.weight")
 
 
 class _TypeTraits(ctypes.Structure):
@@ -72,20 +75,45 @@ class TokenRows:
         return values
 
 
+def matrix_types(path: Path, ggml: Callable[..., Any]) -> frozenset[int]:
+    """Return the ggml types of a decoder's matrices.
+
+    Args:
+        path, ggml: as for `TokenRows`.
+
+    Raises:
+        ValueError: ggml does not read it.
+    """
+    pointer, number = ctypes.c_void_p, ctypes.c_int64
+    with _header(path, ggml) as file:
+        name_of = ggml("gguf_get_tensor_name", ctypes.c_char_p, pointer, number)
+        type_of = ggml("gguf_get_tensor_type", ctypes.c_int, pointer, number)
+        return frozenset(
+            int(type_of(file, index))
+            for index in range(ggml("gguf_get_n_tensors", number, pointer)(file))
+            if not name_of(file, index).endswith(_VECTORS)
+        )
+
+
 def _place(path: Path, ggml: Callable[..., Any]) -> tuple[int, int]:
     """Return where in the file the embeddings begin, and their ggml type."""
-    pointer, size = ctypes.c_void_p, ctypes.c_size_t
+    pointer, size, number = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int64
+    with _header(path, ggml) as file:
+        index = ggml("gguf_find_tensor", number, pointer, ctypes.c_char_p)(file, _TENSOR)
+        if index < 0:
+            raise ValueError(f"{path.name} has no {_TENSOR.decode()}")
+        start = ggml("gguf_get_data_offset", size, pointer)(file)
+        offset = ggml("gguf_get_tensor_offset", size, pointer, number)(file, index)
+        return int(start + offset), int(ggml("gguf_get_tensor_type", ctypes.c_int, pointer, number)(file, index))
+
+
+@contextlib.contextmanager
+def _header(path: Path, ggml: Callable[..., Any]) -> Iterator[ctypes.c_void_p]:
+    pointer = ctypes.c_void_p
     file = ggml("gguf_init_from_file", pointer, ctypes.c_char_p, _InitParams)(str(path).encode(), _InitParams(True))
     if not file:
         raise ValueError(f"ggml does not read the header of {path.name}")
     try:
-        index = ggml("gguf_find_tensor", ctypes.c_int64, pointer, ctypes.c_char_p)(file, _TENSOR)
-        if index < 0:
-            raise ValueError(f"{path.name} has no {_TENSOR.decode()}")
-        start = ggml("gguf_get_data_offset", size, pointer)(file)
-        offset = ggml("gguf_get_tensor_offset", size, pointer, ctypes.c_int64)(file, index)
-        return int(start + offset), int(
-            ggml("gguf_get_tensor_type", ctypes.c_int, pointer, ctypes.c_int64)(file, index)
-        )
+        yield file
     finally:
         ggml("gguf_free", None, pointer)(file)

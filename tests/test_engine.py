@@ -265,7 +265,7 @@ def test_text_beside_images_is_read_with_them_and_changes_nothing(
 
 @pytest.mark.parametrize("kind", ["F16", "Q4_K_M"])
 def test_what_is_computed_does_not_depend_on_what_is_computed_beside_it(kind: str, bundles: dict[str, Path]) -> None:
-    """A prompt in pieces of `least_step` or more, and a token beside up to three others, to the bit; beside more, nearly.
+    """A prompt in pieces of `least_step` or more, a token beside up to three others, to the bit; beside more, nearly.
 
     With AVX-512 VNNI and quantized weights it is to the bit in pieces of any length, and beside any others.
     """
@@ -279,8 +279,9 @@ def test_what_is_computed_does_not_depend_on_what_is_computed_beside_it(kind: st
             return decoder.logits()
 
         whole = read(0, 150)
-        exact = runtime.kernels.name == "avx512vnni" and kind != "F16"
-        least = 1 if exact else decoder.least_step
+        exact = decoder.exact_beside
+        assert exact == (runtime.kernels.name == "avx512vnni" and kind != "F16")
+        least = decoder.least_step
         few = [least] * (149 // least)
         for sizes in ((64, 86), (86, 64), (75, 75), (*few, 150 - sum(few)), (150 - least, least)):
             decoder.truncate(0, 0)
@@ -302,16 +303,51 @@ def test_what_is_computed_does_not_depend_on_what_is_computed_beside_it(kind: st
             assert np.abs(beside - alone).max() <= tolerance, n
 
 
+@pytest.mark.parametrize("piece", ["tokens", "embeddings"])
+def test_what_is_written_and_what_is_read_beside_it_are_as_they_would_be_alone(
+    piece: str, bundles: dict[str, Path]
+) -> None:
+    with Runtime.open(bundles["Q4_K_M"], settings=Settings(ctx_size=2048, threads=2)) as runtime:
+        decoder = runtime.engine.decoder
+        tokens = [int(token) for token in np.random.default_rng(0).integers(10, 200, 90)]
+        for seq in (0, 3):
+            decoder.evaluate_tokens(seq, 0, tokens[: 40 + seq])
+        decoder.evaluate_each([0, 3], [40, 43], [17, 18])
+        written = decoder.logits(0), decoder.logits(1)
+        decoder.evaluate_tokens(5, 0, tokens)
+        read = decoder.logits()
+        decoder.truncate(0, 40), decoder.truncate(3, 43), decoder.truncate(5, 30)
+        rest = tokens[30:] if piece == "tokens" else decoder.token_embeds(tokens[30:])
+        decoder.evaluate_beside([0, 3], [40, 43], [17, 18], 5, 30, rest, want_logits=True)
+        found = decoder.logits(0), decoder.logits(1), decoder.logits(61)
+        for logits, expected in zip(found, (*written, read), strict=True):
+            if decoder.exact_beside:
+                assert (logits == expected).all()
+            assert np.abs(logits - expected).max() < 0.3
+        # and without logits of the piece
+        decoder.truncate(0, 40), decoder.truncate(3, 43), decoder.truncate(5, 30)
+        decoder.evaluate_beside([3, 0], [43, 40], [18, 17], 5, 30, rest, want_logits=False)
+        assert np.abs(decoder.logits(1) - written[0]).max() < 0.3
+        with pytest.raises(ValueError, match="a batch holds"):
+            decoder.evaluate_beside([0], [41], [17], 5, 90, [1] * decoder.n_batch, want_logits=False)
+
+
 def test_pieces_are_as_long_as_the_others_can_bear() -> None:
     pace = Pace(512, 64)
     assert pace.limit(writes=False, shared=False) == 128
-    pace.read(128, 0.128)
     pace.wrote(0.03)
-    assert pace.pause_s() == pytest.approx(0.15)
-    assert pace.limit(writes=True, shared=False) == 144
+    assert pace.pause_s() == pytest.approx(0.09)
+    # a pass over the weights, and a millisecond a position
+    pace.read(128, 0.03 + 0.128)
+    assert pace.limit(writes=True, shared=False) == 144  # six times 30 ms, less the pass: 150 ms
     assert pace.limit(writes=False, shared=False) == 512
-    assert pace.limit(writes=False, shared=True) == 496
+    assert pace.limit(writes=False, shared=True) == 464
     for _ in range(50):
         pace.read(64, 64.0)
     assert pace.limit(writes=True, shared=True) == 64
     assert pace.limit(writes=False, shared=True) == 128
+    # where results are the same for any number, pieces may be short, but not so short that nothing is read
+    pace = Pace(512, 1)
+    pace.wrote(0.03)
+    pace.read(64, 64.0)
+    assert pace.limit(writes=True, shared=True) == 16

@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 TOLERANCE = 3e-6
 # a panel has 8, 16, 32, 64 or 128 rows
 ROWS = (1, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 100, 127, 129)
-# up to four or eight go by rows, four rows or sixteen, then up to 4 or 6 at a time pass over a panel; tiles take 16 and two
-# at a time
+# up to four or eight go by rows, four rows or sixteen, then up to 4 or 6 at a time pass over a panel; tiles take 16 and
+# two at a time
 TOKENS = (*range(1, 19), 31, 32, 33, 47, 48, 49, 64)
 COLUMNS = {"Q4_K": (256, 768, 2048), "Q5_K": (256, 512), "Q6_K": (256, 1280)}
 COLUMNS |= {"Q8_0": (32, 96, 288, 1024), "Q4_0": (32, 96, 288, 512), "F16": (32, 160, 544)}
