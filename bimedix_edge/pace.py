@@ -24,8 +24,8 @@ class Pace:
 
     Args:
         n_batch: most positions of a step.
-        least_step: fewest positions of a piece of a prompt that is cut: for fewer, sums may be added up in another order,
-            and an answer must not depend on how its prompt was cut because of others.
+        least_step: fewest positions of a piece of a prompt that is cut: fewer may be added up in another order, and an
+            answer must not depend on how its prompt was cut because of others.
     """
 
     def __init__(self, n_batch: int, least_step: int) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from native_products import usable
 from server.crowd import GREEDY, MAX_TOKENS, PATIENCE_S, Case, alone, answer, cases, pictures, running, together
 
 from bimedix_edge.events import Done
@@ -50,9 +51,10 @@ def test_answers_under_load_are_those_alone(
             wrong = differing(told, known)
             seconds = time.monotonic() - start_s
             print(f"{len(told) - len(wrong)} of {len(told)} answers equal in {seconds:.0f} s; {await process.stats()}")
-            # ggml adds up the attention of few tokens over f16 values in f16, in the order of cells, which is another
-            # one beside others: where two tokens are all but equally likely, the other one may come
-            assert len(wrong) <= (len(told) // 500 if kv_type == "f16" else 0)
+            # with other kernels sums are rounded in another order beside others: where two tokens are all but equally
+            # likely, the other one may come
+            exact = usable("avx512vnni") and not usable("amx")
+            assert len(wrong) <= (0 if exact else len(told) // 500)
             assert len(told) == n_clients * n_each
 
     asyncio.run(check())
