@@ -14,12 +14,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from bimedix_edge.cuda_bandwidth import copy_bandwidth
-from bimedix_edge.decoder import Decoder, open_kernels
+from bimedix_edge.decoder import Decoder
 from bimedix_edge.devices import inspect_machine
 from bimedix_edge.engine import Engine
 from bimedix_edge.errors import HardwareError, UsageError
 from bimedix_edge.events import Cancel
 from bimedix_edge.kernels import OFF, Kernels, int8_ops, read_bandwidth
+from bimedix_edge.llama import open_kernels
 from bimedix_edge.placement import Placement
 from bimedix_edge.vision import VisionEncoder
 from bimedix_edge.workloads import N_BATCH, N_CTX, N_SEQ_MAX, Side, Subject, Workload, Workloads

@@ -1,4 +1,4 @@
-"""llama.cpp through llama-cpp-python's low-level binding: the only file that imports it in the runtime.
+"""llama.cpp's model and context through llama-cpp-python's low-level binding.
 
 One `Decoder` is one model and one context with a key-value (KV) cache that its sequences share. It evaluates a run of
 tokens or a run of embeddings at given positions of a sequence, and samples from the logits of the last one. What the
@@ -10,13 +10,9 @@ images could match.
 
 from __future__ import annotations
 
-import collections
 import ctypes
 import functools
-import importlib.metadata
-import platform
-import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -26,142 +22,40 @@ from numpy.typing import NDArray
 
 from bimedix_edge.bundle import DecoderSpec
 from bimedix_edge.errors import DecoderError, DeviceError, HardwareError
-from bimedix_edge.gpu_advice import build_command, missing_gpu_library
-from bimedix_edge.hardware import Backend, ComputeDevice, DeviceKind
-from bimedix_edge.kernels import AUTO, Kernels, load_kernels
+from bimedix_edge.kernels import AUTO
+from bimedix_edge.llama import (
+    PINNED_VERSION,
+    device_list,
+    forget_errors,
+    ggml,
+    last_error,
+    llama_cpp,
+    open_kernels,
+    repacks,
+    start,
+)
 from bimedix_edge.placement import Placement
 from bimedix_edge.prompt import END_OF_TURN
+from bimedix_edge.sampler import Sampler, logits_of
 from bimedix_edge.sampling import Sampling
 from bimedix_edge.token_rows import TokenRows, matrix_types
 
 if TYPE_CHECKING:
-    from bimedix_edge.constraint import Constraint, Vocabulary
+    from bimedix_edge.constraint import Vocabulary
 
-# the structs of llama.h are passed by value and change between versions
-PINNED_VERSION = "0.3.36"
-
-try:
-    import llama_cpp
-    from llama_cpp import _ggml as llama_ggml
-except (ImportError, OSError, RuntimeError) as error:  # its shared library or one that it needs is missing
-    if (cause := missing_gpu_library(str(error))) is not None:
-        raise HardwareError(
-            f"Expected llama-cpp-python to load, but it was built for a GPU and {cause}; install the driver or the "
-            "toolkit that has it, or build it without: "
-            f"{build_command(None, f'{platform.system()} {platform.machine()}', PINNED_VERSION)}"
-        ) from error
-    raise DecoderError(
-        f"Expected llama-cpp-python to load, but it fails ({error}); install it again, with a C++ compiler at hand."
-    ) from error
-
-__all__ = [
-    "PINNED_VERSION",
-    "Aborted",
-    "Decoder",
-    "Sampler",
-    "backend_faults",
-    "backends",
-    "built_for_amx",
-    "check_version",
-    "compute_devices",
-    "library_version",
-    "open_kernels",
-    "repacks",
-    "system_info",
-]
+__all__ = ["Aborted", "Decoder"]
 
 _ABORTED = 2
 _FLASH_ATTENTION_ON = 1
 _KV_TYPES = {"f32": llama_cpp.GGML_TYPE_F32, "f16": llama_cpp.GGML_TYPE_F16, "q8_0": llama_cpp.GGML_TYPE_Q8_0}
-_PENALTY_WINDOW_TOKENS = 64
 # see `Decoder.least_step`: ggml's attention multiplies tiles of 64 from 64 on, and AMX's tiles are worth it from 20 on
 _EXACT_TYPES = {llama_cpp.GGML_TYPE_Q4_0, llama_cpp.GGML_TYPE_Q8_0, llama_cpp.GGML_TYPE_Q4_K}
 _EXACT_TYPES |= {llama_cpp.GGML_TYPE_Q5_K, llama_cpp.GGML_TYPE_Q6_K}
 _GGML_LEAST_STEP, _TILES_LEAST_STEP, _KERNELS_LEAST_STEP, _EXACT_STEP = 64, 32, 16, 1
-_LOG_ERROR = 4
-# in the order of ggml's enum ggml_backend_dev_type
-_DEVICE_KINDS: tuple[DeviceKind, ...] = ("cpu", "gpu", "igpu", "accel", "meta")
-# llama_token_data of llama.h
-_CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
-_recent_errors: collections.deque[str] = collections.deque(maxlen=4)
-
-
-def _remember_log(level: int, text: bytes, _user_data: ctypes.c_void_p) -> None:
-    # the library prints nothing: errors are kept for the message of the exception, the rest is dropped
-    if level == _LOG_ERROR:
-        _recent_errors.append(text.decode("utf-8", "replace").strip())
-
-
-# kept for the life of the process, since llama.cpp keeps the pointer
-_LOG_CALLBACK = llama_cpp.llama_log_callback(_remember_log)
 
 
 class Aborted(Exception):
     """An evaluation was stopped by its `should_stop`; the sequence is as it was before that run."""
-
-
-class Sampler:
-    """A chain of llama.cpp's samplers with the state of one answer; made by `Decoder.sampler`.
-
-    Args:
-        sampling: how tokens are chosen.
-        n_vocab: tokens of the vocabulary.
-        constraint: which tokens may come next; None is all of them.
-    """
-
-    def __init__(self, sampling: Sampling, n_vocab: int, constraint: Constraint | None = None) -> None:
-        self._n_vocab = n_vocab
-        self._constraint = constraint
-        chain = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
-        if not chain:
-            raise DecoderError("Expected llama.cpp to create a sampler, but it could not; restart the program.")
-        self._chain = chain
-        for sampler in _samplers(sampling, n_vocab):
-            llama_cpp.llama_sampler_chain_add(chain, sampler)
-
-    def accept(self, tokens: Iterable[int]) -> None:
-        """Show tokens of the prompt to the repeat penalty."""
-        for token in tokens:
-            llama_cpp.llama_sampler_accept(self._chain, token)
-
-    def sample(self, context: llama_cpp.llama_context_p, index: int = -1) -> int:
-        """Choose a token from the logits of one position of the last evaluation.
-
-        Args:
-            context: that evaluated.
-            index: of the position in its batch; -1 is the last one whose logits were wanted.
-
-        Raises:
-            SchemaError: the grammar became too much work.
-        """
-        if self._constraint is None:
-            return int(llama_cpp.llama_sampler_sample(self._chain, context, index))
-        logits = _logits(context, index, self._n_vocab)
-        token = self._choose(self._constraint.allowed(), logits)
-        self._constraint.accept(token)
-        return token
-
-    def _choose(self, allowed: NDArray[np.int32], logits: NDArray[np.float32]) -> int:
-        """Let the chain choose among the allowed tokens alone, which is why it needs no sampler of a grammar."""
-        candidates = np.zeros(len(allowed), dtype=_CANDIDATE)
-        candidates["id"] = allowed
-        candidates["logit"] = logits[allowed]
-        array = llama_cpp.llama_token_data_array(
-            data=candidates.ctypes.data_as(ctypes.POINTER(llama_cpp.llama_token_data)),
-            size=len(allowed),
-            selected=-1,
-            sorted=False,
-        )
-        llama_cpp.llama_sampler_apply(self._chain, ctypes.byref(array))
-        token = int(array.data[array.selected].id)
-        llama_cpp.llama_sampler_accept(self._chain, token)
-        return token
-
-    def close(self) -> None:
-        """Free the chain; calling it again does nothing."""
-        if self._chain:
-            llama_cpp.llama_sampler_free(self._chain)
-            self._chain = None
 
 
 class Decoder:
@@ -206,9 +100,7 @@ class Decoder:
         self.n_batch = n_batch
         self.n_seq_max = n_seq_max
         self.placement = placement
-        check_version()
-        llama_cpp.llama_log_set(_LOG_CALLBACK, ctypes.c_void_p(0))
-        llama_cpp.llama_backend_init()
+        start()
         self.kernels = open_kernels(kernels)
         try:
             self._load(path)
@@ -227,31 +119,31 @@ class Decoder:
         # kernels/attention.cpp says which attention is ours
         if not (ours and self.placement.kv_type == "f16" and self.spec.head_dim in (32, 64, 96, 128)):
             return _GGML_LEAST_STEP
-        if self.kernels.name == "avx512vnni" and matrix_types(self._path, _ggml) <= _EXACT_TYPES:
+        if self.kernels.name == "avx512vnni" and matrix_types(self._path, ggml) <= _EXACT_TYPES:
             return _EXACT_STEP
         return _TILES_LEAST_STEP if self.kernels.name == "amx" else _KERNELS_LEAST_STEP
 
     def _load(self, path: Path) -> None:
         params = llama_cpp.llama_model_default_params()
         params.n_gpu_layers = self.placement.n_gpu_layers
-        devices = _device_list(self.placement.devices)
+        devices = device_list(self.placement.devices)
         params.devices = ctypes.cast(devices, ctypes.c_void_p)
         split = (ctypes.c_float * llama_cpp.llama_max_devices())(*self.placement.split)
         params.tensor_split = split
         # ggml's repacked weights are of no use to our kernels, which read them as they are in the file
         # (and where ggml was built for AMX, "extra" means AMX first)
         params.use_extra_bufts = repacks(kernels=self.kernels.name is not None)
-        _recent_errors.clear()
+        forget_errors()
         self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
         if not self._model and self.placement.devices:
             raise HardwareError(
                 f"Expected room for {self.placement.n_gpu_layers} layers on {', '.join(self.placement.devices)}, but "
-                f"llama.cpp could not load them ({_last_error()}); choose fewer --gpu-layers or a larger --fit-target."
+                f"llama.cpp could not load them ({last_error()}); choose fewer --gpu-layers or a larger --fit-target."
             )
         if not self._model:
             raise DecoderError(
                 f"Expected a GGUF decoder that llama.cpp {PINNED_VERSION} can load, but it refuses {path.name} "
-                f"({_last_error()}); convert the checkpoint again."
+                f"({last_error()}); convert the checkpoint again."
             )
         self._vocab = llama_cpp.llama_model_get_vocab(self._model)
 
@@ -285,12 +177,12 @@ class Decoder:
         params.op_offload = self.placement.prefill_on_gpu
         # left to itself, llama.cpp does without where it sees our device; and what is not f16 needs it
         params.flash_attn_type = _FLASH_ATTENTION_ON
-        _recent_errors.clear()
+        forget_errors()
         self._context = llama_cpp.llama_init_from_model(self._model, params)
         if not self._context:
             raise HardwareError(
                 f"Expected room for a context of {n_ctx} tokens, but llama.cpp could not create it "
-                f"({_last_error()}); choose a smaller --ctx-size."
+                f"({last_error()}); choose a smaller --ctx-size."
             )
 
     def tokenize(self, text: str) -> list[int]:
@@ -400,7 +292,7 @@ class Decoder:
     @functools.cached_property
     def _token_rows(self) -> TokenRows:
         try:
-            return TokenRows(self._path, self.spec.n_vocab, self.spec.n_embd, _ggml)
+            return TokenRows(self._path, self.spec.n_vocab, self.spec.n_embd, ggml)
         except (OSError, ValueError) as error:
             raise DecoderError(
                 f"Expected the decoder's file as it was when it was loaded, but it changed ({error}); open it again."
@@ -469,7 +361,7 @@ class Decoder:
     ) -> None:
         """Evaluate a batch; if that fails, let each sequence end where it started."""
         callback = _abort_callback(should_stop)
-        _recent_errors.clear()
+        forget_errors()
         llama_cpp.llama_set_abort_callback(self._context, callback, None)
         status = llama_cpp.llama_decode(self._context, batch)
         if status == 0:
@@ -482,12 +374,12 @@ class Decoder:
         if self.placement.devices:
             raise DeviceError(
                 f"Expected {', '.join(self.placement.devices)} to compute, but llama.cpp returned {status} "
-                f"({_last_error()}): the device failed or is out of memory, and the answer was interrupted; go on with "
+                f"({last_error()}): the device failed or is out of memory, and the answer was interrupted; go on with "
                 "fewer --gpu-layers, or with 0 on the CPU."
             )
         raise DecoderError(
             f"Expected llama.cpp to evaluate {batch.n_tokens} positions from {max(starts.values())} on, but it "
-            f"returned {status} ({_last_error()}); start a new conversation, and report this if it happens again."
+            f"returned {status} ({last_error()}); start a new conversation, and report this if it happens again."
         )
 
     def sampler(self, sampling: Sampling) -> Sampler:
@@ -518,7 +410,7 @@ class Decoder:
     def logits(self, index: int = -1) -> NDArray[np.float32]:
         """Return a copy of the logits of a position of the last evaluation, float32 (n_vocab,)."""
         assert self._context is not None
-        logits: NDArray[np.float32] = _logits(self._context, index, self.spec.n_vocab).copy()
+        logits: NDArray[np.float32] = logits_of(self._context, index, self.spec.n_vocab).copy()
         return logits
 
     def truncate(self, seq: int, position: int) -> None:
@@ -643,156 +535,7 @@ class _Buffers:
         return batch
 
 
-def library_version() -> str:
-    """Return the installed version of llama-cpp-python."""
-    return importlib.metadata.version("llama-cpp-python")
-
-
-def open_kernels(choice: str) -> Kernels:
-    """Choose the kernels for the decoders that are made from now on.
-
-    Raises:
-        HardwareError: certain kernels were asked for, and they cannot be used here.
-    """
-    backend_faults()
-    return load_kernels(choice, library_version(), _register)
-
-
-def _register(path: Path) -> bool:
-    return bool(_ggml("ggml_backend_load", ctypes.c_void_p, ctypes.c_char_p)(str(path).encode()))
-
-
-def _ggml(name: str, result: Any, *arguments: Any) -> Any:
-    """Return one of ggml's functions with its types."""
-    # by way of libllama, where the system searches what a library depends on: the binding opens ggml under its other
-    # name, and where a wheel holds a copy instead of a link, that is a second ggml
-    library = llama_ggml.libggml if sys.platform == "win32" else llama_cpp.llama_cpp._lib
-    function = getattr(library, name)
-    function.restype, function.argtypes = result, list(arguments)
-    return function
-
-
-def backends() -> tuple[Backend, ...]:
-    """Return what llama.cpp was built with, and what was registered with it."""
-    backend_faults()
-    at = _ggml("ggml_backend_reg_get", ctypes.c_void_p, ctypes.c_size_t)
-    name = _ggml("ggml_backend_reg_name", ctypes.c_char_p, ctypes.c_void_p)
-    n_devices = _ggml("ggml_backend_reg_dev_count", ctypes.c_size_t, ctypes.c_void_p)
-    registries = [at(index) for index in range(_ggml("ggml_backend_reg_count", ctypes.c_size_t)())]
-    return tuple(Backend(name(registry).decode(), int(n_devices(registry))) for registry in registries)
-
-
-@functools.cache
-def backend_faults() -> tuple[str, ...]:
-    """Return what ggml's backends said when they could not start, the first time any of them is asked for."""
-    llama_cpp.llama_log_set(_LOG_CALLBACK, ctypes.c_void_p(0))
-    _recent_errors.clear()
-    _ggml("ggml_backend_reg_count", ctypes.c_size_t)()
-    return tuple(_recent_errors)
-
-
-def compute_devices() -> tuple[ComputeDevice, ...]:
-    """Return what ggml can compute on, in its order, with the memory that it states.
-
-    For the CPU it states that all memory of the machine is free.
-
-    Source: `ggml-backend.h` of the pinned version.
-    """
-    backend_faults()
-    at = _ggml("ggml_backend_dev_get", ctypes.c_void_p, ctypes.c_size_t)
-    return tuple(_compute_device(at(index)) for index in range(_ggml("ggml_backend_dev_count", ctypes.c_size_t)()))
-
-
-def _compute_device(device: int) -> ComputeDevice:
-    address, text = ctypes.c_void_p, ctypes.c_char_p
-    size = ctypes.POINTER(ctypes.c_size_t)
-    free, total = ctypes.c_size_t(), ctypes.c_size_t()
-    _ggml("ggml_backend_dev_memory", None, address, size, size)(device, ctypes.byref(free), ctypes.byref(total))
-    registry = _ggml("ggml_backend_dev_backend_reg", address, address)(device)
-    return ComputeDevice(
-        name=_ggml("ggml_backend_dev_name", text, address)(device).decode(),
-        description=_ggml("ggml_backend_dev_description", text, address)(device).decode("utf-8", "replace"),
-        kind=_DEVICE_KINDS[_ggml("ggml_backend_dev_type", ctypes.c_int, address)(device)],
-        backend=_ggml("ggml_backend_reg_name", text, address)(registry).decode(),
-        free_bytes=int(free.value),
-        total_bytes=int(total.value),
-    )
-
-
-def system_info() -> str:
-    """Return llama.cpp's own line about the instruction sets it uses."""
-    return str(llama_cpp.llama_print_system_info().decode())
-
-
-def built_for_amx() -> bool:
-    """Tell whether llama.cpp was built for processors with AMX; its products by AMX are never used.
-
-    GCC up to 12 takes `_tile_loadconfig` to read eight of its 64 bytes and drops what was written to the others:
-    compiled so, ggml's AMX ends the process. Which compiler built a library cannot be asked.
-    """
-    return "AMX_INT8 = 1" in system_info()
-
-
-def repacks(*, kernels: bool) -> bool:
-    """Tell whether llama.cpp rearranges weights when it loads them; with our kernels (`kernels`) it does not."""
-    return not kernels and not built_for_amx()
-
-
-def check_version() -> None:
-    """Raise DecoderError unless the installed llama-cpp-python is the one whose structures this program knows."""
-    if (version := library_version()) != PINNED_VERSION:
-        raise DecoderError(
-            f"Expected llama-cpp-python {PINNED_VERSION}, whose structures this program knows, but {version} is "
-            f"installed; run `pip install llama-cpp-python=={PINNED_VERSION}`."
-        )
-
-
-def _samplers(sampling: Sampling, n_vocab: int) -> list[llama_cpp.llama_sampler_p]:
-    chain = []
-    if sampling.repeat_penalty != 1.0:
-        penalties = (_PENALTY_WINDOW_TOKENS, sampling.repeat_penalty, 0.0, 0.0)
-        chain.append(llama_cpp.llama_sampler_init_penalties(n_vocab, *penalties))
-    if sampling.temperature == 0.0:
-        return [*chain, llama_cpp.llama_sampler_init_greedy()]
-    if sampling.top_k > 0:
-        chain.append(llama_cpp.llama_sampler_init_top_k(sampling.top_k))
-    if sampling.top_p < 1.0:
-        chain.append(llama_cpp.llama_sampler_init_top_p(sampling.top_p, 1))
-    if sampling.min_p > 0.0:
-        chain.append(llama_cpp.llama_sampler_init_min_p(sampling.min_p, 1))
-    chain.append(llama_cpp.llama_sampler_init_temp(sampling.temperature))
-    chain.append(llama_cpp.llama_sampler_init_dist(sampling.seed))
-    return chain
-
-
-def _logits(context: llama_cpp.llama_context_p, index: int, n_vocab: int) -> NDArray[np.float32]:
-    """Return the logits of a position of the last batch, float32 (n_vocab,), valid until the next evaluation."""
-    pointer = llama_cpp.llama_get_logits_ith(context, index)
-    logits: NDArray[np.float32] = np.ctypeslib.as_array(pointer, shape=(n_vocab,))
-    return logits
-
-
-def _device_list(names: Sequence[str]) -> Any:
-    """Return ggml's devices of these names, and a null after the last; none at all keeps llama.cpp from choosing some.
-
-    Raises:
-        HardwareError: there is no device of such a name.
-    """
-    by_name = _ggml("ggml_backend_dev_by_name", ctypes.c_void_p, ctypes.c_char_p)
-    devices = [by_name(name.encode()) for name in names]
-    for name, device in zip(names, devices, strict=True):
-        if not device:
-            raise HardwareError(
-                f"Expected the device {name}, but llama.cpp does not have it any more; see `bimedix-edge doctor`."
-            )
-    return (ctypes.c_void_p * (len(devices) + 1))(*devices, None)
-
-
 def _abort_callback(should_stop: Callable[[], bool] | None) -> Any:
     if should_stop is None:
         return llama_cpp.llama_cpp.ggml_abort_callback()
     return llama_cpp.llama_cpp.ggml_abort_callback(lambda _data: should_stop())
-
-
-def _last_error() -> str:
-    return "; ".join(_recent_errors) or "it gives no reason"

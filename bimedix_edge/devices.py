@@ -38,14 +38,14 @@ def inspect_hardware(*, with_providers: bool = True) -> Hardware:
         DecoderError, VisionError: an engine does not load.
     """
     # imported here: the machine alone can be asked without the engines
-    from bimedix_edge import decoder, vision
+    from bimedix_edge import llama, vision
 
     machine = inspect_machine()
-    devices = tuple(_with_memory(device, machine) for device in decoder.compute_devices())
+    devices = tuple(_with_memory(device, machine) for device in llama.compute_devices())
     return Hardware(
         machine=machine,
-        backends=decoder.backends(),
-        backend_faults=decoder.backend_faults(),
+        backends=llama.backends(),
+        backend_faults=llama.backend_faults(),
         devices=devices,
         providers=vision.providers() if with_providers else (),
         cuda=inspect_driver(),

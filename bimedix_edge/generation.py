@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bimedix_edge.answer_text import AnswerText
-from bimedix_edge.decoder import Decoder, Sampler
+from bimedix_edge.decoder import Decoder
 from bimedix_edge.events import (
     Cancel,
     Chance,
@@ -33,6 +33,7 @@ from bimedix_edge.events import (
     Usage,
 )
 from bimedix_edge.lookahead import Lookahead
+from bimedix_edge.sampler import Sampler
 from bimedix_edge.sampling import Sampling
 from bimedix_edge.sessions import ImageRow, Item, PromptImage, Session
 from bimedix_edge.vision import Stop

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from bimedix_edge.bundle import DecoderSpec, Manifest
-from bimedix_edge.decoder import PINNED_VERSION, open_kernels, repacks
 from bimedix_edge.devices import inspect_hardware
 from bimedix_edge.fit import Plan, VisionFacts, Wishes, plan
+from bimedix_edge.llama import PINNED_VERSION, open_kernels, repacks
 from bimedix_edge.memory import read_facts, vision_need
 from bimedix_edge.settings import Settings
 from bimedix_edge.vision import encoder_device

@@ -17,7 +17,8 @@ from pathlib import Path
 
 from bimedix_edge.bundle import DecoderSpec
 from bimedix_edge.cli import ask  # noqa: F401  what the command imports counts, too
-from bimedix_edge.decoder import Decoder, repacks
+from bimedix_edge.decoder import Decoder
+from bimedix_edge.llama import repacks
 from bimedix_edge.memory import HostNeed, Load, host_need, read_facts
 from bimedix_edge.placement import Placement
 from bimedix_edge.runtime import Runtime

@@ -17,11 +17,11 @@ from typing import Any
 
 import llama_cpp
 
-from bimedix_edge.decoder import backend_faults
 from bimedix_edge.embeddings import EmbeddingCache
 from bimedix_edge.errors import DeviceError, HardwareError
 from bimedix_edge.events import Done, Token
 from bimedix_edge.imaging.picture import load_picture
+from bimedix_edge.llama import backend_faults
 from bimedix_edge.prompt import render
 from bimedix_edge.runtime import Runtime
 from bimedix_edge.sampling import Sampling

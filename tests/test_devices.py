@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bimedix_edge import decoder
+from bimedix_edge import decoder, llama
 from bimedix_edge.bundle import DecoderSpec
 from bimedix_edge.control_groups import groups
 from bimedix_edge.devices import inspect_hardware, inspect_machine
@@ -127,7 +127,7 @@ def test_this_machine() -> None:
         assert 0 < machine.available_bytes <= machine.memory_bytes
         # what llama.cpp was compiled with for this machine, it must have found
         assert machine.features is not None
-        assert ("AVX2" in machine.features) == ("AVX2 = 1" in decoder.system_info())
+        assert ("AVX2" in machine.features) == ("AVX2 = 1" in llama.system_info())
 
 
 def test_the_devices_of_ggml() -> None:

@@ -35,6 +35,8 @@ LAYERS: list[set[str]] = [
         "pace",
     },
     {"bundle", "kernels", "image_cache", "cuda", "processor", "host_memory", "gpu_advice", "gguf_header", "grammar"},
+    {"llama"},
+    {"sampler"},
     {"store", "vision", "decoder", "cuda_bandwidth", "memory"},
     {"sessions", "lookahead", "devices", "fit"},
     {"generation", "planning"},
@@ -52,7 +54,13 @@ SAME_ROW = {("cli", "cli"), ("server", "server"), ("imaging", "imaging")}
 DOORS = {
     "huggingface_hub": {"converters/hub.py"},
     # calibrate.py looks into a running graph, which no other file has a use for
-    "llama_cpp": {"bimedix_edge/decoder.py", "converters/calibrate.py", "converters/quantize.py"},
+    "llama_cpp": {
+        "bimedix_edge/decoder.py",
+        "bimedix_edge/llama.py",
+        "bimedix_edge/sampler.py",
+        "converters/calibrate.py",
+        "converters/quantize.py",
+    },
     "llguidance": {"bimedix_edge/constraint.py"},
     "onnxruntime": {"bimedix_edge/vision.py"},
     # the server's protocol, and what runs it

@@ -92,20 +92,20 @@ def engine_findings(settings: Settings) -> list[Finding]:
 
 def _llama_cpp() -> list[Finding]:
     # imported here: a library that does not load is a finding, not the end of the doctor
-    from bimedix_edge import decoder
+    from bimedix_edge import llama
 
-    decoder.check_version()
-    backends = [backend.name for backend in decoder.backends()]
-    amx = "; its own use of AMX is switched off" if decoder.built_for_amx() else ""
-    version = decoder.library_version()
-    data = {"version": version, "backends": backends, "system_info": decoder.system_info().strip()}
+    llama.check_version()
+    backends = [backend.name for backend in llama.backends()]
+    amx = "; its own use of AMX is switched off" if llama.built_for_amx() else ""
+    version = llama.library_version()
+    data = {"version": version, "backends": backends, "system_info": llama.system_info().strip()}
     return [Finding("llama-cpp-python", f"{version}, built with {', '.join(backends)}{amx}", data=data)]
 
 
 def _kernels(settings: Settings) -> list[Finding]:
-    from bimedix_edge import decoder
+    from bimedix_edge import llama
 
-    found = decoder.open_kernels(settings.kernels)
+    found = llama.open_kernels(settings.kernels)
     data = {"name": found.name, "reason": found.reason}
     if found.name is None:
         return [Finding("kernels", f"llama.cpp's own: {found.reason}", data=data)]
@@ -138,10 +138,10 @@ def _cuda(driver: CudaDriver | None) -> list[Finding]:
 
 
 def _decoder_devices(hardware: Hardware) -> Finding:
-    from bimedix_edge import decoder
+    from bimedix_edge import llama
 
     data = {"devices": [asdict(device) for device in hardware.devices]}
-    missing = decoder_gpu(hardware, decoder.PINNED_VERSION)
+    missing = decoder_gpu(hardware, llama.PINNED_VERSION)
     if missing is not None:
         return Finding("decoder on", f"the CPU: {missing.cause}", remedy=missing.remedy, data=data)
     gpus = [

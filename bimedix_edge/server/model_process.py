@@ -19,11 +19,11 @@ from typing import IO, Any
 from PIL import Image
 
 from bimedix_edge.bundle import MANIFEST
-from bimedix_edge.decoder import library_version
 from bimedix_edge.errors import BimedixEdgeError, ImageError, PromptError, SchemaError, UsageError
 from bimedix_edge.events import Cancel, Done, Token
 from bimedix_edge.imaging.preprocess import square
 from bimedix_edge.imaging.window import PRESETS
+from bimedix_edge.llama import library_version
 from bimedix_edge.runtime import Runtime
 from bimedix_edge.server.conversations import Conversations, load_image
 from bimedix_edge.server.messages import Failed, GenerateRequest, ImagePart, Look, ModelFacts

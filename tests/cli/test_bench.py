@@ -331,12 +331,12 @@ def test_on_a_gpu_the_report_says_what_is_where(tmp_path: Path, bundles: dict[st
     library = compile_native([NATIVE / "stand_in.cpp"], tmp_path / "libstand_in.so", "-shared", "-fPIC", *with_ggml())
     code = (
         "import ctypes, sys\n"
-        "from bimedix_edge import decoder\n"
-        "decoder.backends()\n"
+        "from bimedix_edge import llama\n"
+        "llama.backends()\n"
         f"stand_in = ctypes.CDLL({str(library)!r})\n"
         "stand_in.stand_in_devices(1)\n"
         "stand_in.stand_in_memory(0, ctypes.c_size_t(8 << 30), ctypes.c_size_t(0))\n"
-        f"decoder._ggml('ggml_backend_load', ctypes.c_void_p, ctypes.c_char_p)({str(library).encode()!r})\n"
+        f"llama.ggml('ggml_backend_load', ctypes.c_void_p, ctypes.c_char_p)({str(library).encode()!r})\n"
         "from bimedix_edge.cli.main import main\n"
         "sys.argv[0] = 'bimedix-edge'\n"
         "main()\n"
