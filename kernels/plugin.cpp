@@ -5,10 +5,14 @@
 // own. Weights stay where they are, in ggml's CPU buffers or memory maps.
 #include "plugin.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <cstring>
+#include <iterator>
 #include <new>
+#include <utility>
 
+#include "attention.h"
 #include "ceilings.h"
 #include "processor.h"
 #include "ggml-cpu.h"
@@ -174,6 +178,14 @@ void * proc_address(ggml_backend_reg_t, const char * name) {
 
 void say(char * message, int size, const char * format, const char * a, const char * b) { snprintf(message, size, format, a, b); }
 
+// The kernels of a name, the scalar version included; null if they cannot run here.
+const Table * table_named(const char * name) {
+    if (!strcmp(name, "scalar")) return scalar_table();
+    for (const Named & named : kTables)
+        if (!strcmp(name, named.name)) return usable(named, processor_features());
+    return nullptr;
+}
+
 }  // namespace
 
 extern "C" {
@@ -216,13 +228,45 @@ int bimedix_edge_kernels_registered(void) {
     return 0;
 }
 
+int bimedix_edge_kernels_attend(
+    const char * name, const float * q, int n_tokens, int n_heads, int head_size, const void * k, const void * v, int n_cells,
+    int n_kv_heads, const void * mask, float scale, float * out, int n_threads) {
+    const Table * table = table_named(name);
+    if (!table) return 1;
+    const auto tensor = [](ggml_type type, const void * data, int64_t n0, int64_t n1, int64_t n2) {
+        ggml_tensor result = {};
+        result.type = type;
+        result.data = const_cast<void *>(data);
+        const int64_t sizes[] = {n0, n1, n2, 1};
+        size_t stride = ggml_type_size(type);
+        for (int i = 0; i < 4; i++) {
+            result.ne[i] = sizes[i];
+            result.nb[i] = stride;
+            stride *= size_t(sizes[i]);
+        }
+        return result;
+    };
+    ggml_tensor queries = tensor(GGML_TYPE_F32, q, head_size, n_tokens, n_heads), hidden = tensor(GGML_TYPE_F16, mask, n_cells, n_tokens, 1);
+    ggml_tensor keys = tensor(GGML_TYPE_F16, k, head_size, n_kv_heads, n_cells), values = tensor(GGML_TYPE_F16, v, head_size, n_kv_heads, n_cells);
+    for (ggml_tensor * cache : {&keys, &values}) {
+        std::swap(cache->ne[1], cache->ne[2]);
+        std::swap(cache->nb[1], cache->nb[2]);
+    }
+    ggml_tensor node = tensor(GGML_TYPE_F32, out, head_size, n_heads, n_tokens);
+    node.op = GGML_OP_FLASH_ATTN_EXT;
+    memcpy(node.op_params, &scale, sizeof(scale));
+    ggml_tensor * const sources[] = {&queries, &keys, &values, &hidden};
+    std::copy(std::begin(sources), std::end(sources), node.src);
+    Context context = {table, nullptr, n_threads, nullptr, nullptr, {}};
+    if (!is_our_attention(*table, &node)) return 1;
+    const Attended attended = compute_attention(context, &node);
+    return attended == Attended::done ? 0 : attended == Attended::declined ? 1 : 2;
+}
+
 int bimedix_edge_kernels_multiply(
     const char * name, int weight, const void * w, long long stride, long long n_rows, const float * x, long long n_tokens,
     long long n_columns, float * y, int n_threads) {
-    const Table * table = !strcmp(name, "scalar") ? scalar_table() : nullptr;
-    const Features features = processor_features();
-    for (const Named & named : kTables)
-        if (!strcmp(name, named.name)) table = usable(named, features);
+    const Table * table = table_named(name);
     const int unit = block_size(Weight(weight)).columns;
     // as `is_ours` asks of a node
     if (!table || unit == 0 || n_columns <= 0 || n_columns % unit != 0 || n_columns % 32 != 0) return 1;
@@ -236,12 +280,8 @@ int bimedix_edge_kernels_multiply(
 double bimedix_edge_kernels_read_bandwidth(int n_threads, double seconds) { return read_bandwidth(n_threads, seconds); }
 
 double bimedix_edge_kernels_int8_ops(const char * name, int n_threads, double seconds) {
-    const Features features = processor_features();
-    for (const Named & named : kTables) {
-        const Table * table = strcmp(name, named.name) ? nullptr : usable(named, features);
-        if (table && table->multiply_bytes) return int8_ops(*table, n_threads, seconds);
-    }
-    return 0;
+    const Table * table = table_named(name);
+    return table && table->multiply_bytes ? int8_ops(*table, n_threads, seconds) : 0;
 }
 
 }  // extern "C"

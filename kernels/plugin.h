@@ -31,6 +31,12 @@ BMX_EXPORT int bimedix_edge_kernels_multiply(
     const char * name, int weight, const void * w, long long stride, long long n_rows, const float * x, long long n_tokens,
     long long n_columns, float * y, int n_threads);
 
+// Attention with the named kernels, for tests: q[n_heads][n_tokens][head_size], k and v[n_cells][n_kv_heads][head_size] in half
+// precision, mask[n_tokens][n_cells], 0 or minus infinity in half precision, out[n_tokens][n_heads][head_size]. Returns as above.
+BMX_EXPORT int bimedix_edge_kernels_attend(
+    const char * name, const float * q, int n_tokens, int n_heads, int head_size, const void * k, const void * v, int n_cells,
+    int n_kv_heads, const void * mask, float scale, float * out, int n_threads);
+
 // What this machine can do at most, for benchmarks, in about `seconds`: what reading lasts at, and products at best.
 // Bytes that all threads together read from memory in a second; 0 if there is no memory for it.
 BMX_EXPORT double bimedix_edge_kernels_read_bandwidth(int n_threads, double seconds);

@@ -1,6 +1,8 @@
 // The judge: the same products from the definition of each format, one value at a time.
 #include <cmath>
 #include <cstring>
+#include <vector>
+#include <limits>
 
 #include "table.h"
 
@@ -168,7 +170,32 @@ float sum_of_squares(const float * x, int64_t n) {
     return float(sum);
 }
 
-const Table table = {"scalar", [](int64_t) { return kRows; }, 0, round, panel, 64, swiglu, sum_of_squares, nullptr, nullptr, 0};
+void attend(const AttentionRows & rows, char *) {
+    for (int r = 0; r < rows.n_rows; r++) {
+        const auto value = [&](const char * base, size_t stride, int cell, int i) {
+            uint16_t half;
+            memcpy(&half, base + rows.cells[cell] * stride + i * sizeof(half), sizeof(half));
+            return double(half_to_float(half));
+        };
+        std::vector<double> weights(rows.n_seen[r]);
+        double most = -std::numeric_limits<double>::infinity(), sum = 0;
+        for (int cell = 0; cell < rows.n_seen[r]; cell++) {
+            double product = 0;
+            for (int i = 0; i < rows.head_size; i++)
+                product += rows.queries[r * rows.head_size + i] * value(rows.keys, rows.key_stride, cell, i);
+            weights[cell] = product;
+            most = std::fmax(most, product);
+        }
+        for (double & weight : weights) sum += weight = std::exp(weight - most);
+        for (int i = 0; i < rows.head_size; i++) {
+            double out = 0;
+            for (int cell = 0; cell < rows.n_seen[r]; cell++) out += weights[cell] * value(rows.values, rows.value_stride, cell, i);
+            rows.out[r * rows.head_size + i] = float(out / sum);
+        }
+    }
+}
+
+const Table table = {"scalar", [](int64_t) { return kRows; }, 0, round, panel, 64, swiglu, sum_of_squares, nullptr, attend, 64};
 
 }  // namespace
 

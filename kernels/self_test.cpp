@@ -10,7 +10,7 @@ namespace bmx {
 
 namespace {
 
-constexpr int kColumns = 512, kRows = 37, kTokens = 39;
+constexpr int kColumns = 512, kRows = 37;
 
 struct Random {
     uint32_t state = 1;
@@ -35,9 +35,10 @@ std::vector<uint8_t> random_rows(Weight weight, Random & random) {
 }
 
 std::vector<float> product(const Table & table, Weight weight, const std::vector<uint8_t> & rows, const std::vector<float> & x) {
-    std::vector<float> y(size_t(kTokens) * kRows);
+    const int64_t n_tokens = int64_t(x.size() / kColumns);
+    std::vector<float> y(size_t(n_tokens) * kRows);
     const Matrix matrix = {weight, reinterpret_cast<const char *>(rows.data()), rows.size() / kRows, kRows};
-    Work work = {x.data(), kTokens, kColumns, nullptr, {}};
+    Work work = {x.data(), n_tokens, kColumns, nullptr, {}};
     work.products.push_back({Product::Kind::store, matrix, {}, y.data(), kRows, nullptr});
     Scratch scratch;
     if (!multiply(table, work, 1, scratch)) y.clear();
@@ -54,12 +55,33 @@ bool agree(const std::vector<float> & a, const std::vector<float> & b) {
     return difference <= 1e-10 * size;  // false for NaN, too
 }
 
+// Two tokens and two heads, over cells with others between them.
+std::vector<float> attention(const Table & table, Random random) {
+    constexpr int kHead = 64, kCells = 100, kAttentionRows = 4;
+    std::vector<float> queries(kAttentionRows * kHead), out(queries.size());
+    for (float & value : queries) value = 4 * random.unit();
+    std::vector<uint16_t> cache(size_t(kCells) * 2 * kHead);
+    for (uint16_t & half : cache) half = uint16_t((random.next() >> 16 & 0x83ff) | 0x3400);
+    std::vector<int32_t> cells;
+    for (int32_t cell = 0; cell < kCells; cell++)
+        if (cell % 7 != 3) cells.push_back(cell);
+    const int32_t n = int32_t(cells.size()), n_seen[kAttentionRows] = {n - 20, n - 20, n, n};
+    const char * const keys = reinterpret_cast<const char *>(cache.data());
+    const size_t stride = 2 * kHead * sizeof(uint16_t);
+    std::vector<char> scratch(table.attention_bytes + 64);
+    char * const aligned = scratch.data() + (64 - reinterpret_cast<size_t>(scratch.data()) % 64);
+    table.attend({queries.data(), out.data(), kAttentionRows, kHead, cells.data(), n, n_seen, keys, stride, keys + stride / 2, stride}, aligned);
+    return out;
+}
+
 }  // namespace
 
 const char * self_test(const Table & table) {
     Random random;
-    std::vector<float> x(size_t(kTokens) * kColumns);
-    for (float & value : x) value = random.unit();
+    // one token, few and many take different ways
+    std::vector<float> few[] = {std::vector<float>(kColumns), std::vector<float>(5 * kColumns), std::vector<float>(39 * kColumns)};
+    for (std::vector<float> & x : few)
+        for (float & value : x) value = random.unit();
     const struct {
         Weight weight;
         const char * name;
@@ -67,8 +89,10 @@ const char * self_test(const Table & table) {
                  {Weight::q8_0, "Q8_0"}, {Weight::q4_0, "Q4_0"}, {Weight::f16, "F16"}};
     for (const auto & kind : kinds) {
         const std::vector<uint8_t> rows = random_rows(kind.weight, random);
-        if (!agree(product(table, kind.weight, rows, x), product(*scalar_table(), kind.weight, rows, x))) return kind.name;
+        for (const std::vector<float> & x : few)
+            if (!agree(product(table, kind.weight, rows, x), product(*scalar_table(), kind.weight, rows, x))) return kind.name;
     }
+    if (!agree(attention(table, random), attention(*scalar_table(), random))) return "attention";
     return nullptr;
 }
 

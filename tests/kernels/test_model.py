@@ -121,7 +121,8 @@ def test_logits_of_the_1b_shape_are_those_without_kernels(tmp_path: Path, kind: 
     path = tmp_path / "decoder.gguf"
     spec = write_random_decoder(path, "1b", FILE_TYPES[kind], lambda done, total: None, n_rows=2048)
     rng = np.random.default_rng(_SEED)
-    all_tokens = [rng.integers(0, spec.n_vocab, n).tolist() for n in rng.integers(1, 100, N_ALL)]
+    # for less than 64 positions ggml adds up attention in half precision, a thousand times less exactly than we do
+    all_tokens = [rng.integers(0, spec.n_vocab, n).tolist() for n in rng.integers(64, 128, N_ALL)]
 
     def logits(kernels: str) -> Logits:
         shape = {"n_ctx": 512, "n_seq_max": 1, "n_batch": 128, "n_threads": os.cpu_count() or 1}
