@@ -204,8 +204,10 @@ class Scheduler:
     def _step(self) -> None:
         """Advance every answer that is being written, and one prompt; wait if there is nothing to do."""
         writing = self._writing()
-        piece = self._next_piece()
-        if writing and piece is not None and self._decoder.exact_beside:
+        together = bool(writing) and self._decoder.exact_beside
+        # there are fewer who write than answers, and so than positions of a step
+        piece = self._next_piece(self._decoder.n_batch - (len(writing) if together else 0))
+        if together and piece is not None:
             self._write_and_read(writing, *piece)
             return
         wrote = self._write(writing)
@@ -227,14 +229,18 @@ class Scheduler:
                 generation.finish("context")
         return writing
 
-    def _next_piece(self) -> _Piece | None:
-        """Return what of a prompt is evaluated next; None if there is nothing, or nothing but images to wait for."""
+    def _next_piece(self, most: int) -> _Piece | None:
+        """Return what of a prompt is evaluated next; None if there is nothing, or nothing but images to wait for.
+
+        Args:
+            most: positions that it may have, the decoder's `least_step` or more.
+        """
         reading = [generation for generation in self._live if generation.pending is None]
         beside = self._overlap() or len(self._live) > 1
         # the one with least to do first, but nobody is passed over for long
         reading.sort(key=lambda generation: generation.n_unread - _PASSED_OVER * generation.passed_over)
         writes = len(reading) < len(self._live)
-        limit = self._pace.limit(writes=writes, shared=len(reading) > 1 or bool(self._waiting))
+        limit = min(most, self._pace.limit(writes=writes, shared=len(reading) > 1 or bool(self._waiting)))
         for generation in reading:
             try:
                 step = generation.next_step(limit)

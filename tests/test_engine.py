@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -330,6 +330,28 @@ def test_what_is_written_and_what_is_read_beside_it_are_as_they_would_be_alone(
         assert np.abs(decoder.logits(1) - written[0]).max() < 0.3
         with pytest.raises(ValueError, match="a batch holds"):
             decoder.evaluate_beside([0], [41], [17], 5, 90, [1] * decoder.n_batch, want_logits=False)
+
+
+def test_a_piece_leaves_room_in_its_step_for_those_who_write(
+    bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(temperature=0.0, ctx_size=2048, threads=2, parallel=4)
+    with Runtime.open(bundles["Q4_K_M"], settings=settings) as runtime:
+        decoder = runtime.engine.decoder
+        n_batch = decoder.n_batch
+        # as it may be where a position takes next to nothing of what a token takes
+        monkeypatch.setattr(runtime.engine._scheduler._pace, "limit", lambda **_: n_batch)
+        long = [7 + index % 150 for index in range(n_batch + 100)]
+        alone = [ask(runtime, prompt, 200).token_ids for prompt in ([5, 6], [7, 8], long)]
+        found: dict[int, tuple[int, ...]] = {}
+
+        def one(index: int, prompt: list[int]) -> Callable[[], None]:
+            return lambda: found.update({index: ask(runtime, prompt, 200).token_ids})
+
+        at_once([one(0, [5, 6]), one(1, [7, 8]), one(2, long), one(3, long)])
+        if decoder.exact_beside:
+            assert [found[index] for index in range(4)] == [*alone, alone[2]]
+        assert len(found) == 4
 
 
 def test_pieces_are_as_long_as_the_others_can_bear() -> None:
