@@ -93,40 +93,13 @@ ScalesAndMinimums unpack_scales(Planes & p, int h, const char * row, size_t stri
     return result;
 }
 
-void unpack_q4_k(Planes & p, int h, const char * row, size_t stride) {
+template <bool kFifthBit>
+void unpack_with_minimums(Planes & p, int h, const char * row, size_t stride) {
     const ScalesAndMinimums sc = unpack_scales(p, h, row, stride);
-    const I four = S::set1(0x0f0f0f0f);
-    for (int c = 0; c < 8; c++) {
-        I v[4];
-        S::load4(row, stride, 16 + 16 * c, v);
-        const int s = c / 2 * 2, group = s * 8 + c % 2 * 4;
-        BMX_UNROLL
-        for (int j = 0; j < 4; j++) {
-            put_planes(p, group + j, h, S::and_(v[j], four), sc.low[s], sc.high[s]);
-            put_planes(p, group + 8 + j, h, S::and_(S::srl<4>(v[j]), four), sc.low[s + 1], sc.high[s + 1]);
-        }
-    }
-}
-
-void unpack_q5_k(Planes & p, int h, const char * row, size_t stride) {
-    const ScalesAndMinimums sc = unpack_scales(p, h, row, stride);
-    const I four = S::set1(0x0f0f0f0f), fifth = S::set1(0x10101010);
-    I high[8];
-    S::load4(row, stride, 16, high);
-    S::load4(row, stride, 32, high + 4);
-    for (int c = 0; c < 8; c++) {
-        I v[4];
-        S::load4(row, stride, 48 + 16 * c, v);
-        const int s = c / 2 * 2, group = s * 8 + c % 2 * 4;
-        BMX_UNROLL
-        for (int j = 0; j < 4; j++) {
-            const I bits = S::sll<4>(S::srl_by(high[c % 2 * 4 + j], s));
-            const I first = S::or_(S::and_(v[j], four), S::and_(bits, fifth));
-            const I second = S::or_(S::and_(S::srl<4>(v[j]), four), S::and_(S::srl<1>(bits), fifth));
-            put_planes(p, group + j, h, first, sc.low[s], sc.high[s]);
-            put_planes(p, group + 8 + j, h, second, sc.low[s + 1], sc.high[s + 1]);
-        }
-    }
+    unpack_nibbles<S, kFifthBit>(row, stride, [&](int s, int group, I first, I second) {
+        put_planes(p, group, h, first, sc.low[s], sc.high[s]);
+        put_planes(p, group + 8, h, second, sc.low[s + 1], sc.high[s + 1]);
+    });
 }
 
 // Signed products of 14 bits: the lower byte, unsigned, and the upper, signed.
@@ -146,29 +119,8 @@ void unpack_q6_k(Planes & p, int h, const char * row, size_t stride) {
         const I one = packed.factor(s);
         scales[s] = S::or_(S::and_(one, S::set1(0xffff)), S::sll<16>(one));
     }
-    const I four = S::set1(0x0f0f0f0f), two = S::set1(0x30303030), offset = S::set1(0x20202020);
-    for (int half = 0; half < 2; half++) {
-        for (int c = 0; c < 2; c++) {
-            I low[4], next[4], high[4];
-            S::load4(row, stride, half * 64 + c * 16, low);
-            S::load4(row, stride, half * 64 + 32 + c * 16, next);
-            S::load4(row, stride, 128 + half * 32 + c * 16, high);
-            BMX_UNROLL
-            for (int j = 0; j < 4; j++) {
-                const I q[4] = {
-                    S::or_(S::and_(low[j], four), S::and_(S::sll<4>(high[j]), two)),
-                    S::or_(S::and_(next[j], four), S::and_(S::sll<2>(high[j]), two)),
-                    S::or_(S::and_(S::srl<4>(low[j]), four), S::and_(high[j], two)),
-                    S::or_(S::and_(S::srl<4>(next[j]), four), S::and_(S::srl<2>(high[j]), two)),
-                };
-                BMX_UNROLL
-                for (int quarter = 0; quarter < 4; quarter++) {
-                    const int group = half * 32 + quarter * 8 + c * 4 + j;
-                    put_wide(p, group, h, _mm512_sub_epi8(q[quarter], offset), scales[half * 8 + quarter * 2 + c]);
-                }
-            }
-        }
-    }
+    const I offset = S::set1(0x20202020);
+    unpack_six_bits<S>(row, stride, [&](int s, int group, I values) { put_wide(p, group, h, _mm512_sub_epi8(values, offset), scales[s]); });
 }
 
 template <Weight kWeight>
@@ -337,8 +289,8 @@ TileConfig configuration(Rounding rounding) {
 void compute_block(Weight weight, const char * row, size_t stride, const Activations & x, int64_t b, int n_sub, float * y, TileWorkspace & work) {
     for (int h = 0; h < kHigh; h++, row += 16 * stride) {
         switch (weight) {
-            case Weight::q4_k: unpack_q4_k(work.planes, h, row, stride); break;
-            case Weight::q5_k: unpack_q5_k(work.planes, h, row, stride); break;
+            case Weight::q4_k: unpack_with_minimums<false>(work.planes, h, row, stride); break;
+            case Weight::q5_k: unpack_with_minimums<true>(work.planes, h, row, stride); break;
             case Weight::q6_k: unpack_q6_k(work.planes, h, row, stride); break;
             case Weight::q8_0: unpack_blocks<Weight::q8_0>(work.blocks, h, row, stride, n_sub); break;
             default: unpack_blocks<Weight::q4_0>(work.blocks, h, row, stride, n_sub);

@@ -39,15 +39,6 @@ struct Cells {
     }
 };
 
-template <class S>
-void multiply_rows(const FloatPanel<S> & p, const float * x, size_t x_stride, int n, int n_rows, float * y, int y_stride) {
-    const auto * functions = f16_functions<S>(std::make_integer_sequence<int, S::kWide>());
-    for (int r = 0; r < n_rows; r += S::kWide) {
-        const int rows = std::min(S::kWide, n_rows - r);
-        functions[rows - 1](p, x + r * x_stride, x_stride, n, y + r * y_stride, y_stride);
-    }
-}
-
 // Turns products into weights, exp(product - the largest so far), and scales what was summed before to that.
 template <class S>
 void weigh(float * weights, int n_seen, float & most, float & sum, float * out, int head_size) {
@@ -100,13 +91,13 @@ void attend(const AttentionRows & rows, char * scratch) {
         const Cells<S> keys(rows.keys, rows.key_stride, rows.cells + first, n, head_size, work.copy);
         unpack_f16(work.panel, keys.data, keys.stride, head_size);
         memset(work.weights[begin], 0, n_rows * sizeof(work.weights[0]));
-        multiply_rows(work.panel, rows.queries + begin * head_size, head_size, head_size, n_rows, work.weights[begin], kCells);
+        multiply_floats(work.panel, rows.queries + begin * head_size, head_size, head_size, n_rows, work.weights[begin], kCells);
         for (int r = begin; r < rows.n_rows; r++)
             weigh<S>(work.weights[r], std::min(n, rows.n_seen[r] - first), work.most[r], work.sums[r], rows.out + r * head_size, head_size);
         const Cells<S> values(rows.values, rows.value_stride, rows.cells + first, n, head_size, work.copy);
         for (int column = 0; column < head_size; column += panel_rows<S>()) {
             unpack_values(work.panel, values.data + column * sizeof(uint16_t), values.stride, n);
-            multiply_rows(work.panel, work.weights[begin], kCells, n, n_rows, rows.out + begin * head_size + column, head_size);
+            multiply_floats(work.panel, work.weights[begin], kCells, n, n_rows, rows.out + begin * head_size + column, head_size);
         }
     }
     for (int r = 0; r < rows.n_rows; r++) {

@@ -32,8 +32,6 @@ struct Job {
     std::atomic<int64_t> next;
 };
 
-size_t aligned(size_t n) { return (n + 63) / 64 * 64; }
-
 // What a row of the mask leaves; false if it does anything but hide.
 bool seen(const ggml_tensor * mask, int64_t token, std::vector<int32_t> & cells) {
     const uint16_t * const row = reinterpret_cast<const uint16_t *>(static_cast<const char *>(mask->data) + token * mask->nb[1]);

@@ -16,10 +16,6 @@ namespace bmx {
 
 namespace {
 
-constexpr size_t kAlign = 64;
-
-size_t aligned(size_t n) { return (n + kAlign - 1) / kAlign * kAlign; }
-
 // Places for arrays in one allocation; the first pass adds up sizes, the second hands out addresses.
 class Places {
 public:

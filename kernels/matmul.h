@@ -41,6 +41,9 @@ struct Work {
     std::vector<Product> products;
 };
 
+constexpr size_t kAlign = 64;  // bytes: a cache line, and the longest vector
+inline size_t aligned(size_t n) { return (n + kAlign - 1) / kAlign * kAlign; }
+
 // Scratch memory that grows, and is kept between calls.
 class Scratch {
 public:

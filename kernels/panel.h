@@ -323,6 +323,16 @@ void unpack_f16(FloatPanel<S> & p, const char * row, size_t stride, int n) {
     }
 }
 
+// All tokens, or rows of attention, over n columns of a panel.
+template <class S>
+void multiply_floats(const FloatPanel<S> & p, const float * x, size_t stride, int n, int64_t n_tokens, float * y, int y_stride) {
+    const auto * functions = f16_functions<S>(std::make_integer_sequence<int, S::kWide>());
+    for (int64_t m = 0; m < n_tokens; m += S::kWide) {
+        const int tokens = int(std::min<int64_t>(S::kWide, n_tokens - m));
+        functions[tokens - 1](p, x + m * stride, stride, n, y + m * y_stride, y_stride);
+    }
+}
+
 // ---- a whole panel
 
 // Part `index` of `count` of what will be read next; in address order, so that pages are walked once.
@@ -357,7 +367,6 @@ struct Workspace {
 template <class S>
 void float_panel(const Rows & rows, const Activations & x, float * y, int y_stride, Workspace<S> & work) {
     FloatPanel<S> & p = work.floats;
-    const auto * functions = f16_functions<S>(std::make_integer_sequence<int, S::kWide>());
     const int64_t n_steps = (x.n_columns + p.kColumns - 1) / p.kColumns;
     for (int64_t step = 0; step < n_steps; step++) {
         const int64_t k = step * p.kColumns;
@@ -365,10 +374,7 @@ void float_panel(const Rows & rows, const Activations & x, float * y, int y_stri
         const Tile<panel_rows<S>()> tile(rows, 2 * k, 2 * n, work.copy);
         unpack_f16(p, tile.data, tile.stride, n);
         next_part(rows, step, n_steps).all();
-        for (int64_t m = 0; m < x.n_tokens; m += S::kWide) {
-            const int tokens = int(std::min<int64_t>(S::kWide, x.n_tokens - m));
-            functions[tokens - 1](p, x.floats + m * x.n_columns + k, x.n_columns, n, y + m * y_stride, y_stride);
-        }
+        multiply_floats(p, x.floats + k, x.n_columns, n, x.n_tokens, y, y_stride);
     }
 }
 

@@ -81,44 +81,41 @@ void unpack_scales_and_minimums(Panel<S> & p, int h, const char * row, size_t st
     S::storef(p.of_minimums[h], unpacked.of_minimums);
 }
 
-template <class S>
-void unpack_q4_k(Panel<S> & p, int h, const char * row, size_t stride) {
+// The values of Q4_K and Q5_K: hands over `first`, which are four columns `group` of all rows, and `second`, the columns
+// `group` + 8, with the number of the block of 32 that the first are in; the second are in the next one.
+template <class S, bool kFifthBit, class Put>
+BMX_INLINE void unpack_nibbles(const char * row, size_t stride, Put put) {
     using I = typename S::I;
-    unpack_scales_and_minimums(p, h, row, stride);
-    const I four = S::set1(0x0f0f0f0f);
+    const I four = S::set1(0x0f0f0f0f), fifth = S::set1(0x10101010);
+    I high[8];
+    if constexpr (kFifthBit)
+        for (int c = 0; c < 2; c++) S::load4(row, stride, 16 + 16 * c, high + 4 * c);
     BMX_UNROLL
     for (int c = 0; c < 8; c++) {
         I v[4];
-        S::load4(row, stride, 16 + 16 * c, v);
-        const int group = c / 2 * 16 + c % 2 * 4;
+        S::load4(row, stride, (kFifthBit ? 48 : 16) + 16 * c, v);
+        const int block = c / 2 * 2, group = block * 8 + c % 2 * 4;
         BMX_UNROLL
         for (int j = 0; j < 4; j++) {
-            put(p, group + j, h, S::and_(v[j], four));
-            put(p, group + 8 + j, h, S::and_(S::template srl<4>(v[j]), four));
+            I first = S::and_(v[j], four), second = S::and_(S::template srl<4>(v[j]), four);
+            if constexpr (kFifthBit) {
+                // bit `block` of each byte belongs to the low nibble's column, the next to the high one's
+                const I bits = S::template sll<4>(S::srl_by(high[c % 2 * 4 + j], block));
+                first = S::or_(first, S::and_(bits, fifth));
+                second = S::or_(second, S::and_(S::template srl<1>(bits), fifth));
+            }
+            put(block, group + j, first, second);
         }
     }
 }
 
-template <class S>
-void unpack_q5_k(Panel<S> & p, int h, const char * row, size_t stride) {
-    using I = typename S::I;
+template <class S, bool kFifthBit>
+void unpack_with_minimums(Panel<S> & p, int h, const char * row, size_t stride) {
     unpack_scales_and_minimums(p, h, row, stride);
-    const I four = S::set1(0x0f0f0f0f), fifth = S::set1(0x10101010);
-    I high[8];
-    S::load4(row, stride, 16, high);
-    S::load4(row, stride, 32, high + 4);
-    for (int c = 0; c < 8; c++) {
-        I v[4];
-        S::load4(row, stride, 48 + 16 * c, v);
-        const int sub = c / 2 * 2, group = sub * 8 + c % 2 * 4;
-        BMX_UNROLL
-        for (int j = 0; j < 4; j++) {
-            // bit `sub` of each byte belongs to the low nibble's column, the next to the high one's
-            const I bits = S::template sll<4>(S::srl_by(high[c % 2 * 4 + j], sub));
-            put(p, group + j, h, S::or_(S::and_(v[j], four), S::and_(bits, fifth)));
-            put(p, group + 8 + j, h, S::or_(S::and_(S::template srl<4>(v[j]), four), S::and_(S::template srl<1>(bits), fifth)));
-        }
-    }
+    unpack_nibbles<S, kFifthBit>(row, stride, [&](int, int group, typename S::I first, typename S::I second) {
+        put(p, group, h, first);
+        put(p, group + 8, h, second);
+    });
 }
 
 // The scales of the sixteen blocks of 16 of Q6_K.
@@ -137,8 +134,9 @@ struct SixteenScales {
     BMX_INLINE I factor(int s) const { return S::template sra<24>(S::sll_by(bytes[s / 4], 24 - s % 4 * 8)); }
 };
 
-template <class S>
-void unpack_q6_k(Panel<S> & p, int h, const char * row, size_t stride) {
+// The values of Q6_K, 0 to 63: hands over four columns `group` of all rows, with the number of their block of 16.
+template <class S, class Put>
+BMX_INLINE void unpack_six_bits(const char * row, size_t stride, Put put) {
     using I = typename S::I;
     const I four = S::set1(0x0f0f0f0f), two = S::set1(0x30303030);
     for (int half = 0; half < 2; half++) {
@@ -149,15 +147,20 @@ void unpack_q6_k(Panel<S> & p, int h, const char * row, size_t stride) {
             S::load4(row, stride, 128 + half * 32 + c * 16, high);
             BMX_UNROLL
             for (int j = 0; j < 4; j++) {
-                const int group = half * 32 + c * 4 + j;
                 const I bits = high[j];
-                put(p, group, h, S::or_(S::and_(low[j], four), S::and_(S::template sll<4>(bits), two)));
-                put(p, group + 8, h, S::or_(S::and_(next[j], four), S::and_(S::template sll<2>(bits), two)));
-                put(p, group + 16, h, S::or_(S::and_(S::template srl<4>(low[j]), four), S::and_(bits, two)));
-                put(p, group + 24, h, S::or_(S::and_(S::template srl<4>(next[j]), four), S::and_(S::template srl<2>(bits), two)));
+                const int block = half * 8 + c, group = half * 32 + c * 4 + j;
+                put(block, group, S::or_(S::and_(low[j], four), S::and_(S::template sll<4>(bits), two)));
+                put(block + 2, group + 8, S::or_(S::and_(next[j], four), S::and_(S::template sll<2>(bits), two)));
+                put(block + 4, group + 16, S::or_(S::and_(S::template srl<4>(low[j]), four), S::and_(bits, two)));
+                put(block + 6, group + 24, S::or_(S::and_(S::template srl<4>(next[j]), four), S::and_(S::template srl<2>(bits), two)));
             }
         }
     }
+}
+
+template <class S>
+void unpack_q6_k(Panel<S> & p, int h, const char * row, size_t stride) {
+    unpack_six_bits<S>(row, stride, [&](int, int group, typename S::I values) { put(p, group, h, values); });
     const SixteenScales<S> unpacked(row, stride);
     BMX_UNROLL
     for (int s = 0; s < 16; s++) S::store(p.factors[s][h], unpacked.factor(s));
@@ -205,8 +208,8 @@ template <class S>
 void unpack(Weight weight, Panel<S> & p, const char * row, size_t stride, int n_sub) {
     for (int h = 0; h < S::kHigh; h++, row += S::kLanes * stride) {
         switch (weight) {
-            case Weight::q4_k: unpack_q4_k(p, h, row, stride); break;
-            case Weight::q5_k: unpack_q5_k(p, h, row, stride); break;
+            case Weight::q4_k: unpack_with_minimums<S, false>(p, h, row, stride); break;
+            case Weight::q5_k: unpack_with_minimums<S, true>(p, h, row, stride); break;
             case Weight::q6_k: unpack_q6_k(p, h, row, stride); break;
             case Weight::q8_0: unpack_q8_0(p, h, row, stride, n_sub); break;
             default: unpack_q4_0(p, h, row, stride, n_sub);
