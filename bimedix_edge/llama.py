@@ -1,6 +1,6 @@
 """llama-cpp-python and its ggml: the library itself, what it was built with, and what it can compute on.
 
-The only file of the runtime that imports the binding; `decoder` and `sampler` have it from here.
+The only file of the runtime that imports the binding; `batches`, `sampler` and `decoder` have it from here.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ LAYERS: list[set[str]] = [
     },
     {"bundle", "kernels", "image_cache", "cuda", "processor", "host_memory", "gpu_advice", "gguf_header", "grammar"},
     {"llama"},
-    {"sampler"},
+    {"batches", "sampler"},
     {"store", "vision", "decoder", "cuda_bandwidth", "memory"},
     {"sessions", "lookahead", "devices", "fit"},
     {"generation", "planning"},
