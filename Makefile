@@ -44,7 +44,7 @@ clean:
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/installed: $(VENV)/bin/python pyproject.toml CMakeLists.txt $(wildcard kernels/*.cpp kernels/*.h)
+$(VENV)/installed: $(VENV)/bin/python pyproject.toml CMakeLists.txt $(wildcard kernels/*.cpp kernels/*.h kernels/vision/*.cpp kernels/vision/*.h)
 	$(BIN)/python -m pip install --quiet --editable .
 	touch $@
 

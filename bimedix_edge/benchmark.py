@@ -241,6 +241,7 @@ class _Run:
                 preprocessing=bundle.manifest.preprocessing,
                 n_threads=self._n_threads,
                 device=self._vision_device,
+                kernels=self._choices[ON],
             )
 
     @contextlib.contextmanager

@@ -7,21 +7,20 @@ computes what its scalar version computes. Otherwise llama.cpp's own kernels ans
 from __future__ import annotations
 
 import ctypes
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import bimedix_edge
 from bimedix_edge.errors import HardwareError
+from bimedix_edge.native import UnusableError, choose, load_library, verified
 
 __all__ = [
     "AUTO",
     "CHOICES",
     "OFF",
+    "STEM",
     "Kernels",
     "Quantizer",
-    "find_library",
     "int8_ops",
     "load_kernels",
     "load_quantizer",
@@ -30,9 +29,8 @@ __all__ = [
 
 AUTO, OFF = "auto", "off"
 CHOICES = (AUTO, OFF, "avx2", "avxvnni", "avx512vnni", "amx")
-_STEM = "bimedix_edge_kernels"
-_SUFFIXES = (".so", ".dylib", ".dll")
-_MESSAGE_BYTES = 300
+# of the library's file
+STEM = "bimedix_edge_kernels"
 # ggml keeps what is registered for the life of the process
 _registered: list[ctypes.CDLL] = []
 
@@ -48,20 +46,6 @@ class Kernels:
 
     name: str | None
     reason: str
-
-
-class _UnusableError(Exception):
-    """Why the library cannot be used; never leaves this file."""
-
-
-def find_library() -> Path | None:
-    """Return the path of the library that was built with this package, if there is one."""
-    for folder in bimedix_edge.__path__:
-        for suffix in _SUFFIXES:
-            for prefix in ("lib", ""):
-                if (path := Path(folder).absolute() / f"{prefix}{_STEM}{suffix}").is_file():
-                    return path
-    return None
 
 
 def load_kernels(choice: str, version: str, register: Callable[[Path], bool]) -> Kernels:
@@ -81,12 +65,12 @@ def load_kernels(choice: str, version: str, register: Callable[[Path], bool]) ->
         return Kernels(None, "switched off")
     try:
         library = _open(version)
-        name = _choose(library, choice)
+        name = choose(library.bimedix_edge_kernels_choose, choice)
         if not _registered:
             _register(library, register)
             _registered.append(library)
         return Kernels(name, "the best for this processor" if choice == AUTO else "asked for")
-    except _UnusableError as error:
+    except UnusableError as error:
         if choice == AUTO:
             return Kernels(None, str(error))
         raise HardwareError(
@@ -102,7 +86,7 @@ def load_quantizer(version: str) -> Quantizer | None:
     """
     try:
         library = _open(version)
-    except _UnusableError:
+    except UnusableError:
         return None
     address, integer = ctypes.c_void_p, ctypes.c_int
     library.bimedix_edge_quantize.argtypes = [integer, address, address, ctypes.c_longlong]
@@ -175,42 +159,19 @@ def int8_ops(name: str, n_threads: int, seconds: float) -> float | None:
     return float(function(name.encode(), n_threads, seconds)) or None
 
 
-def _path() -> Path:
-    path = find_library()
-    if path is None:
-        raise _UnusableError("the library is missing; install the package again")
-    listed = path.with_name(f"{path.name}.sha256")
-    try:
-        expected = listed.read_text("ascii").split()[0]
-        found = hashlib.sha256(path.read_bytes()).hexdigest()
-    except (OSError, ValueError, IndexError) as error:
-        raise _UnusableError(f"{listed.name} cannot be read; install the package again") from error
-    if found != expected:
-        raise _UnusableError(f"{path.name} is damaged; install the package again")
-    return path
-
-
 def _open(version: str) -> ctypes.CDLL:
-    path = _path()
+    path, library = load_library(STEM)
     try:
-        library = ctypes.CDLL(str(path))
         library.bimedix_edge_kernels_version.restype = ctypes.c_char_p
         built_for = library.bimedix_edge_kernels_version().decode()
-    except (OSError, AttributeError) as error:
-        raise _UnusableError(f"{path.name} does not load ({error})") from error
+    except AttributeError as error:
+        raise UnusableError(f"{path.name} does not load ({error})") from error
     if built_for != version:
-        raise _UnusableError(f"they were built for llama-cpp-python {built_for}, and {version} is installed")
+        raise UnusableError(f"they were built for llama-cpp-python {built_for}, and {version} is installed")
     return library
 
 
-def _choose(library: ctypes.CDLL, choice: str) -> str:
-    message = ctypes.create_string_buffer(_MESSAGE_BYTES)
-    if library.bimedix_edge_kernels_choose(choice.encode(), message, _MESSAGE_BYTES):
-        raise _UnusableError(message.value.decode())
-    return message.value.decode()
-
-
 def _register(library: ctypes.CDLL, register: Callable[[Path], bool]) -> None:
-    if not (register(_path()) and library.bimedix_edge_kernels_registered()):
+    if not (register(verified(STEM)) and library.bimedix_edge_kernels_registered()):
         library.bimedix_edge_kernels_off()
-        raise _UnusableError("ggml refuses the plug-in")
+        raise UnusableError("ggml refuses the plug-in")

@@ -52,6 +52,7 @@ class Runtime:
             preprocessing=self.manifest.preprocessing,
             n_threads=self._n_threads,
             device=settings.vision_device,
+            kernels=settings.kernels,
         )
         self._load(vision)
         self.load_ms = (time.perf_counter() - start_s) * 1e3

@@ -76,7 +76,8 @@ class Settings:
         kv_placement: where a layer's keys and values lie: `gpu`, where the layer does, `cpu`, in the machine's memory,
             or `auto`, which is `gpu`.
         threads: of the matmuls; 0 is one a core.
-        kernels: which kernels compute the decoder's matrix products; `off` leaves them to llama.cpp.
+        kernels: which kernels compute the decoder's matrix products and an int8 image encoder; `off` leaves them to
+            llama.cpp and ONNX Runtime.
         vision_device: what computes the image encoder; `auto` takes a device that is here and suits its weights.
         image_cache: how much disk the embeddings of images may take, such as `2G`; `off` keeps them in memory only.
         max_tokens: most tokens of an answer.

@@ -22,6 +22,7 @@ from bimedix_edge.errors import HardwareError, UsageError, VisionError
 from bimedix_edge.gpu_advice import Missing, vision_cuda
 from bimedix_edge.hardware import Provider
 from bimedix_edge.imaging.preprocess import Preprocessing, preprocess
+from bimedix_edge.vision_kernels import VisionKernels, choose_vision_kernels
 
 # onnxruntime reads this when it is imported; its API call alone does not keep it silent. Patients' data stays here.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
@@ -63,6 +64,8 @@ _CUDA_OPTIONS = {
     "cudnn_conv_algo_search": "HEURISTIC",  # there is one convolution, and searching takes seconds
     "use_tf32": "0",  # whoever wants fewer bits has float16
 }
+# our kernels are chosen for the next session, whichever thread opens it
+_opening = threading.Lock()
 # int8 products exist on the CPU only: a session elsewhere would leave them to the CPU without a word
 _CPU_ONLY_WEIGHTS = "int8"
 # ONNX: c = MatMulInteger(a uint8 (1, 64), b int8 (64, 16))
@@ -100,11 +103,13 @@ class VisionEncoder:
         preprocessing: the bundle's constants.
         n_threads: threads of the session.
         device: `cpu`, `cuda`, `coreml`, or `auto`: a device that is here and computes such weights, else the CPU.
+        kernels: which of our kernels compute int8 weights; see `choose_vision_kernels`.
 
     Attributes:
         device: where it computes: `cpu`, `cuda` or `coreml`.
         fault: why a device that is here could not be taken by `auto`; None when there is no such fault.
-        identity: of the computation: file, device and library; part of the key of every embedding.
+        kernels: which of our kernels compute, and why.
+        identity: of the computation: file, device, library and kernels; part of the key of every embedding.
 
     Raises:
         HardwareError: the device that was asked for is not here, or ONNX Runtime cannot use it.
@@ -121,17 +126,20 @@ class VisionEncoder:
         preprocessing: Preprocessing,
         n_threads: int,
         device: str = _CPU,
+        kernels: str = AUTO,
     ) -> None:
         self.spec = spec
         self.preprocessing = preprocessing
         self.fault: str | None = None
         self._path = path
         self._options = _session_options(spec.weights, n_threads)
-        self.device, session = self._auto() if device == AUTO else (device, self._open(device))
+        with _opening:
+            self.kernels = _register_kernels(self._options, spec.weights, kernels)
+            self.device, session = self._auto() if device == AUTO else (device, self._open(device))
         self._check_interface(session)
         # on a device, input and output keep their places in its memory
         self._run = _Placed(session, _CUDA).run if self.device == _CUDA else partial(_run_session, session)
-        self.identity = f"{sha256}|{self.device}|onnxruntime {library_version()}"
+        self.identity = f"{sha256}|{self.device}|onnxruntime {library_version()}|{self.kernels.name}"
 
     def _auto(self) -> tuple[str, onnxruntime.InferenceSession]:
         """Open a session on the best device; a device that is here and fails is a fault that is kept."""
@@ -276,6 +284,15 @@ def _session_options(weights: str, n_threads: int) -> onnxruntime.SessionOptions
     if weights == "int8" and _products_overflow():
         options.add_session_config_entry("session.x64quantprecision", "1")
     return options
+
+
+def _register_kernels(options: onnxruntime.SessionOptions, weights: str, choice: str) -> VisionKernels:
+    if weights != _CPU_ONLY_WEIGHTS:
+        return VisionKernels(None, f"the weights are {weights}")
+    kernels = choose_vision_kernels(choice)
+    if kernels.library is not None:
+        options.register_custom_ops_library(str(kernels.library))
+    return kernels
 
 
 def devices_here() -> list[str]:

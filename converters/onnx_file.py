@@ -9,7 +9,7 @@ Source: protobuf's encoding guide; `onnx.proto` (field numbers below), IR versio
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -96,6 +96,7 @@ def model_parts(
     output_shape: tuple[str, tuple[int, ...]],
     producer: str,
     metadata: dict[str, str],
+    functions: Sequence[onnx.FunctionProto] = (),
 ) -> list[Part]:
     """Check a graph and return its file as parts: the graph, then each weight.
 
@@ -106,6 +107,7 @@ def model_parts(
         input_shape, output_shape: name and shape of the one float32 input and output.
         producer: what made the file.
         metadata: properties of the model.
+        functions: operators that the model defines.
 
     Returns:
         Parts whose steps raise CheckpointError if a weight is NaN or infinite.
@@ -117,9 +119,10 @@ def model_parts(
     ends = [helper.make_tensor_value_info(key, TensorProto.FLOAT, shape) for key, shape in (input_shape, output_shape)]
     # the checker sees the weights as inputs: it looks at types and shapes, for which it need not load their values
     stand_ins = [helper.make_tensor_value_info(weight.name, weight.type, weight.shape) for weight in weights]
-    checked = _model(helper.make_graph(graph.nodes, name, [ends[0], *stand_ins], ends[1:]), opset, producer, metadata)
+    facts = (opset, producer, metadata, functions)
+    checked = _model(helper.make_graph(graph.nodes, name, [ends[0], *stand_ins], ends[1:]), *facts)
     onnx.checker.check_model(checked, full_check=True)
-    model = _model(helper.make_graph(graph.nodes, name, ends[:1], ends[1:]), opset, producer, metadata)
+    model = _model(helper.make_graph(graph.nodes, name, ends[:1], ends[1:]), *facts)
     size = model_bytes(graph) + model.ByteSize()
     if size > _MAX_MODEL_BYTES:
         raise CheckpointError(
@@ -134,11 +137,19 @@ def model_bytes(graph: Graph) -> int:
     return sum(weight.size_bytes + 256 for weight in graph.weights.values()) + 512 * len(graph.nodes)
 
 
-def _model(graph: onnx.GraphProto, opset: int, producer: str, metadata: dict[str, str]) -> onnx.ModelProto:
-    domains = [helper.make_opsetid("", opset)]
-    if any(node.domain == CONTRIB for node in graph.node):
-        domains.append(helper.make_opsetid(CONTRIB, 1))
-    model = helper.make_model(graph, opset_imports=domains, ir_version=IR_VERSION, producer_name=producer)
+def _model(
+    graph: onnx.GraphProto,
+    opset: int,
+    producer: str,
+    metadata: dict[str, str],
+    functions: Sequence[onnx.FunctionProto],
+) -> onnx.ModelProto:
+    domains = {node.domain for node in graph.node} | {each.domain for each in functions}
+    domains |= {used.domain for each in functions for used in each.opset_import}
+    imports = [helper.make_opsetid("", opset), *(helper.make_opsetid(domain, 1) for domain in sorted(domains - {""}))]
+    model = helper.make_model(
+        graph, opset_imports=imports, ir_version=IR_VERSION, producer_name=producer, functions=functions
+    )
     helper.set_model_props(model, dict(sorted(metadata.items())))
     return model
 

@@ -11,6 +11,7 @@ Inside, activations have no batch axis: with two dimensions ONNX Runtime turns e
 Opset 17 is the first with LayerNormalization; GELU is written with Erf, which ONNX Runtime recognises and fuses.
 Attention is ONNX Runtime's own `MultiHeadAttention`, which goes through keys and values block by block and writes no
 scores to memory: 0.16 s of an image on two cores, where MatMul, Softmax, MatMul and what turns the heads take 0.20.
+With int8 weights, it and the linear layers are functions with kernels of ours (`vision_functions.py`).
 
 With float16 weights, what a block computes from a norm on is float16; its sum with what came before is float32 again,
 so that rounding does not add up from block to block, and so are norms and both ends.
@@ -30,7 +31,17 @@ from onnx import TensorProto
 from bimedix_edge.converters.checkpoint import Checkpoint
 from bimedix_edge.converters.onnx_file import CONTRIB, Graph, model_bytes, model_parts
 from bimedix_edge.converters.parts import Part
-from bimedix_edge.converters.vision_weights import VisionWeights, float_type, product
+from bimedix_edge.converters.vision_functions import (
+    ATTENTION,
+    DOMAIN,
+    LINEAR,
+    LINEAR_ADD,
+    LINEAR_SILU,
+    has_heads,
+    is_packable,
+    vision_functions,
+)
+from bimedix_edge.converters.vision_weights import VisionWeights, float_type, packed_weight, product
 
 __all__ = ["OPSET", "build_vision", "vision_bytes", "vision_parts"]
 
@@ -67,6 +78,7 @@ def vision_parts(
         graph,
         name="vision",
         opset=OPSET,
+        functions=vision_functions(OPSET) if any(node.domain == DOMAIN for node in graph.nodes) else [],
         input_shape=("pixel_values", (1, 3, size, size)),
         output_shape=("image_embeds", (1, vision.n_patches, n_embd)),
         producer=producer,
@@ -124,10 +136,10 @@ class _Tower:
     def block(self, index: int, hidden: str) -> str:
         """One transformer block: (T, C) to (T, C)."""
         prefix = f"vision.encoder.layers.{index}."
-        attended = self._attention(prefix + "self_attn.", self._narrow(self._norm(prefix + "layer_norm1", hidden)))
-        hidden = self.graph.add("Add", prefix + "attended", [hidden, self._wide(attended)])
-        outer = self._mlp(prefix + "mlp.", self._narrow(self._norm(prefix + "layer_norm2", hidden)))
-        return self.graph.add("Add", prefix + "out", [hidden, self._wide(outer)])
+        hidden = self._attention(
+            prefix + "self_attn.", self._narrow(self._norm(prefix + "layer_norm1", hidden)), residual=hidden
+        )
+        return self._mlp(prefix + "mlp.", self._narrow(self._norm(prefix + "layer_norm2", hidden)), residual=hidden)
 
     def projector(self, hidden: str) -> str:
         """Drop the class token and project: (T, C) to (1, N, E)."""
@@ -140,36 +152,52 @@ class _Tower:
         shape = graph.integers("shape.image_embeds", (1, n_tokens - 1, n_embd))
         return graph.add("Reshape", "image_embeds", [outer, shape])
 
-    def _attention(self, prefix: str, hidden: str) -> str:
-        """Attention of every token to every token, all heads at once: (T, C) to (T, C)."""
-        graph, (n_tokens, n_embd) = self.graph, (self.config.n_patches + 1, self.config.n_embd)
-        shape = graph.integers("shape.batch", (1, n_tokens, n_embd))
-        parts = [self._linear(f"{prefix}{part}_proj", hidden) for part in "qkv"]
-        batches = [graph.add("Reshape", f"{name}.batch", [name, shape]) for name in parts]
-        context = graph.add(
-            "MultiHeadAttention", prefix + "context", batches, domain=CONTRIB, num_heads=self.config.n_head
+    def _attention(self, prefix: str, hidden: str, residual: str) -> str:
+        """Attention of every token to every token, all heads at once, and what came before: (T, C) to (T, C)."""
+        graph, (n_tokens, n_embd, n_head) = (
+            self.graph,
+            (self.config.n_patches + 1, self.config.n_embd, self.config.n_head),
         )
-        merged = graph.add("Reshape", prefix + "merged", [context, graph.integers("shape.merged", (n_tokens, n_embd))])
-        return self._linear(prefix + "out_proj", merged)
+        parts = [self._linear(f"{prefix}{part}_proj", hidden) for part in "qkv"]
+        name = prefix + "context"
+        if self.weights == "int8" and has_heads(n_embd, n_head):
+            merged = graph.add(ATTENTION, name, parts, domain=DOMAIN, num_heads=n_head)
+        else:
+            shape = graph.integers("shape.batch", (1, n_tokens, n_embd))
+            batches = [graph.add("Reshape", f"{part}.batch", [part, shape]) for part in parts]
+            context = graph.add("MultiHeadAttention", name, batches, domain=CONTRIB, num_heads=n_head)
+            whole = graph.integers("shape.merged", (n_tokens, n_embd))
+            merged = graph.add("Reshape", prefix + "merged", [context, whole])
+        return self._linear(prefix + "out_proj", merged, residual=residual)
 
-    def _mlp(self, prefix: str, hidden: str) -> str:
-        """Wide and narrow again: (T, C) to (T, C)."""
+    def _mlp(self, prefix: str, hidden: str, residual: str) -> str:
+        """Wide and narrow again, and what came before: (T, C) to (T, C)."""
         if self.config.activation != "quick_gelu":
             inner = self._gelu(prefix + "activation", self._linear(prefix + "fc1", hidden))
-            return self._linear(prefix + "fc2", inner)
+            return self._linear(prefix + "fc2", inner, residual=residual)
         # x · sigmoid(1.702 x), what CLIP was trained with, is SiLU of 1.702 x, divided by 1.702; with both factors in
         # the weights around it, what is left is one operation, which ONNX Runtime computes faster
-        wide = self._linear(prefix + "fc1", hidden, factor=_QUICK_GELU)
-        gate = self.graph.add("Sigmoid", prefix + "gate", [wide])
-        inner = self.graph.add("Mul", prefix + "activation", [wide, gate])
-        return self._linear(prefix + "fc2", inner, weight_factor=1 / _QUICK_GELU)
+        inner = self._linear(prefix + "fc1", hidden, factor=_QUICK_GELU, silu=True)
+        return self._linear(prefix + "fc2", inner, weight_factor=1 / _QUICK_GELU, residual=residual)
 
     def _norm(self, name: str, hidden: str) -> str:
         weights = [self._weight(f"{name}.weight"), self._weight(f"{name}.bias")]
         return self.graph.add("LayerNormalization", name, [hidden, *weights], epsilon=self.config.layer_norm_eps)
 
-    def _linear(self, name: str, hidden: str, *, factor: float = 1.0, weight_factor: float = 1.0) -> str:
-        """factor · (x · wᵀ · weight_factor + b); the weight is stored turned, as ONNX Runtime wants it for Gemm."""
+    def _linear(
+        self,
+        name: str,
+        hidden: str,
+        *,
+        factor: float = 1.0,
+        weight_factor: float = 1.0,
+        silu: bool = False,
+        residual: str | None = None,
+    ) -> str:
+        """factor · (x · wᵀ · weight_factor + b), then v / (1 + exp(-v)) or the sum with what came before, if asked for.
+
+        The weight is stored turned, as ONNX Runtime wants it for Gemm.
+        """
         rows, columns = self.checkpoint.shape(f"{name}.weight")
         weight, bias, shape = f"{name}.weight", f"{name}.bias", (columns, rows)
 
@@ -179,8 +207,19 @@ class _Tower:
             return turned
 
         read_weight, read_bias = partial(read, weight, factor * weight_factor), partial(read, bias, factor)
+        added = self.graph.weight(bias, (rows,), read_bias, self._type)
+        if self.weights == "int8" and is_packable(*shape):
+            kind, more = (LINEAR_ADD, [residual]) if residual else (LINEAR_SILU if silu else LINEAR, [])
+            inputs = [hidden, *packed_weight(self.graph, weight, shape, read_weight), added, *more]
+            return self.graph.add(kind, name, inputs, domain=DOMAIN, shape=shape)
         multiplied = product(self.graph, self.weights, f"{name}.product", hidden, weight, shape, read_weight)
-        return self.graph.add("Add", name, [multiplied, self.graph.weight(bias, (rows,), read_bias, self._type)])
+        result = self.graph.add("Add", name, [multiplied, added])
+        if silu:
+            gate = self.graph.add("Sigmoid", f"{name}.gate", [result])
+            result = self.graph.add("Mul", f"{name}.activation", [result, gate])
+        if residual:
+            result = self.graph.add("Add", f"{name}.out", [residual, self._wide(result)])
+        return result
 
     def _gelu(self, name: str, hidden: str) -> str:
         """x / 2 · (1 + erf(x / √2)), the exact form that the projector was trained with."""

@@ -24,8 +24,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from bimedix_edge.converters.onnx_file import Graph
+from bimedix_edge.converters.vision_functions import packed
 
-__all__ = ["VISION_WEIGHTS", "VisionWeights", "float_type", "product"]
+__all__ = ["VISION_WEIGHTS", "VisionWeights", "float_type", "packed_weight", "product"]
 
 VisionWeights = Literal["float32", "float16", "int8", "int8_weights"]
 # those that `auto` tries, in this order; float16 is for devices only
@@ -61,6 +62,22 @@ def product(
     floats = graph.add("Cast", f"{name}.floats", [sums], to=TensorProto.FLOAT)
     scales = graph.add("Mul", f"{name}.scales", [f"{integers}.1", scale])
     return graph.add("Mul", name, [floats, scales])
+
+
+def packed_weight(graph: Graph, weight: str, shape: tuple[int, int], read: Read) -> tuple[str, str]:
+    """Declare a rounded weight as vectors and tiles (see `vision_functions.py`), and its scales; return both names.
+
+    Args:
+        graph: under construction.
+        weight: its name.
+        shape: k, n.
+        read: gives the weight as float32 (k, n).
+    """
+    rows, columns = shape
+    pair = _Pair(read)
+    scale = graph.weight(f"{weight}.scale", (columns,), pair.scales)
+    tiles = (columns // 64, rows // 4, 64, 4)
+    return graph.weight(f"{weight}.int8", tiles, lambda: packed(pair.rounded()), TensorProto.INT8), scale
 
 
 def float_type(kind: VisionWeights) -> int:

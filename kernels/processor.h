@@ -4,7 +4,7 @@
 namespace bmx {
 
 struct Features {
-    bool avx2, avxvnni, avx512vnni, amx;
+    bool avx2, avxvnni, avx512vnni, avx512bf16, amx;
 };
 
 Features processor_features();

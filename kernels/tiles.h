@@ -46,9 +46,10 @@ private:
     __asm__ volatile("tileloadd (%0,%1,1), %%tmm" #tile ::"r"(address), "r"(int64_t(stride)) : "memory")
 #define BMX_TILE_STORE(tile, address, stride) \
     __asm__ volatile("tilestored %%tmm" #tile ", (%0,%1,1)" ::"r"(address), "r"(int64_t(stride)) : "memory")
-// sum += a b: of signed bytes with signed or unsigned ones, or of bfloat16
+// sum += a b: of signed bytes with signed or unsigned ones, of unsigned bytes with signed ones, or of bfloat16
 #define BMX_TILE_DOT_SIGNED(sum, a, b) __asm__ volatile("tdpbssd %%tmm" #b ", %%tmm" #a ", %%tmm" #sum ::: )
 #define BMX_TILE_DOT_UNSIGNED(sum, a, b) __asm__ volatile("tdpbsud %%tmm" #b ", %%tmm" #a ", %%tmm" #sum ::: )
+#define BMX_TILE_DOT_UNSIGNED_SIGNED(sum, a, b) __asm__ volatile("tdpbusd %%tmm" #b ", %%tmm" #a ", %%tmm" #sum ::: )
 #define BMX_TILE_DOT_BF16(sum, a, b) __asm__ volatile("tdpbf16ps %%tmm" #b ", %%tmm" #a ", %%tmm" #sum ::: )
 
 }  // namespace

@@ -13,7 +13,8 @@ from gguf.quants import dequantize
 from llama_cpp import _ggml
 from numpy.typing import NDArray
 
-from bimedix_edge.kernels import find_library
+from bimedix_edge.kernels import STEM
+from bimedix_edge.native import find_library
 
 KINDS = ("Q4_K", "Q5_K", "Q6_K", "Q8_0", "Q4_0", "F16")
 INSTRUCTION_SETS = ("avx2", "avxvnni", "avx512vnni", "amx")
@@ -24,7 +25,7 @@ _MODERATE_SCALE = {"Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,), "Q8_0": (0,),
 
 @functools.cache
 def library() -> ctypes.CDLL:
-    path = find_library()
+    path = find_library(STEM)
     assert path is not None, "the package was installed without its kernels"
     loaded = ctypes.CDLL(str(path))
     pointer, number = ctypes.c_void_p, ctypes.c_longlong

@@ -20,12 +20,13 @@ from bimedix_edge.hardware import CudaDriver, NvidiaGpu
 from bimedix_edge.imaging.picture import load_picture
 from bimedix_edge.store import demo_checkpoint
 from bimedix_edge.vision import Stop, Stopped, VisionEncoder
+from bimedix_edge.vision_kernels import VisionKernels
 
 COMMAND = [sys.executable, "-m", "bimedix_edge.cli.main"]
 NAMES = ("normal", "effusion_left", "nodule_right_upper")
 
 
-def opened(directory: Path, device: str = "cpu", weights: str | None = None) -> VisionEncoder:
+def opened(directory: Path, device: str = "cpu", weights: str | None = None, *, kernels: str = "auto") -> VisionEncoder:
     bundle = open_bundle(directory)
     spec = bundle.manifest.vision if weights is None else replace(bundle.manifest.vision, weights=weights)
     return VisionEncoder(
@@ -35,6 +36,7 @@ def opened(directory: Path, device: str = "cpu", weights: str | None = None) -> 
         preprocessing=bundle.manifest.preprocessing,
         n_threads=2,
         device=device,
+        kernels=kernels,
     )
 
 
@@ -56,6 +58,33 @@ def test_an_image_is_the_same_whatever_stands_beside_it(
     assert [found.tobytes() for found in together] == [found.tobytes() for found in (*alone, alone[0])]
     assert len({found.tobytes() for found in alone}) == 3
     assert encoder.encode([]) == []
+
+
+def test_our_kernels_agree_with_the_graphs_definitions(int8: Path, samples: Path) -> None:
+    """Both round the same numbers, to bytes here and there, and to bfloat16 here alone."""
+    images = [load_picture(samples / f"{name}.png").pixels for name in NAMES]
+    stock = opened(int8, kernels="off")
+    assert stock.kernels == VisionKernels(None, "switched off")
+    expected = stock.encode(images)
+    tried = 0
+    for kernels in ("auto", "amx", "avx512vnni"):
+        encoder = opened(int8, kernels=kernels)
+        assert encoder.identity.endswith(f"|{encoder.kernels.name}")
+        if encoder.kernels.name is None:
+            assert encoder.identity == stock.identity
+            continue
+        tried += 1
+        assert encoder.identity != stock.identity
+        for found, other in zip(encoder.encode(images), expected, strict=True):
+            norms = np.linalg.norm(found, axis=1) * np.linalg.norm(other, axis=1)
+            assert ((found * other).sum(axis=1) / norms).min() >= 0.9995
+            assert found.tobytes() != other.tobytes()
+    if not tried:
+        pytest.skip("this processor has none of them")
+
+
+def test_weights_that_are_not_int8_are_onnx_runtimes(bundles: dict[str, Path]) -> None:
+    assert opened(bundles["F16"]).kernels == VisionKernels(None, "the weights are float32")
 
 
 def test_the_way_over_fixed_places_gives_the_same(bundles: dict[str, Path], samples: Path) -> None:

@@ -83,7 +83,10 @@ def engine_findings(settings: Settings) -> list[Finding]:
     version = importlib.metadata.version("bimedix-edge")
     own = Finding("bimedix-edge", f"{version} on Python {platform.python_version()}", data={"version": version})
     found = [own, *attempt("llama-cpp-python", _llama_cpp), *attempt("kernels", lambda: _kernels(settings))]
-    found += attempt("onnxruntime", _onnxruntime)
+    found += [
+        *attempt("onnxruntime", _onnxruntime),
+        *attempt("image encoder's kernels", lambda: _vision_kernels(settings)),
+    ]
     if any(finding.exit_code for finding in found):
         return found  # what is missing for a GPU is told when both engines load
     hardware = inspect_hardware()
@@ -119,6 +122,17 @@ def _onnxruntime() -> list[Finding]:
     version, cuda = vision.library_version(), vision.built_for_cuda()
     built = f", built for CUDA {cuda}" if cuda else ""
     return [Finding("onnxruntime", f"{version}{built}; telemetry off", data={"version": version, "cuda": cuda})]
+
+
+def _vision_kernels(settings: Settings) -> list[Finding]:
+    from bimedix_edge.vision_kernels import choose_vision_kernels
+
+    found = choose_vision_kernels(settings.kernels)
+    data = {"name": found.name, "reason": found.reason}
+    if found.name is None:
+        return [Finding("image encoder's kernels", f"ONNX Runtime's own: {found.reason}", data=data)]
+    text = f"{found.name}, {found.reason}, for int8 weights; self-test passed"
+    return [Finding("image encoder's kernels", text, data=data)]
 
 
 def _cuda(driver: CudaDriver | None) -> list[Finding]:

@@ -9,7 +9,8 @@ import pytest
 from native_build import NATIVE, compile_native, with_ggml
 from native_products import INSTRUCTION_SETS, usable
 
-from bimedix_edge.kernels import find_library
+from bimedix_edge.kernels import STEM
+from bimedix_edge.native import find_library
 
 N_GRAPHS, N_SAMPLE = 1000, 100
 
@@ -23,7 +24,7 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def check(driver: Path, name: str, first: int, count: int) -> None:
     if not usable(name):
         pytest.skip(f"this processor cannot run {name}")
-    command = [str(driver), str(find_library()), name, str(first), str(count)]
+    command = [str(driver), str(find_library(STEM)), name, str(first), str(count)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     _, _, _, ours, _, of = result.stdout.splitlines()[-1].split()

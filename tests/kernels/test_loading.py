@@ -17,7 +17,8 @@ import pytest
 from native_build import compile_native
 from native_products import INSTRUCTION_SETS, usable
 
-from bimedix_edge.kernels import find_library
+from bimedix_edge.kernels import STEM
+from bimedix_edge.native import find_library
 
 QUESTION, ANSWER = "Where do you see the nodule?", "In the upper zone of the right lung."
 VERSION = importlib.metadata.version("llama-cpp-python")
@@ -26,9 +27,10 @@ HARDWARE_ERROR, USAGE_ERROR = 5, 2
 _ELSEWHERE = """
 import sys
 from pathlib import Path
-from bimedix_edge import kernels
+from bimedix_edge import kernels, native
 library = Path(sys.argv[1]) if sys.argv[1] else None
-kernels.find_library = lambda: library
+found = native.find_library
+native.find_library = lambda stem: library if stem == kernels.STEM else found(stem)
 """
 _ASK = (
     _ELSEWHERE
@@ -77,7 +79,7 @@ def sign(library: Path) -> None:
 
 
 def copy(library: Path) -> None:
-    found = find_library()
+    found = find_library(STEM)
     assert found is not None
     shutil.copy(found, library)
     sign(library)

@@ -1,0 +1,49 @@
+// The image encoder's operators on one instruction set, apart from who calls them.
+#pragma once
+
+#include "table.h"
+
+namespace bmx {
+namespace vision {
+
+// Threads that share work.
+class Workers {
+public:
+    using Task = void (*)(void * data, size_t index);
+    // Calls task(data, 0 … n - 1) and returns when all have returned; false if that failed.
+    virtual bool run(size_t n, Task task, void * data) = 0;
+
+protected:
+    ~Workers() = default;
+};
+
+// y = act(x w + bias) + residual, x rounded to bytes by one scale and one zero point as DynamicQuantizeLinear does.
+struct Linear {
+    int64_t n_in, n_out;      // multiples of 64
+    const int8_t * weights;   // [n_out / 64][n_in / 4][64][4]
+    const float * scales;     // [n_out]
+    const float * bias;       // [n_out]
+    const int32_t * column_sums;  // [n_out], from Table::column_sums
+    bool silu;
+};
+
+// x [n_tokens][n_in], residual (or null) and y [n_tokens][n_out].
+bool linear(const Table & table, const Linear & layer, const float * x, int64_t n_tokens, const float * residual, float * y, Workers & workers);
+
+constexpr int kMostHeadSize = 128;
+
+// Every token attends to every token; q, k, v and y [n_tokens][n_heads * head_size], the head size a multiple of 32 up to
+// kMostHeadSize.
+struct Heads {
+    const float * q, * k, * v;
+    float * y;
+    int64_t n_tokens, n_heads, head_size;
+};
+
+bool attention(const Table & table, const Heads & heads, Workers & workers);
+
+// Returns null, or what the table computes wrong, compared with plain loops.
+const char * self_test(const Table & table);
+
+}  // namespace vision
+}  // namespace bmx

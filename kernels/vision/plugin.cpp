@@ -1,0 +1,284 @@
+// The image encoder's operators as ONNX Runtime sees them, and what Python calls.
+//
+// A graph declares each operator of the domain `bimedix_edge` as a function of standard ones. ONNX Runtime takes our
+// kernel where it is registered, and puts the function's nodes in its place where it is not: no graph depends on us.
+#include <atomic>
+#include <cstdio>
+#include <cstring>
+#include <memory>
+#include <new>
+#include <vector>
+
+#include "../processor.h"
+#include "operators.h"
+#include "ort_abi.h"
+
+#ifdef _MSC_VER
+#define BMX_EXPORT __declspec(dllexport)
+#else
+#define BMX_EXPORT __attribute__((visibility("default")))
+#endif
+
+namespace bmx {
+namespace vision {
+namespace {
+
+struct Named {
+    const char * name;
+    const Table * (*table)();
+    bool Features::*feature;
+};
+
+// the best first
+constexpr Named kTables[] = {
+    {"amx", amx_table, &Features::amx}, {"avx512bf16", avx512bf16_table, &Features::avx512bf16}, {"avx512vnni", avx512vnni_table, &Features::avx512vnni}};
+
+const Table * chosen = nullptr;
+const ort::Api * api = nullptr;
+
+// ONNX Runtime's way to say that something failed, as an exception until it is returned.
+struct Failure {
+    ort::Status * status;
+};
+
+void check(ort::Status * status) {
+    if (status) throw Failure{status};
+}
+
+[[noreturn]] void refuse(const char * what) { throw Failure{ort::CreateStatus::call(api, ort::kInvalidArgument, what)}; }
+
+template <class F>
+ort::Status * guarded(F && body) {
+    try {
+        body();
+        return nullptr;
+    } catch (const Failure & failure) {
+        return failure.status;
+    } catch (const std::bad_alloc &) {
+        return ort::CreateStatus::call(api, ort::kFail, "no memory for an operator of the image encoder");
+    }
+}
+
+class SessionWorkers : public Workers {
+public:
+    explicit SessionWorkers(const ort::KernelContext * context) : context_(context) {}
+
+    bool run(size_t n, Task task, void * data) override {
+        Call call = {task, data, {false}};
+        // as many batches as tasks: whoever is done takes the next one
+        check(ort::ParallelFor::call(api, context_, one, n, n, &call));
+        if (call.failed) throw std::bad_alloc();
+        return true;
+    }
+
+private:
+    struct Call {
+        Task task;
+        void * data;
+        std::atomic<bool> failed;
+    };
+
+    // no exception may pass through ONNX Runtime's threads
+    static void one(void * data, size_t index) {
+        Call & call = *static_cast<Call *>(data);
+        try {
+            call.task(call.data, index);
+        } catch (const std::bad_alloc &) {
+            call.failed = true;
+        }
+    }
+
+    const ort::KernelContext * context_;
+};
+
+struct Tensor {
+    std::vector<int64_t> shape;
+    void * data;
+
+    explicit Tensor(const ort::Value * value) {
+        ort::TensorInfo * info;
+        check(ort::TensorShape::call(api, value, &info));
+        size_t rank = 0;
+        ort::Status * status = ort::DimensionCount::call(api, info, &rank);
+        shape.resize(rank);
+        if (!status) status = ort::Dimensions::call(api, info, shape.data(), rank);
+        ort::ReleaseTensorShape::call(api, info);
+        check(status);
+        check(ort::TensorData::call(api, value, &data));
+    }
+
+    const float * floats() const { return static_cast<const float *>(data); }
+};
+
+Tensor input(const ort::KernelContext * context, size_t index) {
+    const ort::Value * value;
+    check(ort::Input::call(api, context, index, &value));
+    return Tensor(value);
+}
+
+float * output(ort::KernelContext * context, const std::vector<int64_t> & shape) {
+    ort::Value * value;
+    void * data;
+    check(ort::Output::call(api, context, 0, shape.data(), shape.size(), &value));
+    check(ort::TensorData::call(api, value, &data));
+    return static_cast<float *>(data);
+}
+
+struct Kernel {
+    const Table & table = *chosen;
+    virtual ~Kernel() = default;
+    virtual void compute(ort::KernelContext * context) = 0;
+};
+
+// (x, weights, scales, bias[, residual]); see converters/vision_functions.py
+class LinearKernel : public Kernel {
+public:
+    LinearKernel(const ort::KernelInfo * info, bool silu, bool residual) : silu_(silu), residual_(residual) {
+        const ort::Value * value;
+        int constant = 0;
+        check(ort::ConstantInput::call(api, info, 1, &constant, &value));
+        if (!constant) refuse("expected constant weights");
+        const Tensor weights(value);
+        const std::vector<int64_t> & shape = weights.shape;
+        if (shape.size() != 4 || shape[2] != kPanelColumns || shape[3] != kGroupBytes || shape[1] % 16 != 0)
+            refuse("expected weights of (n / 64, k / 4, 64, 4) with k a multiple of 64");
+        column_sums_.resize(size_t(shape[0]) * kPanelColumns);
+        table.column_sums(static_cast<const int8_t *>(weights.data), shape[1], shape[0], column_sums_.data());
+    }
+
+    void compute(ort::KernelContext * context) override {
+        const Tensor x = input(context, 0), weights = input(context, 1), scales = input(context, 2), bias = input(context, 3);
+        const int64_t n_in = weights.shape[1] * kGroupBytes, n_out = int64_t(column_sums_.size());
+        const std::vector<int64_t> columns = {n_out};
+        if (x.shape.size() != 2 || x.shape[1] != n_in || scales.shape != columns || bias.shape != columns) refuse("expected x (t, k), scales (n), bias (n)");
+        const std::vector<int64_t> shape = {x.shape[0], n_out};
+        const float * residual = nullptr;
+        if (residual_) {
+            const Tensor other = input(context, 4);
+            if (other.shape != shape) refuse("expected a residual (t, n)");
+            residual = other.floats();
+        }
+        const Linear layer = {n_in, n_out, static_cast<const int8_t *>(weights.data), scales.floats(), bias.floats(), column_sums_.data(), silu_};
+        SessionWorkers workers(context);
+        linear(table, layer, x.floats(), shape[0], residual, output(context, shape), workers);
+    }
+
+private:
+    bool silu_, residual_;
+    std::vector<int32_t> column_sums_;
+};
+
+class AttentionKernel : public Kernel {
+public:
+    explicit AttentionKernel(const ort::KernelInfo * info) {
+        check(ort::IntegerAttribute::call(api, info, "num_heads", &n_heads_));
+        if (n_heads_ < 1) refuse("expected one head or more");
+    }
+
+    void compute(ort::KernelContext * context) override {
+        const Tensor q = input(context, 0), k = input(context, 1), v = input(context, 2);
+        if (q.shape.size() != 2 || k.shape != q.shape || v.shape != q.shape) refuse("expected q, k, v (t, c)");
+        const int64_t head_size = q.shape[1] / n_heads_;
+        if (q.shape[1] % n_heads_ != 0 || head_size % 32 != 0 || head_size > kMostHeadSize) refuse("expected heads of 32, 64, 96 or 128");
+        const Heads heads = {q.floats(), k.floats(), v.floats(), output(context, q.shape), q.shape[0], n_heads_, head_size};
+        SessionWorkers workers(context);
+        attention(table, heads, workers);
+    }
+
+private:
+    int64_t n_heads_ = 0;
+};
+
+enum Kind : int { kLinear, kLinearSilu, kLinearAdd, kAttention, kKinds };
+constexpr const char * kNames[kKinds] = {"Int8Linear", "Int8LinearSilu", "Int8LinearAdd", "Attention"};
+constexpr size_t kInputs[kKinds] = {4, 4, 5, 3};
+
+Kernel * made(Kind kind, const ort::KernelInfo * info) {
+    if (kind == kAttention) return new AttentionKernel(info);
+    return new LinearKernel(info, kind == kLinearSilu, kind == kLinearAdd);
+}
+
+template <Kind kind>
+const ort::Operator * described() {
+    using ort::Operator;
+    static const Operator described = [] {
+        Operator o = {};
+        o.version = ort::kVersion;
+        o.name = [](const Operator *) { return kNames[kind]; };
+        o.provider = [](const Operator *) -> const char * { return nullptr; };
+        o.input_type = [](const Operator *, size_t index) { return kind != kAttention && index == 1 ? ort::kInt8 : ort::kFloat; };
+        o.input_count = [](const Operator *) { return kInputs[kind]; };
+        o.output_type = [](const Operator *, size_t) { return ort::kFloat; };
+        o.output_count = [](const Operator *) { return size_t(1); };
+        o.input_characteristic = o.output_characteristic = [](const Operator *, size_t) { return ort::kRequired; };
+        o.input_memory = [](const Operator *, size_t) { return ort::kDefaultMemory; };
+        o.try_create_kernel = [](const Operator *, const ort::Api *, const ort::KernelInfo * info, void ** kernel) {
+            return guarded([&] { *kernel = made(kind, info); });
+        };
+        o.try_compute = [](void * kernel, ort::KernelContext * context) { return guarded([&] { static_cast<Kernel *>(kernel)->compute(context); }); };
+        o.destroy_kernel = [](void * kernel) { delete static_cast<Kernel *>(kernel); };
+        return o;
+    }();
+    return &described;
+}
+
+// ONNX Runtime keeps a pointer to it in each session; it lives as long as the library.
+ort::OperatorDomain * domain(bool with_attention) {
+    const auto make = [](bool attention) {
+        ort::OperatorDomain * result;
+        check(ort::CreateDomain::call(api, "bimedix_edge", &result));
+        check(ort::AddToDomain::call(api, result, described<kLinear>()));
+        check(ort::AddToDomain::call(api, result, described<kLinearSilu>()));
+        check(ort::AddToDomain::call(api, result, described<kLinearAdd>()));
+        if (attention) check(ort::AddToDomain::call(api, result, described<kAttention>()));
+        return result;
+    };
+    static ort::OperatorDomain * const linear = make(false), * const both = make(true);
+    return with_attention ? both : linear;
+}
+
+}  // namespace
+}  // namespace vision
+}  // namespace bmx
+
+extern "C" {
+
+// Chooses what later sessions compute with, `auto` or a name; says its name, or why not, and returns 0 if it can be used.
+BMX_EXPORT int bimedix_edge_vision_choose(const char * name, char * message, int size) {
+    using namespace bmx::vision;
+    const bmx::Features features = bmx::processor_features();
+    const bool any = !strcmp(name, "auto");
+    for (const Named & named : kTables) {
+        if (!any && strcmp(name, named.name)) continue;
+        const Table * table = features.*named.feature ? named.table() : nullptr;
+        if (!table && any) continue;
+        if (!table) {
+            snprintf(message, size_t(size), "this %s cannot run %s", named.table() ? "processor" : "build", named.name);
+            return 1;
+        }
+        if (const char * fault = self_test(*table)) {
+            snprintf(message, size_t(size), "%s fails its self-test: %s", named.name, fault);
+            return 2;
+        }
+        chosen = table;
+        snprintf(message, size_t(size), "%s", named.name);
+        return 0;
+    }
+    snprintf(message, size_t(size), any ? "this processor has none of amx, avx512bf16, avx512vnni" : "there are none named %s", name);
+    return 1;
+}
+
+// What SessionOptions.register_custom_ops_library calls.
+BMX_EXPORT bmx::ort::Status * RegisterCustomOps(bmx::ort::SessionOptions * options, const bmx::ort::ApiBase * base) {
+    using namespace bmx;
+    using namespace bmx::vision;
+    // without an interface there is no way to say so; the caller has looked at ONNX Runtime's version
+    api = base->api(ort::kVersion);
+    if (!api) return nullptr;
+    return guarded([&] {
+        if (!chosen) refuse("expected bimedix_edge_vision_choose to be called before");
+        check(ort::AddDomain::call(api, options, domain(chosen->multiply_halves != nullptr)));
+    });
+}
+
+}  // extern "C"

@@ -1,0 +1,94 @@
+// What the image encoder's operators need of an instruction set: products of bytes and of bfloat16, and what is done with
+// each number before and after.
+//
+// Both kinds of product have one layout. A row of activations is a sequence of groups of 32 bits: four bytes, or two
+// bfloat16. Weights are panels of 64 columns (the last one may have 32); a panel is, group by group,
+// its columns' 32 bits side by side. Sixteen columns are one vector of 512 bits, and sixteen groups of these one of AMX's
+// tiles.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace bmx {
+namespace vision {
+
+constexpr int kLanes = 16;          // columns of a vector
+constexpr int kPanelColumns = 64;   // that lie side by side
+constexpr int kGroupBytes = 4;      // of a row, and of a column
+constexpr int kMostTokens = 32;     // of one product
+// Rows lie a line further apart than they are long: at multiples of 4 KB they would all want the same few places of the
+// first-level cache.
+constexpr int kSpareBytes = 64;
+
+// c[t][i] = sum over groups of a[t] and b[i]. Rows of a, and of c, may be used up to kMostTokens.
+struct Product {
+    const char * a;
+    size_t a_stride;  // bytes from token to token
+    int n_tokens;
+    const char * b;   // its panels, one behind the other
+    int n_columns;
+    int64_t n_groups;  // a multiple of 16
+    void * c;         // [n_tokens][c_stride] of int32 or float, 64-byte aligned
+    size_t c_stride;  // in elements
+    const char * next;  // what is multiplied later, to be fetched meanwhile
+    int64_t next_lines;  // of 64 bytes
+};
+
+inline size_t panel_bytes(int64_t n_groups) { return size_t(n_groups) * kPanelColumns * kGroupBytes; }
+
+// y = act(x w + bias) + residual for some tokens and columns, from the sums of rounded x times w.
+struct Finish {
+    const int32_t * sums;  // [n_tokens][sums_stride]
+    size_t sums_stride;
+    const int32_t * offsets;  // [n_columns]: what the zero point of x adds to each
+    const float * factors;    // [n_columns]: scales of x and w
+    const float * bias;       // [n_columns]
+    const float * residual;   // [n_tokens][stride], or null
+    bool silu;                // act(v) = v / (1 + exp(-v))
+    float * y;                // [n_tokens][stride]
+    size_t stride;
+    int n_tokens, n_columns;
+};
+
+// One head's attention for some queries.
+struct Scores {
+    const float * scores;  // [n_queries][stride], for exp2
+    size_t stride;
+    int n_queries, n_keys;
+    uint16_t * weights;  // bfloat16 [n_queries][weights_stride], zeros from n_keys on
+    size_t weights_stride;
+    float * sums;  // [n_queries], of the weights as they were rounded
+};
+
+struct Table {
+    const char * name;
+    int tokens;  // that a product does best at once, at most kMostTokens
+    // u8 times s8, to int32
+    void (*multiply_bytes)(const Product & product);
+    // smallest and largest of n values, a multiple of 64, and of zero; NaN if one is NaN or infinite
+    void (*range)(const float * x, int64_t n, float * low, float * high);
+    // round(x * inverse) + zero, ties to even, within 0 and 255
+    void (*round)(const float * x, int64_t n, float inverse, int zero, uint8_t * to);
+    void (*column_sums)(const int8_t * weights, int64_t n_groups, int64_t n_panels, int32_t * sums);
+    void (*finish)(const Finish & finish);
+    // bfloat16, to float; null, and so the rest, where ONNX Runtime's float32 is as fast
+    void (*multiply_halves)(const Product & product);
+    // n_rows of head_size floats, times a factor, to bfloat16; both strides in elements
+    void (*narrow)(const float * x, size_t stride, int n_rows, int head_size, float factor, uint16_t * to, size_t to_stride);
+    // the same as weights of a product whose columns are the rows, n_rows up to a multiple of 32 with zeros
+    void (*pack_keys)(const float * x, size_t stride, int n_rows, int head_size, uint16_t * to);
+    // and of one whose columns are x's
+    void (*pack_values)(const float * x, size_t stride, int n_rows, int head_size, uint16_t * to);
+    void (*weigh)(const Scores & scores);
+    // y = x / sums, a row each
+    void (*divide)(const float * x, size_t x_stride, const float * sums, int n_rows, int head_size, float * y, size_t stride);
+};
+
+// Null where the library was built without them.
+const Table * avx512vnni_table();
+const Table * avx512bf16_table();
+const Table * amx_table();
+
+}  // namespace vision
+}  // namespace bmx
