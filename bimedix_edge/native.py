@@ -33,8 +33,8 @@ def find_library(stem: str) -> Path | None:
     return None
 
 
-def verified(stem: str) -> Path:
-    """Return the path of a library that is what was built.
+def verified(stem: str) -> tuple[Path, str]:
+    """Return the path and the SHA-256 of a library that is what was built.
 
     Raises:
         UnusableError: it is missing or damaged.
@@ -50,18 +50,18 @@ def verified(stem: str) -> Path:
         raise UnusableError(f"{listed.name} cannot be read; install the package again") from error
     if found != expected:
         raise UnusableError(f"{path.name} is damaged; install the package again")
-    return path
+    return path, found
 
 
-def load_library(stem: str) -> tuple[Path, ctypes.CDLL]:
+def load_library(stem: str) -> ctypes.CDLL:
     """Load a library that is what was built.
 
     Raises:
         UnusableError: it is missing or damaged, or does not load.
     """
-    path = verified(stem)
+    path, _ = verified(stem)
     try:
-        return path, ctypes.CDLL(str(path))
+        return ctypes.CDLL(str(path))
     except OSError as error:
         raise UnusableError(f"{path.name} does not load ({error})") from error
 

@@ -53,6 +53,8 @@ AUTO = "auto"
 
 _INPUT = "pixel_values"
 _OUTPUT = "image_embeds"
+# a property of graphs that call what our kernels compute
+_FUNCTIONS = "functions"
 _LOG_FATAL = 4
 _CPU, _CUDA, _COREML = "cpu", "cuda", "coreml"
 # the best first
@@ -136,10 +138,12 @@ class VisionEncoder:
         with _opening:
             self.kernels = _register_kernels(self._options, spec.weights, kernels)
             self.device, session = self._auto() if device == AUTO else (device, self._open(device))
+        if self.kernels.name and _FUNCTIONS not in session.get_modelmeta().custom_metadata_map:
+            self.kernels = VisionKernels(None, "the graph has no use for them; convert the checkpoint again")
         self._check_interface(session)
         # on a device, input and output keep their places in its memory
         self._run = _Placed(session, _CUDA).run if self.device == _CUDA else partial(_run_session, session)
-        self.identity = f"{sha256}|{self.device}|onnxruntime {library_version()}|{self.kernels.name}"
+        self.identity = f"{sha256}|{self.device}|onnxruntime {library_version()}|{self.kernels.identity}"
 
     def _auto(self) -> tuple[str, onnxruntime.InferenceSession]:
         """Open a session on the best device; a device that is here and fails is a fault that is kept."""
@@ -291,7 +295,10 @@ def _register_kernels(options: onnxruntime.SessionOptions, weights: str, choice:
         return VisionKernels(None, f"the weights are {weights}")
     kernels = choose_vision_kernels(choice)
     if kernels.library is not None:
-        options.register_custom_ops_library(str(kernels.library))
+        try:
+            options.register_custom_ops_library(str(kernels.library))
+        except Exception as error:  # as above
+            return VisionKernels(None, f"ONNX Runtime refuses them ({_first_line(error)})")
     return kernels
 
 

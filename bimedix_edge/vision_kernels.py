@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from bimedix_edge.native import UnusableError, choose, load_library
+from bimedix_edge.native import UnusableError, choose, load_library, verified
 
 __all__ = ["STEM", "VisionKernels", "choose_vision_kernels"]
 
@@ -32,11 +32,13 @@ class VisionKernels:
         name: of our kernels, such as `avx512bf16`; None where ONNX Runtime's own compute.
         reason: why, in words.
         library: to be registered with a session before it is opened; None where there is no name.
+        identity: of the computation, the name and the library's SHA-256; empty where there is no name.
     """
 
     name: str | None
     reason: str
     library: Path | None = None
+    identity: str = ""
 
 
 def choose_vision_kernels(choice: str) -> VisionKernels:
@@ -50,10 +52,11 @@ def choose_vision_kernels(choice: str) -> VisionKernels:
     reason = f"there are none for {choice}"
     for name in _ALLOWED.get(choice, ()):
         try:
-            path, library = load_library(STEM)
-            chosen = choose(library.bimedix_edge_vision_choose, name)
+            path, sha256 = verified(STEM)
+            chosen = choose(load_library(STEM).bimedix_edge_vision_choose, name)
         except (UnusableError, AttributeError) as error:
             reason = str(error)
         else:
-            return VisionKernels(chosen, "the best for this processor" if choice == _AUTO else "asked for", path)
+            why = "the best for this processor" if choice == _AUTO else "asked for"
+            return VisionKernels(chosen, why, path, f"{chosen} {sha256}")
     return VisionKernels(None, reason)

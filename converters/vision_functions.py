@@ -43,11 +43,13 @@ DOMAIN = "bimedix_edge"
 LINEAR, LINEAR_SILU, LINEAR_ADD, ATTENTION = "Int8Linear", "Int8LinearSilu", "Int8LinearAdd", "Attention"
 _COLUMNS, _GROUP, _TILE_BYTES = 64, 4, 64
 _MOST_HEAD_SIZE = 128
+# sums of so many products of bytes fit into 32 bits
+_MOST_ROWS = 65536
 
 
 def is_packable(rows: int, columns: int) -> bool:
     """Return whether a weight (rows, columns) of x · w can be stored as vectors and tiles."""
-    return rows % _TILE_BYTES == 0 and columns % _COLUMNS == 0
+    return rows % _TILE_BYTES == 0 and rows <= _MOST_ROWS and columns % _COLUMNS == 0
 
 
 def has_heads(n_embd: int, n_head: int) -> bool:

@@ -74,15 +74,20 @@ def vision_parts(
     """
     vision, n_embd = checkpoint.config.vision, checkpoint.config.decoder.n_embd
     size = vision.preprocessing.image_size_px
+    functions = vision_functions(OPSET) if any(node.domain == DOMAIN for node in graph.nodes) else []
+    facts = {"n_blocks": str(checkpoint.config.n_blocks), "weights": weights}
+    if functions:
+        # by this the runtime knows that its kernels are of use
+        facts["functions"] = " ".join(sorted(function.name for function in functions))
     return model_parts(
         graph,
         name="vision",
         opset=OPSET,
-        functions=vision_functions(OPSET) if any(node.domain == DOMAIN for node in graph.nodes) else [],
+        functions=functions,
         input_shape=("pixel_values", (1, 3, size, size)),
         output_shape=("image_embeds", (1, vision.n_patches, n_embd)),
         producer=producer,
-        metadata={**metadata, "n_blocks": str(checkpoint.config.n_blocks), "weights": weights},
+        metadata={**metadata, **facts},
     )
 
 
@@ -198,6 +203,7 @@ class _Tower:
 
         The weight is stored turned, as ONNX Runtime wants it for Gemm.
         """
+        assert not (silu and residual), "no layer has both"
         rows, columns = self.checkpoint.shape(f"{name}.weight")
         weight, bias, shape = f"{name}.weight", f"{name}.bias", (columns, rows)
 

@@ -64,7 +64,7 @@ Features read_features() {
     Features f;
     f.avx2 = avx && bit(seven.b, 5) && bit(one.c, 12) && bit(one.c, 29);  // with FMA and F16C
     f.avxvnni = f.avx2 && bit(seven_one.a, 4);
-    f.avx512vnni = f.avx2 && avx512 && bit(seven.b, 16) && bit(seven.b, 30) && bit(seven.b, 31) && bit(seven.c, 11);
+    f.avx512vnni = f.avx2 && avx512 && bit(seven.b, 16) && bit(seven.b, 17) && bit(seven.b, 30) && bit(seven.b, 31) && bit(seven.c, 11);
     f.avx512bf16 = f.avx512vnni && bit(seven_one.a, 5);
     // bfloat16, tiles, int8
     const bool amx = (saved & 0x60000) == 0x60000 && bit(seven.d, 22) && bit(seven.d, 24) && bit(seven.d, 25);

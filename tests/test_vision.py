@@ -20,7 +20,7 @@ from bimedix_edge.hardware import CudaDriver, NvidiaGpu
 from bimedix_edge.imaging.picture import load_picture
 from bimedix_edge.store import demo_checkpoint
 from bimedix_edge.vision import Stop, Stopped, VisionEncoder
-from bimedix_edge.vision_kernels import VisionKernels
+from bimedix_edge.vision_kernels import VisionKernels, choose_vision_kernels
 
 COMMAND = [sys.executable, "-m", "bimedix_edge.cli.main"]
 NAMES = ("normal", "effusion_left", "nodule_right_upper")
@@ -69,7 +69,7 @@ def test_our_kernels_agree_with_the_graphs_definitions(int8: Path, samples: Path
     tried = 0
     for kernels in ("auto", "amx", "avx512vnni"):
         encoder = opened(int8, kernels=kernels)
-        assert encoder.identity.endswith(f"|{encoder.kernels.name}")
+        assert encoder.identity.endswith(f"|{encoder.kernels.identity}")
         if encoder.kernels.name is None:
             assert encoder.identity == stock.identity
             continue
@@ -81,6 +81,16 @@ def test_our_kernels_agree_with_the_graphs_definitions(int8: Path, samples: Path
             assert found.tobytes() != other.tobytes()
     if not tried:
         pytest.skip("this processor has none of them")
+
+
+def test_a_graph_that_calls_no_function_has_no_use_for_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bimedix_edge.converters.vision_onnx.is_packable", lambda *_: False)
+    monkeypatch.setattr("bimedix_edge.converters.vision_onnx.has_heads", lambda *_: False)
+    convert(demo_checkpoint(), tmp_path / "plain", file_type="Q8_0", vision="int8")
+    encoder = opened(tmp_path / "plain")
+    assert encoder.kernels.name is None
+    if choose_vision_kernels("auto").name is not None:
+        assert "convert the checkpoint again" in encoder.kernels.reason
 
 
 def test_weights_that_are_not_int8_are_onnx_runtimes(bundles: dict[str, Path]) -> None:

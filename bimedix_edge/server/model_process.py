@@ -190,7 +190,8 @@ def _settings(values: dict[str, Any]) -> Settings:
 def _facts(runtime: Runtime) -> ModelFacts:
     manifest, settings = runtime.manifest, runtime.settings
     hashes = sorted(entry.sha256 for entry in manifest.files.values())
-    told = [*hashes, library_version(), runtime.kernels.name or "none", manifest.preprocessing.sha256]
+    engines = [library_version(), runtime.kernels.name or "none", runtime.engine.vision.identity]
+    told = [*hashes, *engines, manifest.preprocessing.sha256]
     return ModelFacts(
         name=manifest.name,
         licence=manifest.licence,

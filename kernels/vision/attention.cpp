@@ -1,6 +1,5 @@
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 
 #include "aligned.h"
 #include "operators.h"
@@ -69,10 +68,10 @@ void attend(void * data, size_t index) {
 
 }  // namespace
 
-bool attention(const Table & table, const Heads & heads, Workers & workers) {
-    if (heads.n_tokens == 0) return true;
+void attention(const Table & table, const Heads & heads, Workers & workers) {
+    if (heads.n_tokens == 0) return;
     Job job = {table, heads};
-    return workers.run(size_t(heads.n_heads), attend, &job);
+    workers.run(size_t(heads.n_heads), attend, &job);
 }
 
 }  // namespace vision

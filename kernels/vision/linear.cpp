@@ -55,7 +55,7 @@ void choose_scale(Job & job) {
 }
 
 // Some columns for some tokens. Tasks that follow each other have the same columns, then the next ones, whose weights each
-// fetches a part of.
+// may fetch a part of (AMX's do; over vectors the processor's own prefetching suffices).
 void multiply(void * data, size_t index) {
     const Job & job = *static_cast<Job *>(data);
     const Linear & layer = job.layer;
@@ -85,22 +85,22 @@ void multiply(void * data, size_t index) {
 
 }  // namespace
 
-bool linear(const Table & table, const Linear & layer, const float * x, int64_t n_tokens, const float * residual, float * y, Workers & workers) {
-    if (n_tokens == 0) return true;
+void linear(const Table & table, const Linear & layer, const float * x, int64_t n_tokens, const float * residual, float * y, Workers & workers) {
+    if (n_tokens == 0) return;
     static thread_local Aligned kept;
     const size_t n_tasks = size_t((n_tokens + kRowsOfATask - 1) / kRowsOfATask);
     const int64_t stride = layer.n_in + kSpareBytes;
     Job job = {table, layer, x, n_tokens, residual, y, kept.room<uint8_t>(size_t((n_tokens + kMostTokens) * stride)), stride, {}, {}, 0, 0, 0, 0, 0};
     job.low.resize(n_tasks);
     job.high.resize(n_tasks);
-    if (!workers.run(n_tasks, search, &job)) return false;
+    workers.run(n_tasks, search, &job);
     choose_scale(job);
-    if (!workers.run(n_tasks, round, &job)) return false;
+    workers.run(n_tasks, round, &job);
     // about equal chunks, each a number of whole products
     const int64_t n_chunks = (n_tokens + kTokensOfATask - 1) / kTokensOfATask;
     job.tokens_of_a_task = up_to((n_tokens + n_chunks - 1) / n_chunks, table.tokens);
     job.n_chunks = (n_tokens + job.tokens_of_a_task - 1) / job.tokens_of_a_task;
-    return workers.run(size_t((layer.n_out + kColumnsOfATask - 1) / kColumnsOfATask * job.n_chunks), multiply, &job);
+    workers.run(size_t((layer.n_out + kColumnsOfATask - 1) / kColumnsOfATask * job.n_chunks), multiply, &job);
 }
 
 }  // namespace vision

@@ -52,7 +52,7 @@ void column_sums(const int8_t * weights, int64_t n_groups, int64_t n_panels, int
     }
 }
 
-// 2^x for x up to 126, to 3.1e-6 of it: the least squares of the relative error in Chebyshev's points. A byte keeps 4e-3 of
+// 2^x for x up to 126, minus infinity included, to 3.2e-6 of it: the least squares of the relative error in Chebyshev's points. A byte keeps 4e-3 of
 // a number, and bfloat16 2e-3.
 inline __m512 exp2(__m512 x) {
     const __m512 k = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
@@ -70,6 +70,8 @@ inline __m512 silu(__m512 v) {
     const __m512 e = exp2(_mm512_min_ps(_mm512_mul_ps(v, _mm512_set1_ps(-1.44269504f)), _mm512_set1_ps(126.0f)));
     const __m512 below = _mm512_add_ps(e, _mm512_set1_ps(1.0f));
     const __m512 near = _mm512_rcp14_ps(below);
+    // below, the result is 0 to any precision; NaN, as the second operand, stays
+    v = _mm512_max_ps(_mm512_set1_ps(-1e4f), v);
     return _mm512_mul_ps(v, _mm512_mul_ps(near, _mm512_fnmadd_ps(near, below, _mm512_set1_ps(2.0f))));
 }
 

@@ -10,16 +10,19 @@ namespace vision {
 class Workers {
 public:
     using Task = void (*)(void * data, size_t index);
-    // Calls task(data, 0 … n - 1) and returns when all have returned; false if that failed.
-    virtual bool run(size_t n, Task task, void * data) = 0;
+    // Calls task(data, 0 … n - 1) and returns when all have returned; may throw.
+    virtual void run(size_t n, Task task, void * data) = 0;
 
 protected:
     ~Workers() = default;
 };
 
+// Of so many inputs, sums of products of bytes fit into 32 bits.
+constexpr int64_t kMostInputs = 65536;
+
 // y = act(x w + bias) + residual, x rounded to bytes by one scale and one zero point as DynamicQuantizeLinear does.
 struct Linear {
-    int64_t n_in, n_out;      // multiples of 64
+    int64_t n_in, n_out;      // multiples of 64; n_in up to kMostInputs
     const int8_t * weights;   // [n_out / 64][n_in / 4][64][4]
     const float * scales;     // [n_out]
     const float * bias;       // [n_out]
@@ -27,9 +30,11 @@ struct Linear {
     bool silu;
 };
 
+// std::bad_alloc where there is no memory.
 // x [n_tokens][n_in], residual (or null) and y [n_tokens][n_out].
-bool linear(const Table & table, const Linear & layer, const float * x, int64_t n_tokens, const float * residual, float * y, Workers & workers);
+void linear(const Table & table, const Linear & layer, const float * x, int64_t n_tokens, const float * residual, float * y, Workers & workers);
 
+// What is tested; nothing else limits it.
 constexpr int kMostHeadSize = 128;
 
 // Every token attends to every token; q, k, v and y [n_tokens][n_heads * head_size], the head size a multiple of 32 up to
@@ -40,7 +45,7 @@ struct Heads {
     int64_t n_tokens, n_heads, head_size;
 };
 
-bool attention(const Table & table, const Heads & heads, Workers & workers);
+void attention(const Table & table, const Heads & heads, Workers & workers);
 
 // Returns null, or what the table computes wrong, compared with plain loops.
 const char * self_test(const Table & table);

@@ -27,7 +27,7 @@ enum MemoryType : int { kDefaultMemory = 0 };
 enum ErrorCode : int { kFail = 1, kInvalidArgument = 2 };
 
 struct Api {
-    const void * slots[278];
+    const void * slots[275];  // as many as are used
 };
 
 struct ApiBase {

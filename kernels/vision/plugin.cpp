@@ -5,7 +5,7 @@
 #include <atomic>
 #include <cstdio>
 #include <cstring>
-#include <memory>
+#include <mutex>
 #include <new>
 #include <vector>
 
@@ -26,15 +26,20 @@ namespace {
 struct Named {
     const char * name;
     const Table * (*table)();
-    bool Features::*feature;
+    bool (*runs)(const Features & has);
 };
 
 // the best first
 constexpr Named kTables[] = {
-    {"amx", amx_table, &Features::amx}, {"avx512bf16", avx512bf16_table, &Features::avx512bf16}, {"avx512vnni", avx512vnni_table, &Features::avx512vnni}};
+    {"amx", amx_table, [](const Features & has) { return has.amx && has.avx512bf16; }},
+    {"avx512bf16", avx512bf16_table, [](const Features & has) { return has.avx512bf16; }},
+    {"avx512vnni", avx512vnni_table, [](const Features & has) { return has.avx512vnni; }}};
+constexpr int kTableCount = sizeof(kTables) / sizeof(kTables[0]);
 
-const Table * chosen = nullptr;
-const ort::Api * api = nullptr;
+std::atomic<int> chosen{-1};  // of kTables, for what is registered next
+std::atomic<const ort::Api *> loaded{nullptr};  // one for the process
+
+const ort::Api * api() { return loaded; }
 
 // ONNX Runtime's way to say that something failed, as an exception until it is returned.
 struct Failure {
@@ -45,7 +50,7 @@ void check(ort::Status * status) {
     if (status) throw Failure{status};
 }
 
-[[noreturn]] void refuse(const char * what) { throw Failure{ort::CreateStatus::call(api, ort::kInvalidArgument, what)}; }
+[[noreturn]] void refuse(const char * what) { throw Failure{ort::CreateStatus::call(api(), ort::kInvalidArgument, what)}; }
 
 template <class F>
 ort::Status * guarded(F && body) {
@@ -55,7 +60,9 @@ ort::Status * guarded(F && body) {
     } catch (const Failure & failure) {
         return failure.status;
     } catch (const std::bad_alloc &) {
-        return ort::CreateStatus::call(api, ort::kFail, "no memory for an operator of the image encoder");
+        return ort::CreateStatus::call(api(), ort::kFail, "no memory for an operator of the image encoder");
+    } catch (...) {
+        return ort::CreateStatus::call(api(), ort::kFail, "an operator of the image encoder failed");
     }
 }
 
@@ -63,12 +70,11 @@ class SessionWorkers : public Workers {
 public:
     explicit SessionWorkers(const ort::KernelContext * context) : context_(context) {}
 
-    bool run(size_t n, Task task, void * data) override {
+    void run(size_t n, Task task, void * data) override {
         Call call = {task, data, {false}};
         // as many batches as tasks: whoever is done takes the next one
-        check(ort::ParallelFor::call(api, context_, one, n, n, &call));
+        check(ort::ParallelFor::call(api(), context_, one, n, n, &call));
         if (call.failed) throw std::bad_alloc();
-        return true;
     }
 
 private:
@@ -83,7 +89,7 @@ private:
         Call & call = *static_cast<Call *>(data);
         try {
             call.task(call.data, index);
-        } catch (const std::bad_alloc &) {
+        } catch (...) {  // a task only ever lacks memory
             call.failed = true;
         }
     }
@@ -97,14 +103,14 @@ struct Tensor {
 
     explicit Tensor(const ort::Value * value) {
         ort::TensorInfo * info;
-        check(ort::TensorShape::call(api, value, &info));
+        check(ort::TensorShape::call(api(), value, &info));
         size_t rank = 0;
-        ort::Status * status = ort::DimensionCount::call(api, info, &rank);
+        ort::Status * status = ort::DimensionCount::call(api(), info, &rank);
         shape.resize(rank);
-        if (!status) status = ort::Dimensions::call(api, info, shape.data(), rank);
-        ort::ReleaseTensorShape::call(api, info);
+        if (!status) status = ort::Dimensions::call(api(), info, shape.data(), rank);
+        ort::ReleaseTensorShape::call(api(), info);
         check(status);
-        check(ort::TensorData::call(api, value, &data));
+        check(ort::TensorData::call(api(), value, &data));
     }
 
     const float * floats() const { return static_cast<const float *>(data); }
@@ -112,36 +118,41 @@ struct Tensor {
 
 Tensor input(const ort::KernelContext * context, size_t index) {
     const ort::Value * value;
-    check(ort::Input::call(api, context, index, &value));
+    check(ort::Input::call(api(), context, index, &value));
     return Tensor(value);
 }
 
 float * output(ort::KernelContext * context, const std::vector<int64_t> & shape) {
     ort::Value * value;
     void * data;
-    check(ort::Output::call(api, context, 0, shape.data(), shape.size(), &value));
-    check(ort::TensorData::call(api, value, &data));
+    check(ort::Output::call(api(), context, 0, shape.data(), shape.size(), &value));
+    check(ort::TensorData::call(api(), value, &data));
     return static_cast<float *>(data);
 }
 
-struct Kernel {
-    const Table & table = *chosen;
+class Kernel {
+public:
+    explicit Kernel(const Table & of) : table(of) {}
     virtual ~Kernel() = default;
     virtual void compute(ort::KernelContext * context) = 0;
+
+protected:
+    const Table & table;
 };
 
 // (x, weights, scales, bias[, residual]); see converters/vision_functions.py
 class LinearKernel : public Kernel {
 public:
-    LinearKernel(const ort::KernelInfo * info, bool silu, bool residual) : silu_(silu), residual_(residual) {
+    LinearKernel(const Table & of, const ort::KernelInfo * info, bool silu, bool residual) : Kernel(of), silu_(silu), residual_(residual) {
         const ort::Value * value;
         int constant = 0;
-        check(ort::ConstantInput::call(api, info, 1, &constant, &value));
+        check(ort::ConstantInput::call(api(), info, 1, &constant, &value));
         if (!constant) refuse("expected constant weights");
         const Tensor weights(value);
         const std::vector<int64_t> & shape = weights.shape;
-        if (shape.size() != 4 || shape[2] != kPanelColumns || shape[3] != kGroupBytes || shape[1] % 16 != 0)
-            refuse("expected weights of (n / 64, k / 4, 64, 4) with k a multiple of 64");
+        const bool packed = shape.size() == 4 && shape[2] == kPanelColumns && shape[3] == kGroupBytes;
+        if (!packed || shape[0] < 1 || shape[1] < 1 || shape[1] % 16 != 0 || shape[1] * kGroupBytes > kMostInputs)
+            refuse("expected weights of (n / 64, k / 4, 64, 4) with k a multiple of 64 up to 65536");
         column_sums_.resize(size_t(shape[0]) * kPanelColumns);
         table.column_sums(static_cast<const int8_t *>(weights.data), shape[1], shape[0], column_sums_.data());
     }
@@ -170,8 +181,8 @@ private:
 
 class AttentionKernel : public Kernel {
 public:
-    explicit AttentionKernel(const ort::KernelInfo * info) {
-        check(ort::IntegerAttribute::call(api, info, "num_heads", &n_heads_));
+    AttentionKernel(const Table & of, const ort::KernelInfo * info) : Kernel(of) {
+        check(ort::IntegerAttribute::call(api(), info, "num_heads", &n_heads_));
         if (n_heads_ < 1) refuse("expected one head or more");
     }
 
@@ -179,7 +190,7 @@ public:
         const Tensor q = input(context, 0), k = input(context, 1), v = input(context, 2);
         if (q.shape.size() != 2 || k.shape != q.shape || v.shape != q.shape) refuse("expected q, k, v (t, c)");
         const int64_t head_size = q.shape[1] / n_heads_;
-        if (q.shape[1] % n_heads_ != 0 || head_size % 32 != 0 || head_size > kMostHeadSize) refuse("expected heads of 32, 64, 96 or 128");
+        if (q.shape[1] % n_heads_ != 0 || head_size < 32 || head_size % 32 != 0 || head_size > kMostHeadSize) refuse("expected heads of 32, 64, 96 or 128");
         const Heads heads = {q.floats(), k.floats(), v.floats(), output(context, q.shape), q.shape[0], n_heads_, head_size};
         SessionWorkers workers(context);
         attention(table, heads, workers);
@@ -193,48 +204,84 @@ enum Kind : int { kLinear, kLinearSilu, kLinearAdd, kAttention, kKinds };
 constexpr const char * kNames[kKinds] = {"Int8Linear", "Int8LinearSilu", "Int8LinearAdd", "Attention"};
 constexpr size_t kInputs[kKinds] = {4, 4, 5, 3};
 
-Kernel * made(Kind kind, const ort::KernelInfo * info) {
-    if (kind == kAttention) return new AttentionKernel(info);
-    return new LinearKernel(info, kind == kLinearSilu, kind == kLinearAdd);
+// What ONNX Runtime is given, and what it gives back when a kernel is to be made.
+struct Described {
+    ort::Operator head;
+    Kind kind;
+    const Table * table;
+};
+
+const Described & described(const ort::Operator * op) { return *reinterpret_cast<const Described *>(op); }
+
+Kernel * made(const Described & what, const ort::KernelInfo * info) {
+    if (what.kind == kAttention) return new AttentionKernel(*what.table, info);
+    return new LinearKernel(*what.table, info, what.kind == kLinearSilu, what.kind == kLinearAdd);
 }
 
-template <Kind kind>
-const ort::Operator * described() {
+ort::Operator head() {
     using ort::Operator;
-    static const Operator described = [] {
-        Operator o = {};
-        o.version = ort::kVersion;
-        o.name = [](const Operator *) { return kNames[kind]; };
-        o.provider = [](const Operator *) -> const char * { return nullptr; };
-        o.input_type = [](const Operator *, size_t index) { return kind != kAttention && index == 1 ? ort::kInt8 : ort::kFloat; };
-        o.input_count = [](const Operator *) { return kInputs[kind]; };
-        o.output_type = [](const Operator *, size_t) { return ort::kFloat; };
-        o.output_count = [](const Operator *) { return size_t(1); };
-        o.input_characteristic = o.output_characteristic = [](const Operator *, size_t) { return ort::kRequired; };
-        o.input_memory = [](const Operator *, size_t) { return ort::kDefaultMemory; };
-        o.try_create_kernel = [](const Operator *, const ort::Api *, const ort::KernelInfo * info, void ** kernel) {
-            return guarded([&] { *kernel = made(kind, info); });
-        };
-        o.try_compute = [](void * kernel, ort::KernelContext * context) { return guarded([&] { static_cast<Kernel *>(kernel)->compute(context); }); };
-        o.destroy_kernel = [](void * kernel) { delete static_cast<Kernel *>(kernel); };
-        return o;
-    }();
-    return &described;
+    Operator o = {};
+    o.version = ort::kVersion;
+    o.name = [](const Operator * op) { return kNames[described(op).kind]; };
+    o.provider = [](const Operator *) -> const char * { return nullptr; };
+    o.input_type = [](const Operator * op, size_t index) { return described(op).kind != kAttention && index == 1 ? ort::kInt8 : ort::kFloat; };
+    o.input_count = [](const Operator * op) { return kInputs[described(op).kind]; };
+    o.output_type = [](const Operator *, size_t) { return ort::kFloat; };
+    o.output_count = [](const Operator *) { return size_t(1); };
+    o.input_characteristic = o.output_characteristic = [](const Operator *, size_t) { return ort::kRequired; };
+    o.input_memory = [](const Operator *, size_t) { return ort::kDefaultMemory; };
+    o.try_create_kernel = [](const Operator * op, const ort::Api *, const ort::KernelInfo * info, void ** kernel) {
+        return guarded([&] { *kernel = made(described(op), info); });
+    };
+    o.try_compute = [](void * kernel, ort::KernelContext * context) { return guarded([&] { static_cast<Kernel *>(kernel)->compute(context); }); };
+    o.destroy_kernel = [](void * kernel) { delete static_cast<Kernel *>(kernel); };
+    return o;
 }
 
-// ONNX Runtime keeps a pointer to it in each session; it lives as long as the library.
-ort::OperatorDomain * domain(bool with_attention) {
-    const auto make = [](bool attention) {
-        ort::OperatorDomain * result;
-        check(ort::CreateDomain::call(api, "bimedix_edge", &result));
-        check(ort::AddToDomain::call(api, result, described<kLinear>()));
-        check(ort::AddToDomain::call(api, result, described<kLinearSilu>()));
-        check(ort::AddToDomain::call(api, result, described<kLinearAdd>()));
-        if (attention) check(ort::AddToDomain::call(api, result, described<kAttention>()));
-        return result;
-    };
-    static ort::OperatorDomain * const linear = make(false), * const both = make(true);
-    return with_attention ? both : linear;
+// The operators on one table. ONNX Runtime keeps pointers to them in each session; they live as long as the library.
+ort::OperatorDomain * made_domain(const Table & table, Described (&operators)[kKinds]) {
+    ort::OperatorDomain * domain;
+    check(ort::CreateDomain::call(api(), "bimedix_edge", &domain));
+    for (int kind = 0; kind < kKinds; kind++) {
+        operators[kind] = {head(), Kind(kind), &table};
+        if (kind != kAttention || table.multiply_halves) check(ort::AddToDomain::call(api(), domain, &operators[kind].head));
+    }
+    return domain;
+}
+
+ort::OperatorDomain * domain_of(int index) {
+    static Described operators[kTableCount][kKinds];
+    static ort::OperatorDomain * domains[kTableCount];
+    static std::mutex mutex;
+    const std::lock_guard<std::mutex> lock(mutex);
+    if (!domains[index]) domains[index] = made_domain(*kTables[index].table(), operators[index]);
+    return domains[index];
+}
+
+// Chooses; returns 0, or a reason in message.
+int choose(const char * name, char * message, size_t size) {
+    const bool any = !strcmp(name, "auto");
+    int result = 1;
+    snprintf(message, size, any ? "this processor has none of amx, avx512bf16, avx512vnni" : "there are none named %s", name);
+    for (int i = 0; i < kTableCount; i++) {
+        const Named & named = kTables[i];
+        if (!any && strcmp(name, named.name)) continue;
+        const Table * table = named.runs(processor_features()) ? named.table() : nullptr;
+        if (!table) {
+            if (!any) snprintf(message, size, "this %s cannot run %s", named.table() ? "processor" : "build", named.name);
+            continue;
+        }
+        if (const char * fault = self_test(*table)) {
+            // with `auto`, the next one may pass
+            snprintf(message, size, "%s fails its self-test: %s", named.name, fault);
+            result = 2;
+            continue;
+        }
+        chosen = i;
+        snprintf(message, size, "%s", named.name);
+        return 0;
+    }
+    return result;
 }
 
 }  // namespace
@@ -243,41 +290,29 @@ ort::OperatorDomain * domain(bool with_attention) {
 
 extern "C" {
 
-// Chooses what later sessions compute with, `auto` or a name; says its name, or why not, and returns 0 if it can be used.
+// Chooses what sessions that are registered later compute with, `auto` or a name; says its name, or why not, and returns 0 if
+// it can be used.
 BMX_EXPORT int bimedix_edge_vision_choose(const char * name, char * message, int size) {
-    using namespace bmx::vision;
-    const bmx::Features features = bmx::processor_features();
-    const bool any = !strcmp(name, "auto");
-    for (const Named & named : kTables) {
-        if (!any && strcmp(name, named.name)) continue;
-        const Table * table = features.*named.feature ? named.table() : nullptr;
-        if (!table && any) continue;
-        if (!table) {
-            snprintf(message, size_t(size), "this %s cannot run %s", named.table() ? "processor" : "build", named.name);
-            return 1;
-        }
-        if (const char * fault = self_test(*table)) {
-            snprintf(message, size_t(size), "%s fails its self-test: %s", named.name, fault);
-            return 2;
-        }
-        chosen = table;
-        snprintf(message, size_t(size), "%s", named.name);
-        return 0;
+    try {
+        return bmx::vision::choose(name, message, size_t(size));
+    } catch (...) {
+        snprintf(message, size_t(size), "no memory for the self-test");
+        return 2;
     }
-    snprintf(message, size_t(size), any ? "this processor has none of amx, avx512bf16, avx512vnni" : "there are none named %s", name);
-    return 1;
 }
 
 // What SessionOptions.register_custom_ops_library calls.
 BMX_EXPORT bmx::ort::Status * RegisterCustomOps(bmx::ort::SessionOptions * options, const bmx::ort::ApiBase * base) {
     using namespace bmx;
     using namespace bmx::vision;
-    // without an interface there is no way to say so; the caller has looked at ONNX Runtime's version
-    api = base->api(ort::kVersion);
-    if (!api) return nullptr;
+    const ort::Api * const found = base->api(ort::kVersion);
+    // the first version has what is needed to say so
+    if (!found) return ort::CreateStatus::call(base->api(1), ort::kFail, "expected ONNX Runtime 1.17 or later");
+    loaded = found;
     return guarded([&] {
-        if (!chosen) refuse("expected bimedix_edge_vision_choose to be called before");
-        check(ort::AddDomain::call(api, options, domain(chosen->multiply_halves != nullptr)));
+        const int index = chosen;
+        if (index < 0) refuse("expected bimedix_edge_vision_choose to be called before");
+        check(ort::AddDomain::call(api(), options, domain_of(index)));
     });
 }
 

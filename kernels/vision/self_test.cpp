@@ -21,9 +21,8 @@ struct Random {
 };
 
 struct OneThread : Workers {
-    bool run(size_t n, Task task, void * data) override {
+    void run(size_t n, Task task, void * data) override {
         for (size_t i = 0; i < n; i++) task(data, i);
-        return true;
     }
 };
 
@@ -70,7 +69,7 @@ double linear_error(const Table & table, int64_t n_tokens, int64_t n_in, int64_t
     const Linear layer = {n_in, n_out, packed.data(), scales.data(), bias.data(), sums.data(), silu};
     std::vector<float> found(expected.size());
     OneThread one;
-    if (!linear(table, layer, x.data(), n_tokens, residual.data(), found.data(), one)) return INFINITY;
+    linear(table, layer, x.data(), n_tokens, residual.data(), found.data(), one);
     return difference(found, expected);
 }
 
@@ -96,7 +95,7 @@ double attention_error(const Table & table, int64_t n_tokens, int64_t n_heads, i
     }
     std::vector<float> found(q.size());
     OneThread one;
-    if (!attention(table, {q.data(), k.data(), v.data(), found.data(), n_tokens, n_heads, head_size}, one)) return INFINITY;
+    attention(table, {q.data(), k.data(), v.data(), found.data(), n_tokens, n_heads, head_size}, one);
     return difference(found, expected);
 }
 

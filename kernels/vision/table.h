@@ -21,7 +21,8 @@ constexpr int kMostTokens = 32;     // of one product
 // first-level cache.
 constexpr int kSpareBytes = 64;
 
-// c[t][i] = sum over groups of a[t] and b[i]. Rows of a, and of c, may be used up to kMostTokens.
+// c[t][i] = sum over groups of a[t] and b[i]. 16 or 32 rows of a may be read, and
+// of c overwritten, however few tokens there are.
 struct Product {
     const char * a;
     size_t a_stride;  // bytes from token to token
@@ -31,7 +32,7 @@ struct Product {
     int64_t n_groups;  // a multiple of 16
     void * c;         // [n_tokens][c_stride] of int32 or float, 64-byte aligned
     size_t c_stride;  // in elements
-    const char * next;  // what is multiplied later, to be fetched meanwhile
+    const char * next;  // what is multiplied later, and may be fetched meanwhile
     int64_t next_lines;  // of 64 bytes
 };
 

@@ -175,6 +175,17 @@ def test_activations_all_alike(x: Any, name: str) -> None:
     assert np.abs(found - expected).max() < 1e-5 * np.abs(expected).max()
 
 
+def test_silu_of_large_numbers(name: str) -> None:
+    weight, scale = np.ones((64, 64), np.int8), np.ones(64, np.float32)
+    bias = np.linspace(-200, 200, 64).astype(np.float32)
+    bias[:4] = -1e30, -3e38, 1e30, 3e38
+    (found,) = session(linear_graph(LINEAR_SILU, weight, scale, bias), name).run(
+        None, {"x": np.zeros((1, 64), np.float32)}
+    )
+    expected = bias / (1 + np.exp(-np.maximum(bias, -700).astype(np.float64)))
+    np.testing.assert_allclose(found[0], np.where(bias < -700, 0, expected), rtol=1e-5, atol=1e-30)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_what_is_no_number_is_not_hidden(bad: float, name: str) -> None:
     """The encoder refuses embeddings that are not finite, so no operator may turn such a value into a number."""
@@ -235,6 +246,8 @@ def test_a_graph_that_does_not_fit_is_refused(name: str) -> None:
     for change, width, words in (
         ({"weight": packed(weight)[:, :, :, :2]}, 64, "expected weights of"),
         ({"weight": packed(weight)[:, :15]}, 60, "expected weights of"),
+        ({"weight": packed(weight)[:, :0]}, 64, "expected weights of"),
+        ({"weight": packed(weight)[:0]}, 64, "expected weights of"),
         ({"scale": scale[:32]}, 64, "expected x"),
         ({"bias": bias[:32]}, 64, "expected x"),
         ({}, 32, "expected x"),
@@ -246,7 +259,7 @@ def test_a_graph_that_does_not_fit_is_refused(name: str) -> None:
     with pytest.raises(Exception, match="expected a residual"):
         session(model, name).run(None, {"x": x, "residual": x[:, :32]})
     if name != "avx512vnni":
-        for width, heads in ((48, 1), (256, 1), (64, 3)):
+        for width, heads in ((48, 1), (256, 1), (64, 3), (0, 1)):
             model = graph(ATTENTION, dict.fromkeys("qkv", ("tokens", width)), width, {}, num_heads=heads)
             values = np.zeros((3, width), np.float32)
             with pytest.raises(Exception, match="expected heads of"):
@@ -254,9 +267,25 @@ def test_a_graph_that_does_not_fit_is_refused(name: str) -> None:
 
 
 def test_what_the_converter_asks_for_fits() -> None:
-    assert [is_packable(*shape) for shape in ((64, 64), (4096, 1024), (32, 64), (64, 96))] == [True, True, False, False]
+    sizes = ((64, 64), (4096, 1024), (32, 64), (64, 96), (65600, 64))
+    assert [is_packable(*shape) for shape in sizes] == [True, True, False, False, False]
     shapes = ((1024, 16), (64, 2), (256, 2), (512, 2), (96, 2), (64, 3))
     assert [has_heads(*shape) for shape in shapes] == [True, True, True, False, False, False]
+
+
+def test_sessions_keep_what_they_were_registered_with(name: str) -> None:
+    rng = np.random.default_rng(8)
+    parts = layer(rng, 128, 128)
+    x = rng.standard_normal((33, 128)).astype(np.float32)
+    model = linear_graph(LINEAR, *parts)
+    expected = session(model, name).run(None, {"x": x})[0]
+    options = onnxruntime.SessionOptions()
+    assert chosen(name)
+    options.register_custom_ops_library(str(library()[0]))
+    for other in NAMES:
+        chosen(other)
+    late = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    np.testing.assert_array_equal(late.run(None, {"x": x})[0], expected)
 
 
 @pytest.mark.parametrize(

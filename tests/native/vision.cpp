@@ -7,6 +7,8 @@
 #include <thread>
 #include <vector>
 
+#include <sys/mman.h>
+
 #include "../../kernels/processor.h"
 #include "../../kernels/vision/operators.h"
 
@@ -17,7 +19,7 @@ namespace {
 class Threads : public Workers {
 public:
     explicit Threads(int n) : n_(n) {}
-    bool run(size_t n, Task task, void * data) override {
+    void run(size_t n, Task task, void * data) override {
         std::atomic<size_t> next{0};
         const auto work = [&] {
             for (size_t i; (i = next++) < n;) task(data, i);
@@ -26,11 +28,30 @@ public:
         for (int i = 1; i < n_; i++) others.emplace_back(work);
         work();
         for (std::thread & other : others) other.join();
-        return true;
     }
 
 private:
     int n_;
+};
+
+// Bytes up to the end of a page, with one behind that nobody may touch: the sanitizers do not see what tiles load.
+struct Guarded {
+    explicit Guarded(size_t n) : size(n), whole_((n + kPage - 1) / kPage * kPage + kPage) {
+        base_ = static_cast<char *>(mmap(nullptr, whole_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+        mprotect(base_ + whole_ - kPage, kPage, PROT_NONE);
+        data = reinterpret_cast<int8_t *>(base_ + whole_ - kPage - n);
+    }
+    ~Guarded() { munmap(base_, whole_); }
+    Guarded(const Guarded &) = delete;
+    Guarded & operator=(const Guarded &) = delete;
+
+    size_t size;
+    int8_t * data;
+
+private:
+    static constexpr size_t kPage = 16384;  // or several
+    size_t whole_;
+    char * base_;
 };
 
 struct Random {
@@ -53,16 +74,17 @@ bool layers(const Table & table, Workers & workers) {
     Random random;
     for (const int64_t n_in : {64, 192, 1088}) {
         for (const int64_t n_out : {64, 320, 576}) {
-            std::vector<int8_t> weights(static_cast<size_t>(n_in * n_out));
-            for (int8_t & weight : weights) weight = int8_t(random.unit() * 254);
+            Guarded weights(static_cast<size_t>(n_in * n_out));
+            for (size_t i = 0; i < weights.size; i++) weights.data[i] = int8_t(random.unit() * 254);
             const std::vector<float> scales = random.units(n_out), bias = random.units(n_out);
             std::vector<int32_t> sums(static_cast<size_t>(n_out));
-            table.column_sums(weights.data(), n_in / kGroupBytes, n_out / kPanelColumns, sums.data());
+            table.column_sums(weights.data, n_in / kGroupBytes, n_out / kPanelColumns, sums.data());
             for (const int64_t n_tokens : {1, 5, 33, 161, 350}) {
                 const std::vector<float> x = random.units(n_tokens * n_in), residual = random.units(n_tokens * n_out);
                 std::vector<float> y(residual.size(), NAN);
-                const Linear layer = {n_in, n_out, weights.data(), scales.data(), bias.data(), sums.data(), n_tokens % 2 == 0};
-                if (!linear(table, layer, x.data(), n_tokens, n_tokens % 5 ? residual.data() : nullptr, y.data(), workers) || !finite(y)) return false;
+                const Linear layer = {n_in, n_out, weights.data, scales.data(), bias.data(), sums.data(), n_tokens % 2 == 0};
+                linear(table, layer, x.data(), n_tokens, n_tokens % 5 ? residual.data() : nullptr, y.data(), workers);
+                if (!finite(y)) return false;
             }
         }
     }
@@ -76,7 +98,8 @@ bool heads(const Table & table, Workers & workers) {
             const int64_t n_heads = 3;
             const std::vector<float> q = random.units(n_tokens * n_heads * head_size), k = q, v = q;
             std::vector<float> y(q.size(), NAN);
-            if (!attention(table, {q.data(), k.data(), v.data(), y.data(), n_tokens, n_heads, head_size}, workers) || !finite(y)) return false;
+            attention(table, {q.data(), k.data(), v.data(), y.data(), n_tokens, n_heads, head_size}, workers);
+            if (!finite(y)) return false;
         }
     }
     return true;
@@ -86,7 +109,7 @@ bool heads(const Table & table, Workers & workers) {
 
 int main() {
     const bmx::Features has = bmx::processor_features();
-    const Table * const tables[] = {has.avx512vnni ? avx512vnni_table() : nullptr, has.avx512bf16 ? avx512bf16_table() : nullptr, has.amx ? amx_table() : nullptr};
+    const Table * const tables[] = {has.avx512vnni ? avx512vnni_table() : nullptr, has.avx512bf16 ? avx512bf16_table() : nullptr, has.amx && has.avx512bf16 ? amx_table() : nullptr};
     int n_run = 0;
     for (const Table * table : tables) {
         if (!table) continue;
