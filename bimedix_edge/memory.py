@@ -57,6 +57,9 @@ _VOCABULARY_BYTES = 154
 # it rearranges products' weights and does not let go of the originals; what any session takes; and the results of a
 # graph, for each token and value of its embedding
 _VISION_WEIGHTS = {"int8": 1.94, "int8_weights": 2.73, "float32": 1.36, "float16": 1.36}
+# our kernels take int8 weights as they are, and need room to work in
+_VISION_WEIGHTS_OURS = 1.16
+_VISION_ROOM_BYTES = 2 << 20
 _VISION_SESSION_BYTES = 3 << 20
 _VISION_RESULT_BYTES = 33
 
@@ -294,8 +297,17 @@ def layers_bytes(facts: DecoderFacts, layers: range) -> int:
     return sum(sizes[layer] for layer in layers)
 
 
-def vision_need(manifest: Manifest) -> int:
-    """Return what the image encoder takes, in bytes."""
+def vision_need(manifest: Manifest, *, kernels: bool) -> int:
+    """Return what the image encoder takes, in bytes.
+
+    Args:
+        manifest: of its bundle.
+        kernels: whether our kernels compute it.
+    """
     vision = manifest.vision
-    weights = manifest.files["vision"].size_bytes * _VISION_WEIGHTS.get(vision.weights, max(_VISION_WEIGHTS.values()))
+    size = manifest.files["vision"].size_bytes
+    if kernels:
+        weights = size * _VISION_WEIGHTS_OURS + _VISION_ROOM_BYTES
+    else:
+        weights = size * _VISION_WEIGHTS.get(vision.weights, max(_VISION_WEIGHTS.values()))
     return int(weights) + _VISION_SESSION_BYTES + vision.n_tokens * vision.n_embd * _VISION_RESULT_BYTES

@@ -10,7 +10,7 @@ from bimedix_edge.fit import Plan, VisionFacts, Wishes, plan
 from bimedix_edge.llama import PINNED_VERSION, open_kernels, repacks
 from bimedix_edge.memory import read_facts, vision_need
 from bimedix_edge.settings import Settings
-from bimedix_edge.vision import encoder_device
+from bimedix_edge.vision import VisionEncoder, encoder_device, encoder_kernels
 
 __all__ = ["plan_decoder", "plan_model", "vision_facts", "wishes"]
 
@@ -22,7 +22,7 @@ _VISION_DEVICES = {"cuda": "CUDA0"}
 
 
 def plan_model(
-    directory: Path, manifest: Manifest, settings: Settings, *, open_vision_device: str | None = None
+    directory: Path, manifest: Manifest, settings: Settings, *, open_vision: VisionEncoder | None = None
 ) -> Plan:
     """Decide how a model runs here.
 
@@ -30,29 +30,31 @@ def plan_model(
         directory: the bundle; of its decoder only the header is read, with bounds.
         manifest: of the bundle.
         settings: what the user asks for.
-        open_vision_device: where the image encoder computes that is open already: what it takes there is no longer
-            free. None if it is not open: it will compute where the settings say.
+        open_vision: the image encoder, if it is open already: what it takes on a device is no longer free there.
+            Otherwise it will compute where and as the settings say.
 
     Raises:
         UsageError, HardwareError: see `fit.plan` and `vision.encoder_device`.
         BundleError: the decoder's header cannot be read.
         DecoderError: llama.cpp does not load.
     """
-    device = open_vision_device or encoder_device(settings.vision_device, manifest.vision)
-    vision = vision_facts(manifest, device, is_open=open_vision_device is not None)
+    device = open_vision.device if open_vision else encoder_device(settings.vision_device, manifest.vision)
+    found = open_vision.kernels if open_vision else encoder_kernels(settings.kernels, manifest.vision)
+    vision = vision_facts(manifest, device, kernels=found.name is not None, is_open=open_vision is not None)
     path = directory / manifest.files["decoder"].path
     return plan_decoder(path, manifest.decoder, wishes(settings), vision, kernels=settings.kernels)
 
 
-def vision_facts(manifest: Manifest, device: str, *, is_open: bool = False) -> VisionFacts:
+def vision_facts(manifest: Manifest, device: str, *, kernels: bool, is_open: bool = False) -> VisionFacts:
     """Return what the image encoder takes, and where.
 
     Args:
         manifest: of the bundle.
         device: where it computes: `cpu`, `cuda` or `coreml`.
+        kernels: whether ours compute it.
         is_open: whether it is open already: what it takes on a device is no longer free there.
     """
-    need, place = vision_need(manifest), _VISION_DEVICES.get(device)
+    need, place = vision_need(manifest, kernels=kernels), _VISION_DEVICES.get(device)
     return VisionFacts(need, None) if place is None else VisionFacts(0, place, 0 if is_open else need)
 
 

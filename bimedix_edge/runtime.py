@@ -60,7 +60,7 @@ class Runtime:
     def _load(self, vision: VisionEncoder) -> None:
         """Plan, and load the decoder."""
         settings = self.settings
-        self.plan = plan_model(self.directory, self.manifest, settings, open_vision_device=vision.device)
+        self.plan = plan_model(self.directory, self.manifest, settings, open_vision=vision)
         decoder = Decoder(
             self._bundle.path("decoder"),
             self.manifest.decoder,

@@ -45,6 +45,7 @@ __all__ = [
     "devices_here",
     "embedding_key",
     "encoder_device",
+    "encoder_kernels",
     "library_version",
     "providers",
 ]
@@ -136,7 +137,7 @@ class VisionEncoder:
         self._path = path
         self._options = _session_options(spec.weights, n_threads)
         with _opening:
-            self.kernels = _register_kernels(self._options, spec.weights, kernels)
+            self.kernels = _register_kernels(self._options, kernels, spec)
             self.device, session = self._auto() if device == AUTO else (device, self._open(device))
         if self.kernels.name and _FUNCTIONS not in session.get_modelmeta().custom_metadata_map:
             self.kernels = VisionKernels(None, "the graph has no use for them; convert the checkpoint again")
@@ -290,10 +291,20 @@ def _session_options(weights: str, n_threads: int) -> onnxruntime.SessionOptions
     return options
 
 
-def _register_kernels(options: onnxruntime.SessionOptions, weights: str, choice: str) -> VisionKernels:
-    if weights != _CPU_ONLY_WEIGHTS:
-        return VisionKernels(None, f"the weights are {weights}")
-    kernels = choose_vision_kernels(choice)
+def encoder_kernels(choice: str, spec: VisionSpec) -> VisionKernels:
+    """Return which of our kernels will compute an encoder, if it calls them, before it is opened.
+
+    Args:
+        choice: see `VisionEncoder`.
+        spec: of the encoder.
+    """
+    if spec.weights != _CPU_ONLY_WEIGHTS:
+        return VisionKernels(None, f"the weights are {spec.weights}")
+    return choose_vision_kernels(choice)
+
+
+def _register_kernels(options: onnxruntime.SessionOptions, choice: str, spec: VisionSpec) -> VisionKernels:
+    kernels = encoder_kernels(choice, spec)
     if kernels.library is not None:
         try:
             options.register_custom_ops_library(str(kernels.library))

@@ -38,10 +38,10 @@ from bimedix_edge.converters.vision_functions import (
     LINEAR_ADD,
     LINEAR_SILU,
     has_heads,
-    is_packable,
+    is_layer,
     vision_functions,
 )
-from bimedix_edge.converters.vision_weights import VisionWeights, float_type, packed_weight, product
+from bimedix_edge.converters.vision_weights import VisionWeights, float_type, product, rounded_weight
 
 __all__ = ["OPSET", "build_vision", "vision_bytes", "vision_parts"]
 
@@ -214,10 +214,10 @@ class _Tower:
 
         read_weight, read_bias = partial(read, weight, factor * weight_factor), partial(read, bias, factor)
         added = self.graph.weight(bias, (rows,), read_bias, self._type)
-        if self.weights == "int8" and is_packable(*shape):
+        if self.weights == "int8" and is_layer(*shape):
             kind, more = (LINEAR_ADD, [residual]) if residual else (LINEAR_SILU if silu else LINEAR, [])
-            inputs = [hidden, *packed_weight(self.graph, weight, shape, read_weight), added, *more]
-            return self.graph.add(kind, name, inputs, domain=DOMAIN, shape=shape)
+            inputs = [hidden, *rounded_weight(self.graph, weight, shape, read_weight), added, *more]
+            return self.graph.add(kind, name, inputs, domain=DOMAIN)
         multiplied = product(self.graph, self.weights, f"{name}.product", hidden, weight, shape, read_weight)
         result = self.graph.add("Add", name, [multiplied, added])
         if silu:

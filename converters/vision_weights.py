@@ -24,9 +24,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from bimedix_edge.converters.onnx_file import Graph
-from bimedix_edge.converters.vision_functions import packed
 
-__all__ = ["VISION_WEIGHTS", "VisionWeights", "float_type", "packed_weight", "product"]
+__all__ = ["VISION_WEIGHTS", "VisionWeights", "float_type", "product", "rounded_weight"]
 
 VisionWeights = Literal["float32", "float16", "int8", "int8_weights"]
 # those that `auto` tries, in this order; float16 is for devices only
@@ -51,9 +50,7 @@ def product(
     """
     if kind in ("float32", "float16"):
         return graph.add("MatMul", name, [hidden, graph.weight(weight, shape, read, float_type(kind))])
-    pair = _Pair(read)
-    scale = graph.weight(f"{weight}.scale", shape[1:], pair.scales)
-    rounded = graph.weight(f"{weight}.int8", shape, pair.rounded, TensorProto.INT8)
+    rounded, scale = rounded_weight(graph, weight, shape, read)
     if kind == "int8_weights":
         restored = graph.add("DequantizeLinear", f"{weight}.restored", [rounded, scale], axis=1)
         return graph.add("MatMul", name, [hidden, restored])
@@ -64,20 +61,18 @@ def product(
     return graph.add("Mul", name, [floats, scales])
 
 
-def packed_weight(graph: Graph, weight: str, shape: tuple[int, int], read: Read) -> tuple[str, str]:
-    """Declare a rounded weight as vectors and tiles (see `vision_functions.py`), and its scales; return both names.
+def rounded_weight(graph: Graph, weight: str, shape: tuple[int, int], read: Read) -> tuple[str, str]:
+    """Declare a rounded weight, int8 (k, m), and its scales, float32 (m,); return both names.
 
     Args:
         graph: under construction.
         weight: its name.
-        shape: k, n.
-        read: gives the weight as float32 (k, n).
+        shape: k, m.
+        read: gives the weight as float32 (k, m).
     """
-    rows, columns = shape
     pair = _Pair(read)
-    scale = graph.weight(f"{weight}.scale", (columns,), pair.scales)
-    tiles = (columns // 64, rows // 4, 64, 4)
-    return graph.weight(f"{weight}.int8", tiles, lambda: packed(pair.rounded()), TensorProto.INT8), scale
+    scale = graph.weight(f"{weight}.scale", shape[1:], pair.scales)
+    return graph.weight(f"{weight}.int8", shape, pair.rounded, TensorProto.INT8), scale
 
 
 def float_type(kind: VisionWeights) -> int:

@@ -12,11 +12,13 @@ from pathlib import Path
 import pytest
 
 from bimedix_edge.bundle import DecoderSpec, read_manifest
+from bimedix_edge.converters.convert import convert
 from bimedix_edge.converters.quantize import FILE_TYPES
 from bimedix_edge.converters.random_decoder import write_random_decoder
 from bimedix_edge.errors import BundleError
-from bimedix_edge.memory import Load, device_need, host_need, n_cells, read_facts
+from bimedix_edge.memory import Load, device_need, host_need, n_cells, read_facts, vision_need
 from bimedix_edge.placement import Placement
+from bimedix_edge.store import demo_checkpoint
 
 TOLERANCE = 0.05
 _SCRIPT = Path(__file__).with_name("measured_peak.py")
@@ -44,6 +46,22 @@ def test_the_demo_takes_what_was_estimated(
 ) -> None:
     image = samples / "nodule_right_upper.png"
     assert compare(bundles["Q8_0"], image, n_ctx, kv_type, kernels) == pytest.approx(1, abs=TOLERANCE)
+
+
+@on_linux
+@pytest.mark.parametrize("kernels", ["auto", "off"])
+def test_an_int8_encoder_takes_what_was_estimated(kernels: str, samples: Path, tmp_path: Path) -> None:
+    convert(demo_checkpoint(), tmp_path / "int8", file_type="Q8_0", vision="int8")
+    image = samples / "nodule_right_upper.png"
+    assert compare(tmp_path / "int8", image, 2048, "f16", kernels) == pytest.approx(1, abs=TOLERANCE)
+
+
+def test_kernels_of_ours_keep_int8_weights_once(bundles: dict[str, Path]) -> None:
+    manifest = read_manifest(bundles["F16"])
+    int8 = replace(manifest, vision=replace(manifest.vision, weights="int8"))
+    ours, stock = (vision_need(int8, kernels=kernels) for kernels in (True, False))
+    size = manifest.files["vision"].size_bytes
+    assert stock - ours == pytest.approx(0.78 * size - (2 << 20), abs=2)
 
 
 @on_linux

@@ -84,7 +84,7 @@ def test_our_kernels_agree_with_the_graphs_definitions(int8: Path, samples: Path
 
 
 def test_a_graph_that_calls_no_function_has_no_use_for_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bimedix_edge.converters.vision_onnx.is_packable", lambda *_: False)
+    monkeypatch.setattr("bimedix_edge.converters.vision_onnx.is_layer", lambda *_: False)
     monkeypatch.setattr("bimedix_edge.converters.vision_onnx.has_heads", lambda *_: False)
     convert(demo_checkpoint(), tmp_path / "plain", file_type="Q8_0", vision="int8")
     encoder = opened(tmp_path / "plain")

@@ -36,7 +36,7 @@ from bimedix_edge.placement import Placement
 from bimedix_edge.planning import plan_decoder, vision_facts, wishes
 from bimedix_edge.settings import Settings, load_settings
 from bimedix_edge.staging import disk_errors, exclusive, write_file
-from bimedix_edge.vision import encoder_device
+from bimedix_edge.vision import encoder_device, encoder_kernels
 from bimedix_edge.workloads import N_CTX, N_SEQ_MAX, Subject, Weights
 
 __all__ = ["bench"]
@@ -111,7 +111,8 @@ def _plan(settings: Settings, subject: Subject) -> Plan:
     vision = VisionFacts(0)
     if (bundle := subject.bundle) is not None:
         device = encoder_device(settings.vision_device, bundle.manifest.vision)
-        vision = vision_facts(bundle.manifest, device)
+        ours = encoder_kernels(settings.kernels, bundle.manifest.vision).name is not None
+        vision = vision_facts(bundle.manifest, device, kernels=ours)
     return plan_decoder(subject.path, subject.spec, wanted, vision, kernels=settings.kernels)
 
 

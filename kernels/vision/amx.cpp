@@ -33,20 +33,6 @@ struct HalfTiles {
     static void across() { BMX_TILE_DOT_BF16(3, 5, 7); }
 };
 
-// Lines that are fetched into the second-level cache, a few at each step.
-class Fetch {
-public:
-    Fetch(const char * lines, int64_t n_lines, int64_t n_steps) : line_(lines), left_(n_lines), per_step_(int((n_lines + n_steps - 1) / n_steps)) {}
-    void step() {
-        for (int i = 0; i < per_step_ && left_ > 0; i++, left_--, line_ += 64) _mm_prefetch(line_, _MM_HINT_T1);
-    }
-
-private:
-    const char * line_;
-    int64_t left_;
-    int per_step_;
-};
-
 struct Tiles {
     const char * a;
     size_t a_stride;
@@ -60,7 +46,7 @@ struct Tiles {
 
 // One or two tiles of tokens by two of columns.
 template <class Kind, bool two_rows>
-void multiply_tiles(Tiles t, Fetch & fetch) {
+void multiply_tiles(Tiles t, Fetch * fetch, int64_t n_fetch) {
     char * const below = t.c + kTile * t.c_stride;
     if (t.more) {
         BMX_TILE_LOAD(0, t.c, t.c_stride);
@@ -84,7 +70,7 @@ void multiply_tiles(Tiles t, Fetch & fetch) {
             Kind::below();
             Kind::across();
         }
-        fetch.step();
+        if (fetch) fetch->step(n_fetch);
     }
     BMX_TILE_STORE(0, t.c, t.c_stride);
     BMX_TILE_STORE(1, t.c + kTileBytes, t.c_stride);
@@ -101,7 +87,7 @@ void multiply_in_tiles(const Product & p) {
     const int64_t n_steps = p.n_groups / kTileGroups;
     const bool two_rows = p.n_tokens > kTile;
     const size_t c_stride = p.c_stride * Kind::kElement;
-    Fetch fetch(p.next, p.next_lines, n_steps * ((p.n_columns + 2 * kLanes - 1) / (2 * kLanes)));
+    const int64_t n_products = n_steps * (p.n_columns / (2 * kLanes)), n_fetch = (p.n_fetch + n_products - 1) / n_products;
     for (int64_t step = 0; step < n_steps; step += kStepsAtOnce) {
         const int64_t n = std::min(kStepsAtOnce, n_steps - step);
         for (int column = 0; column < p.n_columns; column += 2 * kLanes) {
@@ -109,12 +95,12 @@ void multiply_in_tiles(const Product & p) {
             const size_t b_stride = size_t(width) * kGroupBytes;
             const char * const b = p.b + column / kPanelColumns * panel_bytes(p.n_groups) + in_panel * kGroupBytes + step * kTileGroups * b_stride;
             const Tiles tiles = {p.a + step * kTileBytes, p.a_stride, b, b_stride, static_cast<char *>(p.c) + column * Kind::kElement, c_stride, n, step > 0};
-            two_rows ? multiply_tiles<Kind, true>(tiles, fetch) : multiply_tiles<Kind, false>(tiles, fetch);
+            two_rows ? multiply_tiles<Kind, true>(tiles, p.fetch, n_fetch) : multiply_tiles<Kind, false>(tiles, p.fetch, n_fetch);
         }
     }
 }
 
-const Table table = {"amx",   32, multiply_in_tiles<ByteTiles>, range, round, column_sums, finish, multiply_in_tiles<HalfTiles>,
+const Table table = {"amx",   32, multiply_in_tiles<ByteTiles>, range, round, column_sums, pack, finish, multiply_in_tiles<HalfTiles>,
                      narrow, pack_keys, pack_values, weigh, divide};
 
 }  // namespace

@@ -8,7 +8,7 @@ namespace bmx {
 namespace vision {
 namespace {
 
-const Table table = {"avx512bf16",     30,     multiply<Bytes>, range,       round, column_sums, finish,
+const Table table = {"avx512bf16",     30,     multiply<Bytes>, range,       round, column_sums, pack, finish,
                      multiply<Halves>, narrow, pack_keys,       pack_values, weigh, divide};
 
 }  // namespace

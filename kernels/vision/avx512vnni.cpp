@@ -8,7 +8,7 @@ namespace bmx {
 namespace vision {
 namespace {
 
-const Table table = {"avx512vnni", 30,      multiply<Bytes>, range,   round,   column_sums, finish,
+const Table table = {"avx512vnni", 30,      multiply<Bytes>, range,   round,   column_sums, pack, finish,
                      nullptr,      nullptr, nullptr,         nullptr, nullptr, nullptr};
 
 }  // namespace

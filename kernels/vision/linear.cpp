@@ -10,8 +10,8 @@ namespace vision {
 namespace {
 
 constexpr int64_t kRowsOfATask = 32;        // when x is searched and rounded
-constexpr int64_t kTokensOfATask = 160;     // about, when it is multiplied
-constexpr int kColumnsOfATask = 256;        // their weights, up to 1 MB, stay in the second-level cache
+constexpr int kColumnsOfATask = 128;        // when it is multiplied: their weights, up to 512 KB, stay in the second-level cache
+constexpr int64_t kBytesOfATask = 2560 << 10;  // about, of rounded x: each task packs its weights anew
 
 struct Job {
     const Table & table;
@@ -25,7 +25,7 @@ struct Job {
     std::vector<float> low, high;  // of each task's rows
     float scale, inverse;
     int zero;
-    int64_t tokens_of_a_task, n_chunks;
+    int64_t tokens_of_a_task;
 };
 
 void search(void * data, size_t index) {
@@ -54,14 +54,17 @@ void choose_scale(Job & job) {
     job.zero = job.scale > 0 ? int(std::nearbyint(std::min(255.0f, std::max(0.0f, -low / job.scale)))) : 0;
 }
 
-// Some columns for some tokens. Tasks that follow each other have the same columns, then the next ones, whose weights each
-// may fetch a part of (AMX's do; over vectors the processor's own prefetching suffices).
+// Some columns for some tokens. Tasks that follow each other have the same tokens, and the columns' order.
 void multiply(void * data, size_t index) {
     const Job & job = *static_cast<Job *>(data);
     const Linear & layer = job.layer;
-    const int64_t chunk = int64_t(index) % job.n_chunks, column = int64_t(index) / job.n_chunks * kColumnsOfATask;
-    const int64_t begin = chunk * job.tokens_of_a_task, end = std::min(begin + job.tokens_of_a_task, job.n_tokens);
+    const int64_t n_parts = (layer.n_out + kColumnsOfATask - 1) / kColumnsOfATask, column = int64_t(index) % n_parts * kColumnsOfATask;
+    const int64_t begin = int64_t(index) / n_parts * job.tokens_of_a_task, end = std::min(begin + job.tokens_of_a_task, job.n_tokens);
     const int n_columns = int(std::min<int64_t>(kColumnsOfATask, layer.n_out - column));
+    const int64_t n_groups = layer.n_in / kGroupBytes;
+    static thread_local Aligned kept;
+    char * const weights = kept.room<char>(size_t(layer.n_in) * kColumnsOfATask);
+    job.table.pack(layer.weights + column, size_t(layer.n_out), n_groups, n_columns / kPanelColumns, weights);
     alignas(64) int32_t sums[kMostTokens * kColumnsOfATask];
     int32_t offsets[kColumnsOfATask];
     float factors[kColumnsOfATask];
@@ -69,14 +72,14 @@ void multiply(void * data, size_t index) {
         offsets[i] = job.zero * layer.column_sums[column + i];
         factors[i] = job.scale * layer.scales[column + i];
     }
-    const char * const weights = reinterpret_cast<const char *>(layer.weights) + column * layer.n_in;
-    const int64_t next_columns = std::min<int64_t>(kColumnsOfATask, layer.n_out - column - n_columns);
-    const int64_t n_products = (job.n_tokens + job.table.tokens - 1) / job.table.tokens, next_lines = next_columns * layer.n_in / 64 / n_products;
+    // the next columns' weights lie apart, row by row, where no processor looks ahead
+    const int64_t next = (column + n_columns) % layer.n_out, next_columns = std::min<int64_t>(kColumnsOfATask, layer.n_out - next);
+    Fetch fetch(layer.weights + next, size_t(layer.n_out), layer.n_in, int(next_columns / 64));
+    const int64_t n_products = (end - begin + job.table.tokens - 1) / job.table.tokens, n_fetch = (layer.n_in + n_products - 1) / n_products;
     for (int64_t first = begin; first < end; first += job.table.tokens) {
         const int n_tokens = int(std::min<int64_t>(job.table.tokens, end - first));
         const char * const a = reinterpret_cast<const char *>(job.bytes) + first * job.stride;
-        const char * const next = weights + n_columns * layer.n_in + first / job.table.tokens * next_lines * 64;
-        job.table.multiply_bytes({a, size_t(job.stride), n_tokens, weights, n_columns, layer.n_in / kGroupBytes, sums, kColumnsOfATask, next, next_lines});
+        job.table.multiply_bytes({a, size_t(job.stride), n_tokens, weights, n_columns, n_groups, sums, kColumnsOfATask, &fetch, n_fetch});
         const int64_t at = first * layer.n_out + column;
         job.table.finish({sums, kColumnsOfATask, offsets, factors, layer.bias + column, job.residual ? job.residual + at : nullptr, layer.silu,
                           job.y + at, size_t(layer.n_out), n_tokens, n_columns});
@@ -90,17 +93,17 @@ void linear(const Table & table, const Linear & layer, const float * x, int64_t 
     static thread_local Aligned kept;
     const size_t n_tasks = size_t((n_tokens + kRowsOfATask - 1) / kRowsOfATask);
     const int64_t stride = layer.n_in + kSpareBytes;
-    Job job = {table, layer, x, n_tokens, residual, y, kept.room<uint8_t>(size_t((n_tokens + kMostTokens) * stride)), stride, {}, {}, 0, 0, 0, 0, 0};
+    Job job = {table, layer, x, n_tokens, residual, y, kept.room<uint8_t>(size_t((n_tokens + kMostTokens) * stride)), stride, {}, {}, 0, 0, 0, 0};
     job.low.resize(n_tasks);
     job.high.resize(n_tasks);
     workers.run(n_tasks, search, &job);
     choose_scale(job);
     workers.run(n_tasks, round, &job);
     // about equal chunks, each a number of whole products
-    const int64_t n_chunks = (n_tokens + kTokensOfATask - 1) / kTokensOfATask;
+    const int64_t n_chunks = (n_tokens * stride + kBytesOfATask - 1) / kBytesOfATask;
     job.tokens_of_a_task = up_to((n_tokens + n_chunks - 1) / n_chunks, table.tokens);
-    job.n_chunks = (n_tokens + job.tokens_of_a_task - 1) / job.tokens_of_a_task;
-    workers.run(size_t((layer.n_out + kColumnsOfATask - 1) / kColumnsOfATask * job.n_chunks), multiply, &job);
+    const int64_t n_tasks_of_tokens = (n_tokens + job.tokens_of_a_task - 1) / job.tokens_of_a_task;
+    workers.run(size_t((layer.n_out + kColumnsOfATask - 1) / kColumnsOfATask * n_tasks_of_tokens), multiply, &job);
 }
 
 }  // namespace vision

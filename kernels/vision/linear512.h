@@ -40,15 +40,35 @@ void round(const float * x, int64_t n, float inverse, int zero, uint8_t * to) {
     }
 }
 
-void column_sums(const int8_t * weights, int64_t n_groups, int64_t n_panels, int32_t * sums) {
-    const __m512i ones = _mm512_set1_epi8(1);
-    for (int64_t p = 0; p < n_panels; p++, sums += kPanelColumns) {
+void column_sums(const int8_t * weights, int64_t n_rows, int64_t n_columns, int32_t * sums) {
+    for (int64_t column = 0; column < n_columns; column += kPanelColumns) {
         __m512i sum[4];
         for (__m512i & each : sum) each = _mm512_setzero_si512();
-        for (int64_t g = 0; g < n_groups; g++) {
-            for (int i = 0; i < 4; i++, weights += 64) sum[i] = _mm512_dpbusd_epi32(sum[i], ones, _mm512_loadu_si512(weights));
+        for (int64_t row = 0; row < n_rows; row++) {
+            const int8_t * const at = weights + row * n_columns + column;
+            for (int i = 0; i < 4; i++)
+                sum[i] = _mm512_add_epi32(sum[i], _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(at + i * kLanes))));
         }
-        for (int i = 0; i < 4; i++) _mm512_storeu_si512(sums + i * kLanes, sum[i]);
+        for (int i = 0; i < 4; i++) _mm512_storeu_si512(sums + column + i * kLanes, sum[i]);
+    }
+}
+
+void pack(const int8_t * weights, size_t stride, int64_t n_groups, int n_panels, char * to) {
+    // what follows works within lanes of 128 bits: fours of columns are dealt out to these as they are to be picked up
+    const __m512i dealt = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    for (int64_t g = 0; g < n_groups; g++, weights += kGroupBytes * stride) {
+        for (int p = 0; p < n_panels; p++) {
+            __m512i row[4];
+            BMX_UNROLL
+            for (int i = 0; i < 4; i++) row[i] = _mm512_permutexvar_epi32(dealt, _mm512_loadu_si512(weights + i * stride + p * kPanelColumns));
+            const __m512i a = _mm512_unpacklo_epi8(row[0], row[1]), b = _mm512_unpackhi_epi8(row[0], row[1]);
+            const __m512i c = _mm512_unpacklo_epi8(row[2], row[3]), d = _mm512_unpackhi_epi8(row[2], row[3]);
+            char * const out = to + p * panel_bytes(n_groups) + g * (kPanelColumns * kGroupBytes);
+            _mm512_store_si512(out, _mm512_unpacklo_epi16(a, c));
+            _mm512_store_si512(out + 64, _mm512_unpackhi_epi16(a, c));
+            _mm512_store_si512(out + 128, _mm512_unpacklo_epi16(b, d));
+            _mm512_store_si512(out + 192, _mm512_unpackhi_epi16(b, d));
+        }
     }
 }
 
@@ -118,7 +138,7 @@ void multiply_rows(const Product & p, int first, const char * panel, typename Ki
     for (int64_t g = 0; g < p.n_groups; g++, a += kGroupBytes, panel += kVectors * 64) {
         __m512i w[kVectors];
         BMX_UNROLL
-        for (int i = 0; i < kVectors; i++) w[i] = _mm512_loadu_si512(panel + i * 64);
+        for (int i = 0; i < kVectors; i++) w[i] = _mm512_load_si512(panel + i * 64);
         BMX_UNROLL
         for (int t = 0; t < kRows; t++) {
             const __m512i x = S::broadcast(a + t * p.a_stride);
@@ -135,8 +155,12 @@ void multiply_rows(const Product & p, int first, const char * panel, typename Ki
 
 template <class Kind, int kVectors>
 void multiply_panel(const Product & p, const char * panel, typename Kind::Element * c) {
+    const int64_t n_passes = int64_t(p.n_tokens / kRowsAtOnce) * (p.n_columns / kPanelColumns), n_fetch = n_passes ? (p.n_fetch + n_passes - 1) / n_passes : 0;
     int t = 0;
-    for (; t + kRowsAtOnce <= p.n_tokens; t += kRowsAtOnce) multiply_rows<Kind, kVectors, kRowsAtOnce>(p, t, panel, c);
+    for (; t + kRowsAtOnce <= p.n_tokens; t += kRowsAtOnce) {
+        multiply_rows<Kind, kVectors, kRowsAtOnce>(p, t, panel, c);
+        if (p.fetch) p.fetch->step(n_fetch);
+    }
     switch (p.n_tokens - t) {
         case 1: return multiply_rows<Kind, kVectors, 1>(p, t, panel, c);
         case 2: return multiply_rows<Kind, kVectors, 2>(p, t, panel, c);

@@ -23,7 +23,7 @@ constexpr int64_t kMostInputs = 65536;
 // y = act(x w + bias) + residual, x rounded to bytes by one scale and one zero point as DynamicQuantizeLinear does.
 struct Linear {
     int64_t n_in, n_out;      // multiples of 64; n_in up to kMostInputs
-    const int8_t * weights;   // [n_out / 64][n_in / 4][64][4]
+    const int8_t * weights;   // [n_in][n_out]
     const float * scales;     // [n_out]
     const float * bias;       // [n_out]
     const int32_t * column_sums;  // [n_out], from Table::column_sums

@@ -150,16 +150,15 @@ public:
         if (!constant) refuse("expected constant weights");
         const Tensor weights(value);
         const std::vector<int64_t> & shape = weights.shape;
-        const bool packed = shape.size() == 4 && shape[2] == kPanelColumns && shape[3] == kGroupBytes;
-        if (!packed || shape[0] < 1 || shape[1] < 1 || shape[1] % 16 != 0 || shape[1] * kGroupBytes > kMostInputs)
-            refuse("expected weights of (n / 64, k / 4, 64, 4) with k a multiple of 64 up to 65536");
-        column_sums_.resize(size_t(shape[0]) * kPanelColumns);
-        table.column_sums(static_cast<const int8_t *>(weights.data), shape[1], shape[0], column_sums_.data());
+        if (shape.size() != 2 || shape[0] < 1 || shape[0] % 64 != 0 || shape[0] > kMostInputs || shape[1] < 1 || shape[1] % kPanelColumns != 0)
+            refuse("expected weights (k, n), multiples of 64, k up to 65536");
+        column_sums_.resize(size_t(shape[1]));
+        table.column_sums(static_cast<const int8_t *>(weights.data), shape[0], shape[1], column_sums_.data());
     }
 
     void compute(ort::KernelContext * context) override {
         const Tensor x = input(context, 0), weights = input(context, 1), scales = input(context, 2), bias = input(context, 3);
-        const int64_t n_in = weights.shape[1] * kGroupBytes, n_out = int64_t(column_sums_.size());
+        const int64_t n_in = weights.shape[0], n_out = int64_t(column_sums_.size());
         const std::vector<int64_t> columns = {n_out};
         if (x.shape.size() != 2 || x.shape[1] != n_in || scales.shape != columns || bias.shape != columns) refuse("expected x (t, k), scales (n), bias (n)");
         const std::vector<int64_t> shape = {x.shape[0], n_out};

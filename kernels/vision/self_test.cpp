@@ -42,14 +42,8 @@ double linear_error(const Table & table, int64_t n_tokens, int64_t n_in, int64_t
     Random random;
     const std::vector<float> x = random.units(size_t(n_tokens * n_in)), bias = random.units(size_t(n_out));
     const std::vector<float> scales(size_t(n_out), 0.01f), residual = random.units(size_t(n_tokens * n_out));
-    std::vector<int8_t> packed(size_t(n_in * n_out)), plain(packed.size());
-    for (int64_t k = 0; k < n_in; k++) {
-        for (int64_t i = 0; i < n_out; i++) {
-            const int8_t weight = int8_t(random.next() >> 24);
-            plain[size_t(k * n_out + i)] = weight;
-            packed[size_t(((i / 64 * (n_in / 4) + k / 4) * 64 + i % 64) * 4 + k % 4)] = weight;
-        }
-    }
+    std::vector<int8_t> weights(size_t(n_in * n_out));
+    for (int8_t & weight : weights) weight = int8_t(random.next() >> 24);
     const float low = std::min(0.0f, *std::min_element(x.begin(), x.end())), high = std::max(0.0f, *std::max_element(x.begin(), x.end()));
     const float scale = (high - low) / 255;
     const double zero = std::nearbyint(-low / scale);
@@ -58,15 +52,15 @@ double linear_error(const Table & table, int64_t n_tokens, int64_t n_in, int64_t
         for (int64_t i = 0; i < n_out; i++) {
             double sum = 0;
             for (int64_t k = 0; k < n_in; k++)
-                sum += std::nearbyint(x[size_t(t * n_in + k)] * (1 / scale)) * plain[size_t(k * n_out + i)];
+                sum += std::nearbyint(x[size_t(t * n_in + k)] * (1 / scale)) * weights[size_t(k * n_out + i)];
             const double v = sum * scale * scales[size_t(i)] + bias[size_t(i)];
             expected[size_t(t * n_out + i)] += silu ? v / (1 + std::exp(-v)) : v;
         }
     }
     if (!(zero >= 0 && zero <= 255)) return INFINITY;
     std::vector<int32_t> sums(static_cast<size_t>(n_out));
-    table.column_sums(packed.data(), n_in / 4, n_out / 64, sums.data());
-    const Linear layer = {n_in, n_out, packed.data(), scales.data(), bias.data(), sums.data(), silu};
+    table.column_sums(weights.data(), n_in, n_out, sums.data());
+    const Linear layer = {n_in, n_out, weights.data(), scales.data(), bias.data(), sums.data(), silu};
     std::vector<float> found(expected.size());
     OneThread one;
     linear(table, layer, x.data(), n_tokens, residual.data(), found.data(), one);

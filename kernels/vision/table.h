@@ -7,8 +7,11 @@
 // tiles.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
+
+#include "../table.h"
 
 namespace bmx {
 namespace vision {
@@ -21,6 +24,25 @@ constexpr int kMostTokens = 32;     // of one product
 // first-level cache.
 constexpr int kSpareBytes = 64;
 
+// Rows of some lines of 64 bytes that are asked for, a few at a time, long before they are used.
+class Fetch {
+public:
+    Fetch(const void * rows, size_t stride, int64_t n_rows, int n_lines)
+        : row_(static_cast<const char *>(rows)), stride_(stride), left_(n_rows), n_lines_(n_lines) {}
+
+    void step(int64_t n_rows) {
+        for (int64_t i = std::min(n_rows, left_); i > 0; i--, left_--, row_ += stride_) {
+            for (int line = 0; line < n_lines_; line++) BMX_PREFETCH(row_ + 64 * line);
+        }
+    }
+
+private:
+    const char * row_;
+    size_t stride_;
+    int64_t left_;
+    int n_lines_;
+};
+
 // c[t][i] = sum over groups of a[t] and b[i]. 16 or 32 rows of a may be read, and
 // of c overwritten, however few tokens there are.
 struct Product {
@@ -32,8 +54,8 @@ struct Product {
     int64_t n_groups;  // a multiple of 16
     void * c;         // [n_tokens][c_stride] of int32 or float, 64-byte aligned
     size_t c_stride;  // in elements
-    const char * next;  // what is multiplied later, and may be fetched meanwhile
-    int64_t next_lines;  // of 64 bytes
+    Fetch * fetch;  // of what is multiplied later; or null
+    int64_t n_fetch;  // rows of it, evenly between the products
 };
 
 inline size_t panel_bytes(int64_t n_groups) { return size_t(n_groups) * kPanelColumns * kGroupBytes; }
@@ -71,7 +93,10 @@ struct Table {
     void (*range)(const float * x, int64_t n, float * low, float * high);
     // round(x * inverse) + zero, ties to even, within 0 and 255
     void (*round)(const float * x, int64_t n, float inverse, int zero, uint8_t * to);
-    void (*column_sums)(const int8_t * weights, int64_t n_groups, int64_t n_panels, int32_t * sums);
+    // of weights [n_rows][n_columns], n_columns a multiple of 64
+    void (*column_sums)(const int8_t * weights, int64_t n_rows, int64_t n_columns, int32_t * sums);
+    // rows of weights, 4 n_groups of them, to n_panels whole panels, 64-byte aligned
+    void (*pack)(const int8_t * weights, size_t stride, int64_t n_groups, int n_panels, char * to);
     void (*finish)(const Finish & finish);
     // bfloat16, to float; null, and so the rest, where ONNX Runtime's float32 is as fast
     void (*multiply_halves)(const Product & product);

@@ -21,8 +21,7 @@ from bimedix_edge.converters.vision_functions import (
     LINEAR_ADD,
     LINEAR_SILU,
     has_heads,
-    is_packable,
-    packed,
+    is_layer,
     vision_functions,
 )
 from bimedix_edge.native import find_library
@@ -85,8 +84,8 @@ def graph(
 def linear_graph(kind: str, weight: NDArray[np.int8], scale: Floats, bias: Floats) -> onnx.ModelProto:
     n_in, n_out = weight.shape
     inputs = {"x": ("tokens", n_in)} | ({"residual": ("tokens", n_out)} if kind == LINEAR_ADD else {})
-    constants = {"weight": packed(weight), "scale": scale, "bias": bias}
-    return graph(kind, inputs, n_out, constants, shape=weight.shape)
+    constants = {"weight": weight, "scale": scale, "bias": bias}
+    return graph(kind, inputs, n_out, constants)
 
 
 def layer(rng: np.random.Generator, n_in: int, n_out: int) -> tuple[NDArray[np.int8], Floats, Floats]:
@@ -242,20 +241,21 @@ def test_attention_of_several_threads_and_large_scores(halves: str) -> None:
 def test_a_graph_that_does_not_fit_is_refused(name: str) -> None:
     weight, scale, bias = layer(np.random.default_rng(7), 64, 64)
     x = np.zeros((3, 64), np.float32)
-    constants = {"weight": packed(weight), "scale": scale, "bias": bias}
+    constants = {"weight": weight, "scale": scale, "bias": bias}
     for change, width, words in (
-        ({"weight": packed(weight)[:, :, :, :2]}, 64, "expected weights of"),
-        ({"weight": packed(weight)[:, :15]}, 60, "expected weights of"),
-        ({"weight": packed(weight)[:, :0]}, 64, "expected weights of"),
-        ({"weight": packed(weight)[:0]}, 64, "expected weights of"),
+        ({"weight": weight.ravel()}, 64, "expected weights"),
+        ({"weight": weight[:60]}, 60, "expected weights"),
+        ({"weight": weight[:, :60]}, 64, "expected weights"),
+        ({"weight": weight[:, :0]}, 64, "expected weights"),
+        ({"weight": weight[:0]}, 64, "expected weights"),
         ({"scale": scale[:32]}, 64, "expected x"),
         ({"bias": bias[:32]}, 64, "expected x"),
         ({}, 32, "expected x"),
     ):
-        model = graph(LINEAR, {"x": ("tokens", "width")}, 64, constants | change, shape=(width, 64), check=False)
+        model = graph(LINEAR, {"x": ("tokens", "width")}, 64, constants | change, check=False)
         with pytest.raises(Exception, match=words):
             session(model, name).run(None, {"x": x[:, :width]})
-    model = graph(LINEAR_ADD, {"x": ("tokens", 64), "residual": ("tokens", "width")}, 64, constants, shape=(64, 64))
+    model = graph(LINEAR_ADD, {"x": ("tokens", 64), "residual": ("tokens", "width")}, 64, constants)
     with pytest.raises(Exception, match="expected a residual"):
         session(model, name).run(None, {"x": x, "residual": x[:, :32]})
     if name != "avx512vnni":
@@ -268,7 +268,7 @@ def test_a_graph_that_does_not_fit_is_refused(name: str) -> None:
 
 def test_what_the_converter_asks_for_fits() -> None:
     sizes = ((64, 64), (4096, 1024), (32, 64), (64, 96), (65600, 64))
-    assert [is_packable(*shape) for shape in sizes] == [True, True, False, False, False]
+    assert [is_layer(*shape) for shape in sizes] == [True, True, False, False, False]
     shapes = ((1024, 16), (64, 2), (256, 2), (512, 2), (96, 2), (64, 3))
     assert [has_heads(*shape) for shape in shapes] == [True, True, True, False, False, False]
 

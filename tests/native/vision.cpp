@@ -78,7 +78,7 @@ bool layers(const Table & table, Workers & workers) {
             for (size_t i = 0; i < weights.size; i++) weights.data[i] = int8_t(random.unit() * 254);
             const std::vector<float> scales = random.units(n_out), bias = random.units(n_out);
             std::vector<int32_t> sums(static_cast<size_t>(n_out));
-            table.column_sums(weights.data, n_in / kGroupBytes, n_out / kPanelColumns, sums.data());
+            table.column_sums(weights.data, n_in, n_out, sums.data());
             for (const int64_t n_tokens : {1, 5, 33, 161, 350}) {
                 const std::vector<float> x = random.units(n_tokens * n_in), residual = random.units(n_tokens * n_out);
                 std::vector<float> y(residual.size(), NAN);
