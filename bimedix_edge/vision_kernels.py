@@ -16,12 +16,9 @@ __all__ = ["STEM", "VisionKernels", "choose_vision_kernels"]
 # of the library's file
 STEM = "bimedix_edge_vision"
 _AUTO, _OFF = "auto", "off"
-# what the setting for the decoder's kernels allows here, the best first; AVX2 and AVX-VNNI are ONNX Runtime's
-_ALLOWED = {
-    _AUTO: (_AUTO,),
-    "amx": ("amx",),
-    "avx512vnni": ("avx512bf16", "avx512vnni"),
-}
+# what the setting for the decoder's kernels means here: the best, the one with tiles, the best without; AVX2 and AVX-VNNI
+# are left to ONNX Runtime
+_MEANING = {_AUTO: "auto", "amx": "amx", "avx512vnni": "vectors"}
 
 
 @dataclass(frozen=True)
@@ -49,14 +46,12 @@ def choose_vision_kernels(choice: str) -> VisionKernels:
     """
     if choice == _OFF:
         return VisionKernels(None, "switched off")
-    reason = f"there are none for {choice}"
-    for name in _ALLOWED.get(choice, ()):
-        try:
-            path, sha256 = verified(STEM)
-            chosen = choose(load_library(STEM).bimedix_edge_vision_choose, name)
-        except (UnusableError, AttributeError) as error:
-            reason = str(error)
-        else:
-            why = "the best for this processor" if choice == _AUTO else "asked for"
-            return VisionKernels(chosen, why, path, f"{chosen} {sha256}")
-    return VisionKernels(None, reason)
+    if (name := _MEANING.get(choice)) is None:
+        return VisionKernels(None, f"there are none for {choice}")
+    try:
+        path, sha256 = verified(STEM)
+        chosen = choose(load_library(STEM).bimedix_edge_vision_choose, name)
+    except (UnusableError, AttributeError) as error:
+        return VisionKernels(None, str(error))
+    why = "the best for this processor" if choice == _AUTO else "asked for"
+    return VisionKernels(chosen, why, path, f"{chosen} {sha256}")

@@ -66,6 +66,8 @@ Features read_features() {
     f.avxvnni = f.avx2 && bit(seven_one.a, 4);
     f.avx512vnni = f.avx2 && avx512 && bit(seven.b, 16) && bit(seven.b, 17) && bit(seven.b, 30) && bit(seven.b, 31) && bit(seven.c, 11);
     f.avx512bf16 = f.avx512vnni && bit(seven_one.a, 5);
+    const Registers zero = cpuid(0, 0);
+    f.fast_bf16 = f.avx512bf16 && zero.b == 0x68747541 && zero.d == 0x69746e65 && zero.c == 0x444d4163;  // AuthenticAMD
     // bfloat16, tiles, int8
     const bool amx = (saved & 0x60000) == 0x60000 && bit(seven.d, 22) && bit(seven.d, 24) && bit(seven.d, 25);
     f.amx = f.avx512vnni && amx && tiles_permitted();
@@ -84,6 +86,6 @@ Features processor_features() {
 
 #else
 namespace bmx {
-Features processor_features() { return {false, false, false, false, false}; }
+Features processor_features() { return {}; }
 }  // namespace bmx
 #endif

@@ -27,13 +27,14 @@ struct Named {
     const char * name;
     const Table * (*table)();
     bool (*runs)(const Features & has);
+    bool (*pays)(const Features & has, bool tiles);  // whether it is the best, where it runs
 };
 
 // the best first
 constexpr Named kTables[] = {
-    {"amx", amx_table, [](const Features & has) { return has.amx && has.avx512bf16; }},
-    {"avx512bf16", avx512bf16_table, [](const Features & has) { return has.avx512bf16; }},
-    {"avx512vnni", avx512vnni_table, [](const Features & has) { return has.avx512vnni; }}};
+    {"amx", amx_table, [](const Features & has) { return has.amx && has.avx512bf16; }, [](const Features &, bool tiles) { return tiles; }},
+    {"avx512bf16", avx512bf16_table, [](const Features & has) { return has.avx512bf16; }, [](const Features & has, bool) { return has.fast_bf16; }},
+    {"avx512vnni", avx512vnni_table, [](const Features & has) { return has.avx512vnni; }, [](const Features &, bool) { return true; }}};
 constexpr int kTableCount = sizeof(kTables) / sizeof(kTables[0]);
 
 std::atomic<int> chosen{-1};  // of kTables, for what is registered next
@@ -257,15 +258,16 @@ ort::OperatorDomain * domain_of(int index) {
     return domains[index];
 }
 
-// Chooses; returns 0, or a reason in message.
+// Chooses by name, or the best (`auto`), or the best without tiles (`vectors`); returns 0, or a reason in message.
 int choose(const char * name, char * message, size_t size) {
-    const bool any = !strcmp(name, "auto");
+    const bool tiles = !strcmp(name, "auto"), any = tiles || !strcmp(name, "vectors");
+    const Features has = processor_features();
     int result = 1;
     snprintf(message, size, any ? "this processor has none of amx, avx512bf16, avx512vnni" : "there are none named %s", name);
     for (int i = 0; i < kTableCount; i++) {
         const Named & named = kTables[i];
-        if (!any && strcmp(name, named.name)) continue;
-        const Table * table = named.runs(processor_features()) ? named.table() : nullptr;
+        if (any ? !named.pays(has, tiles) : strcmp(name, named.name) != 0) continue;
+        const Table * table = named.runs(has) ? named.table() : nullptr;
         if (!table) {
             if (!any) snprintf(message, size, "this %s cannot run %s", named.table() ? "processor" : "build", named.name);
             continue;
@@ -289,8 +291,8 @@ int choose(const char * name, char * message, size_t size) {
 
 extern "C" {
 
-// Chooses what sessions that are registered later compute with, `auto` or a name; says its name, or why not, and returns 0 if
-// it can be used.
+// Chooses what sessions that are registered later compute with (see above); says its name, or why not, and returns 0 if it can
+// be used.
 BMX_EXPORT int bimedix_edge_vision_choose(const char * name, char * message, int size) {
     try {
         return bmx::vision::choose(name, message, size_t(size));

@@ -297,6 +297,18 @@ def test_what_is_not_asked_for_is_not_used(choice: str, reason: str) -> None:
     assert reason in found.reason
 
 
+def test_the_best_is_chosen() -> None:
+    able = [name for name in NAMES if chosen(name)]
+    if "avx512vnni" not in able:
+        pytest.skip("this processor has none of them")
+    best, vectors = choose_vision_kernels("auto"), choose_vision_kernels("avx512vnni")
+    assert best.name == "amx" if "amx" in able else best.name == vectors.name
+    assert vectors.name in ("avx512bf16", "avx512vnni")
+    assert vectors.name in able
+    assert best.library == library()[0]
+    assert choose_vision_kernels("amx").name == ("amx" if "amx" in able else None)
+
+
 def test_a_damaged_library_is_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = library()[0]
     copy = tmp_path / path.name
