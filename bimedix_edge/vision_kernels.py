@@ -16,7 +16,7 @@ __all__ = ["STEM", "VisionKernels", "choose_vision_kernels"]
 # of the library's file
 STEM = "bimedix_edge_vision"
 _AUTO, _OFF = "auto", "off"
-# what the setting for the decoder's kernels means here: the best, the one with tiles, the best without; AVX2 and AVX-VNNI
+# what the setting for the decoder's kernels means here: the best, that with tiles, the best without; AVX2 and AVX-VNNI
 # are left to ONNX Runtime
 _MEANING = {_AUTO: "auto", "amx": "amx", "avx512vnni": "vectors"}
 
