@@ -70,8 +70,9 @@ class Crashes:
         visible = [name for name in left if not name.startswith(".")]
         kept = sum(path.stat().st_size for path in (self.work / ".out.part").glob("*.*"))
         found = {"case": case, "outcome": outcome, "left": left, "kept_bytes": kept}
-        found["whole_or_none"] = visible == [] if outcome else self._is_whole()
-        if outcome:
+        # a kill may come after the last rename, before the process has ended
+        found["whole_or_none"] = visible == ["out"] and self._is_whole() if visible else outcome != 0
+        if not visible:
             found["resumed"] = _wait(self.start(0, 0))
         found["same"] = self._is_whole()
         found["clean"] = sorted(path.name for path in self.work.iterdir()) == ["expected", "out"]
