@@ -160,12 +160,13 @@ def int8_ops(name: str, n_threads: int, seconds: float) -> float | None:
 
 
 def _open(version: str) -> ctypes.CDLL:
-    library = load_library(STEM)
+    path, _ = verified(STEM)
+    library = load_library(path)
     try:
         library.bimedix_edge_kernels_version.restype = ctypes.c_char_p
         built_for = library.bimedix_edge_kernels_version().decode()
     except AttributeError as error:
-        raise UnusableError(f"the library does not load ({error})") from error
+        raise UnusableError(f"{path.name} does not load ({error})") from error
     if built_for != version:
         raise UnusableError(f"they were built for llama-cpp-python {built_for}, and {version} is installed")
     return library

@@ -53,13 +53,12 @@ def verified(stem: str) -> tuple[Path, str]:
     return path, found
 
 
-def load_library(stem: str) -> ctypes.CDLL:
-    """Load a library that is what was built.
+def load_library(path: Path) -> ctypes.CDLL:
+    """Load a library that was verified.
 
     Raises:
-        UnusableError: it is missing or damaged, or does not load.
+        UnusableError: it does not load.
     """
-    path, _ = verified(stem)
     try:
         return ctypes.CDLL(str(path))
     except OSError as error:

@@ -50,7 +50,7 @@ def choose_vision_kernels(choice: str) -> VisionKernels:
         return VisionKernels(None, f"there are none for {choice}")
     try:
         path, sha256 = verified(STEM)
-        chosen = choose(load_library(STEM).bimedix_edge_vision_choose, name)
+        chosen = choose(load_library(path).bimedix_edge_vision_choose, name)
     except (UnusableError, AttributeError) as error:
         return VisionKernels(None, str(error))
     why = "the best for this processor" if choice == _AUTO else "asked for"
