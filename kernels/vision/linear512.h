@@ -41,15 +41,13 @@ void round(const float * x, int64_t n, float inverse, int zero, uint8_t * to) {
 }
 
 void column_sums(const int8_t * weights, int64_t n_rows, int64_t n_columns, int32_t * sums) {
-    for (int64_t column = 0; column < n_columns; column += kPanelColumns) {
-        __m512i sum[4];
-        for (__m512i & each : sum) each = _mm512_setzero_si512();
-        for (int64_t row = 0; row < n_rows; row++) {
-            const int8_t * const at = weights + row * n_columns + column;
-            for (int i = 0; i < 4; i++)
-                sum[i] = _mm512_add_epi32(sum[i], _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(at + i * kLanes))));
+    std::fill(sums, sums + n_columns, 0);
+    // row by row, as the weights lie in memory
+    for (int64_t row = 0; row < n_rows; row++, weights += n_columns) {
+        for (int64_t i = 0; i < n_columns; i += kLanes) {
+            const __m512i wide = _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(weights + i)));
+            _mm512_storeu_si512(sums + i, _mm512_add_epi32(_mm512_loadu_si512(sums + i), wide));
         }
-        for (int i = 0; i < 4; i++) _mm512_storeu_si512(sums + column + i * kLanes, sum[i]);
     }
 }
 
@@ -72,8 +70,8 @@ void pack(const int8_t * weights, size_t stride, int64_t n_groups, int n_panels,
     }
 }
 
-// 2^x for x up to 126, minus infinity included, to 3.2e-6 of it: the least squares of the relative error in Chebyshev's points. A byte keeps 4e-3 of
-// a number, and bfloat16 2e-3.
+// 2^x for x up to 126, minus infinity included, to 3.2e-6 of it: the least squares of the relative error in Chebyshev's
+// points. A byte keeps 4e-3 of a number, and bfloat16 2e-3.
 inline __m512 exp2(__m512 x) {
     const __m512 k = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     const __m512 r = _mm512_sub_ps(x, k);

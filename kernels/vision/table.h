@@ -2,9 +2,8 @@
 // each number before and after.
 //
 // Both kinds of product have one layout. A row of activations is a sequence of groups of 32 bits: four bytes, or two
-// bfloat16. Weights are panels of 64 columns (the last one may have 32); a panel is, group by group,
-// its columns' 32 bits side by side. Sixteen columns are one vector of 512 bits, and sixteen groups of these one of AMX's
-// tiles.
+// bfloat16. Weights are panels of 64 columns (the last one may have 32); a panel is, group by group, its columns' 32 bits
+// side by side. Sixteen columns are one vector of 512 bits, and sixteen groups of these one of AMX's tiles.
 #pragma once
 
 #include <algorithm>
@@ -43,8 +42,8 @@ private:
     int n_lines_;
 };
 
-// c[t][i] = sum over groups of a[t] and b[i]. 16 or 32 rows of a may be read, and
-// of c overwritten, however few tokens there are.
+// c[t][i] = sum over groups of a[t] and b[i]. 16 or 32 rows of a may be read, and of c overwritten, however few tokens there
+// are.
 struct Product {
     const char * a;
     size_t a_stride;  // bytes from token to token
