@@ -31,11 +31,11 @@ if TYPE_CHECKING:
         VisionError,
     )
     from bimedix_edge.events import Cancel, Done, Encode, Event, ImageUse, Prefill, Timings, Token, Usage
-    from bimedix_edge.grammar import grammar_for
     from bimedix_edge.imaging.picture import Picture, load_picture
-    from bimedix_edge.report_schemas import load_schema
     from bimedix_edge.runtime import Runtime
     from bimedix_edge.sampling import Sampling
+    from bimedix_edge.schema.grammar import grammar_for
+    from bimedix_edge.schema.reports import load_schema
     from bimedix_edge.settings import Settings, load_settings
 
 __all__ = [
@@ -90,9 +90,9 @@ _MODULES = {
     "Token": "events",
     "Turn": "chat",
     "Usage": "events",
-    "grammar_for": "grammar",
+    "grammar_for": "schema.grammar",
     "load_picture": "imaging.picture",
-    "load_schema": "report_schemas",
+    "load_schema": "schema.reports",
     "load_settings": "settings",
 }
 

@@ -7,13 +7,13 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
 
-from bimedix_edge.engine import Engine
+from bimedix_edge.engine.engine import Engine
+from bimedix_edge.engine.sessions import Item
 from bimedix_edge.errors import HardwareError, ModelError, UsageError
 from bimedix_edge.events import Cancel, Done, Event, Token
 from bimedix_edge.imaging.picture import ImageSource, Picture, load_picture
 from bimedix_edge.prompt import PromptSpec, answer_header, closing, opening, user_turn
 from bimedix_edge.sampling import Sampling
-from bimedix_edge.sessions import Item
 
 __all__ = ["Chat", "Turn"]
 

@@ -11,16 +11,16 @@ from types import TracebackType
 
 from bimedix_edge.bundle import Bundle, Manifest, open_bundle
 from bimedix_edge.chat import Chat
-from bimedix_edge.decoder import Decoder
-from bimedix_edge.devices import inspect_machine
-from bimedix_edge.engine import Engine
+from bimedix_edge.decoder.decoder import Decoder
+from bimedix_edge.engine.engine import Engine
+from bimedix_edge.engine.image_cache import ImageCache
 from bimedix_edge.errors import BundleError
-from bimedix_edge.image_cache import ImageCache
-from bimedix_edge.planning import plan_model
+from bimedix_edge.planning.devices import inspect_machine
+from bimedix_edge.planning.plan import plan_model
 from bimedix_edge.sampling import Sampling
 from bimedix_edge.settings import Settings, load_settings
 from bimedix_edge.store import DEMO, Store
-from bimedix_edge.vision import VisionEncoder
+from bimedix_edge.vision.encoder import VisionEncoder
 
 __all__ = ["Runtime"]
 

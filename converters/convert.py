@@ -23,20 +23,20 @@ from bimedix_edge.bundle import (
     hash_file,
     write_manifest,
 )
-from bimedix_edge.converters.additions import Additions
-from bimedix_edge.converters.calibration_pictures import calibration_pictures
-from bimedix_edge.converters.card import Card
-from bimedix_edge.converters.config import Aspect
-from bimedix_edge.converters.job import DECODER, VISION, Job, created_by, prepare, read_job_card
-from bimedix_edge.converters.journal import Journal, job_identity, open_journal
+from bimedix_edge.converters.check.pictures import calibration_pictures
+from bimedix_edge.converters.check.quality import check_limits, measure_decoder, quality_of
+from bimedix_edge.converters.check.vision_choice import VisionJudge, write_chosen
+from bimedix_edge.converters.decoder.quantize import n_threads
+from bimedix_edge.converters.job.additions import Additions
+from bimedix_edge.converters.job.forecast import Plan, make_plan
+from bimedix_edge.converters.job.job import DECODER, VISION, Job, created_by, prepare, read_job_card
+from bimedix_edge.converters.job.journal import Journal, job_identity, open_journal
 from bimedix_edge.converters.parts import Part, n_bytes, write_parts
-from bimedix_edge.converters.plan import Plan, make_plan
-from bimedix_edge.converters.quality import check_limits, measure_decoder, quality_of
-from bimedix_edge.converters.quantize import n_threads
-from bimedix_edge.converters.source_hashes import SourceHashes
-from bimedix_edge.converters.vision_choice import VisionJudge, write_chosen
-from bimedix_edge.converters.vision_onnx import OPSET
-from bimedix_edge.converters.vision_weights import VISION_WEIGHTS, VisionWeights
+from bimedix_edge.converters.source.card import Card
+from bimedix_edge.converters.source.config import Aspect
+from bimedix_edge.converters.source.hashes import SourceHashes
+from bimedix_edge.converters.vision.graph import OPSET
+from bimedix_edge.converters.vision.weights import VISION_WEIGHTS, VisionWeights
 from bimedix_edge.errors import HardwareError
 from bimedix_edge.staging import check_replaceable, forget_cached, staged_directory
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from bimedix_edge.converters.card import read_card
-from bimedix_edge.converters.published import find_published, published_cards
+from bimedix_edge.converters.hub.published import find_published, published_cards
+from bimedix_edge.converters.source.card import read_card
 from bimedix_edge.errors import CheckpointError, UsageError
 from bimedix_edge.prompt import SYSTEM
 from bimedix_edge.store import Store

@@ -11,13 +11,13 @@ import pytest
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from bimedix_edge.engine.sessions import ImageRow, Item
 from bimedix_edge.events import Done
 from bimedix_edge.imaging.picture import load_picture
 from bimedix_edge.imaging.preprocess import preprocess
 from bimedix_edge.prompt import render
 from bimedix_edge.runtime import Runtime
 from bimedix_edge.sampling import Sampling
-from bimedix_edge.sessions import ImageRow, Item
 from bimedix_edge.settings import Settings
 from bimedix_edge.store import demo_checkpoint
 from golden.prompts import N_PROMPTS, Prompt, llava_ids, llava_string, prompts

@@ -64,20 +64,20 @@ LAYERS: list[set[str]] = [
 SAME_ROW = {("cli", "cli"), ("server", "server"), ("imaging", "imaging")}
 # each foreign engine has one door in the runtime, one in the converters, or both
 DOORS = {
-    "huggingface_hub": {"converters/hub.py"},
+    "huggingface_hub": {"converters/hub/hub.py"},
     # calibrate.py looks into a running graph, which no other file has a use for
     "llama_cpp": {
-        "bimedix_edge/decoder.py",
-        "bimedix_edge/llama.py",
-        "bimedix_edge/sampler.py",
-        "converters/calibrate.py",
-        "converters/quantize.py",
+        "bimedix_edge/decoder/decoder.py",
+        "bimedix_edge/decoder/llama.py",
+        "bimedix_edge/decoder/sampler.py",
+        "converters/decoder/calibrate.py",
+        "converters/decoder/quantize.py",
     },
-    "llguidance": {"bimedix_edge/constraint.py"},
-    "onnxruntime": {"bimedix_edge/vision.py"},
+    "llguidance": {"bimedix_edge/decoder/constraint.py"},
+    "onnxruntime": {"bimedix_edge/vision/encoder.py"},
     # the server's protocol, and what runs it
-    "h11": {"bimedix_edge/server/connections.py"},
-    "uvicorn": {"bimedix_edge/server/connections.py", "bimedix_edge/server/serving.py"},
+    "h11": {"bimedix_edge/server/front/connections.py"},
+    "uvicorn": {"bimedix_edge/server/front/connections.py", "bimedix_edge/server/front/serving.py"},
 }
 # what can open a connection; huggingface_hub's door is the only one that does
 NETWORK = {
@@ -94,15 +94,19 @@ NETWORK = {
 }
 # the server listens: with these modules, and with none of the calls that go out
 MAY_LISTEN = {
-    "bimedix_edge/server/listening.py": {"socket", "ssl"},
-    "bimedix_edge/server/serving.py": {"socket", "ssl"},  # for their types
+    "bimedix_edge/server/front/listening.py": {"socket", "ssl"},
+    "bimedix_edge/server/front/serving.py": {"socket", "ssl"},  # for their types
 }
 GOING_OUT = {
     "connect", "connect_ex", "create_connection", "create_datagram_endpoint", "getaddrinfo", "gethostbyaddr",
     "gethostbyname", "getnameinfo", "open_connection", "open_unix_connection", "sendto", "sock_connect",
 }  # fmt: skip
 SERVER_ALONE = {"h11", "msgspec", "starlette", "uvicorn"}
-MAY_IMPORT_CONVERTERS = {"bimedix_edge/cli/bench.py", "bimedix_edge/cli/convert.py", "bimedix_edge/cli/pull.py"}
+MAY_IMPORT_CONVERTERS = {
+    "bimedix_edge/cli/commands/bench.py",
+    "bimedix_edge/cli/commands/convert.py",
+    "bimedix_edge/cli/commands/pull.py",
+}
 CONVERTERS_MAY_IMPORT = {"errors", "settings", "prompt", "bundle", "store", "staging", "imaging", "converters"}
 CONVERTERS_MAY_IMPORT |= {"vision"}  # a graph is judged by what will run it
 CONVERTERS_MAY_IMPORT |= {"kernels"}  # which quantize, too
@@ -172,10 +176,10 @@ def test_only_pull_can_reach_a_network() -> None:
     sources = [*_sources("bimedix_edge"), *_sources("converters")]
     found = {str(path.relative_to(ROOT)): _reaches(path) for path in sources}
     assert {path: names for path, names in found.items() if names} == MAY_LISTEN
-    hub = "bimedix_edge.converters.hub"
+    hub = "bimedix_edge.converters.hub.hub"
     users = {path.name for path in sources if any(name.startswith(hub) for name in _imports(path))}
     assert users == {"fetch.py", "pull.py"}
-    fetch = "bimedix_edge.converters.fetch"
+    fetch = "bimedix_edge.converters.hub.fetch"
     assert {path.name for path in sources if any(name.startswith(fetch) for name in _imports(path))} == {"pull.py"}
 
 
@@ -202,7 +206,7 @@ def test_the_servers_parent_holds_no_engine_and_no_decoder_of_images() -> None:
     import subprocess
 
     engines = "llama_cpp onnxruntime onnx numpy PIL pydicom huggingface_hub"
-    code = f"import sys, bimedix_edge.cli.serve; print([m for m in '{engines}'.split() if m in sys.modules])"
+    code = f"import sys, bimedix_edge.cli.commands.serve; print([m for m in '{engines}'.split() if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
 
@@ -222,7 +226,7 @@ def test_only_settings_reads_the_environment() -> None:
         if "os.environ" in path.read_text(encoding="utf-8") or "getenv" in path.read_text(encoding="utf-8")
     }
     # the doors to onnxruntime and huggingface-hub set variables before they import these, and read none
-    assert readers == {"bimedix_edge/settings.py", "bimedix_edge/vision.py", "converters/hub.py"}
+    assert readers == {"bimedix_edge/settings.py", "bimedix_edge/vision/encoder.py", "converters/hub/hub.py"}
 
 
 def test_every_module_is_in_the_table() -> None:

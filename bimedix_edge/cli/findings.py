@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bimedix_edge.devices import inspect_hardware, inspect_machine
 from bimedix_edge.errors import BimedixEdgeError, HardwareError
-from bimedix_edge.gpu_advice import decoder_gpu
-from bimedix_edge.hardware import CudaDriver, Hardware, Machine
+from bimedix_edge.hardware.advice import decoder_gpu
+from bimedix_edge.hardware.facts import CudaDriver, Hardware, Machine
+from bimedix_edge.planning.devices import inspect_hardware, inspect_machine
 from bimedix_edge.settings import Settings
 
 __all__ = ["Finding", "attempt", "engine_findings", "gb", "machine_findings", "network_finding"]
@@ -95,7 +95,7 @@ def engine_findings(settings: Settings) -> list[Finding]:
 
 def _llama_cpp() -> list[Finding]:
     # imported here: a library that does not load is a finding, not the end of the doctor
-    from bimedix_edge import llama
+    from bimedix_edge.decoder import llama
 
     llama.check_version()
     backends = [backend.name for backend in llama.backends()]
@@ -106,7 +106,7 @@ def _llama_cpp() -> list[Finding]:
 
 
 def _kernels(settings: Settings) -> list[Finding]:
-    from bimedix_edge import llama
+    from bimedix_edge.decoder import llama
 
     found = llama.open_kernels(settings.kernels)
     data = {"name": found.name, "reason": found.reason}
@@ -117,7 +117,7 @@ def _kernels(settings: Settings) -> list[Finding]:
 
 
 def _onnxruntime() -> list[Finding]:
-    from bimedix_edge import vision
+    from bimedix_edge.vision import encoder as vision
 
     version, cuda = vision.library_version(), vision.built_for_cuda()
     built = f", built for CUDA {cuda}" if cuda else ""
@@ -125,7 +125,7 @@ def _onnxruntime() -> list[Finding]:
 
 
 def _vision_kernels(settings: Settings) -> list[Finding]:
-    from bimedix_edge.vision_kernels import choose_vision_kernels
+    from bimedix_edge.vision.kernels import choose_vision_kernels
 
     found = choose_vision_kernels(settings.kernels)
     data = {"name": found.name, "reason": found.reason}
@@ -152,7 +152,7 @@ def _cuda(driver: CudaDriver | None) -> list[Finding]:
 
 
 def _decoder_devices(hardware: Hardware) -> Finding:
-    from bimedix_edge import llama
+    from bimedix_edge.decoder import llama
 
     data = {"devices": [asdict(device) for device in hardware.devices]}
     missing = decoder_gpu(hardware, llama.PINNED_VERSION)
@@ -167,7 +167,7 @@ def _decoder_devices(hardware: Hardware) -> Finding:
 
 
 def _vision_devices(hardware: Hardware, settings: Settings) -> Finding:
-    from bimedix_edge import vision
+    from bimedix_edge.vision import encoder as vision
 
     wanted = settings.vision_device
     works = [vision.device_of(provider.name) for provider in hardware.providers if provider.loads]

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from bimedix_edge.bundle import Manifest, read_manifest, verify_bundle
 from bimedix_edge.cli.findings import Finding, gb
+from bimedix_edge.engine.image_cache import cache_usage
 from bimedix_edge.errors import BundleError
-from bimedix_edge.image_cache import cache_usage
 from bimedix_edge.imaging.codecs import GPL_COMMAND, codecs
 from bimedix_edge.settings import OFF, Settings
 from bimedix_edge.store import Store
@@ -31,7 +31,7 @@ def model_findings(settings: Settings, *, verify: bool) -> list[Finding]:
         return [Finding("model", "none installed; the demo model will be converted on first use")]
     manifest, how = _checked(directory, verify=verify)
     # an engine may not load, which is another finding
-    from bimedix_edge.planning import plan_model
+    from bimedix_edge.planning.plan import plan_model
 
     plan = plan_model(directory, manifest, settings)
     text = f"{manifest.name}, {how}, needs about {gb(plan.host.total)}; {plan.line}"

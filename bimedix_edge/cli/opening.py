@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from bimedix_edge.bundle import Bundle, open_bundle
-from bimedix_edge.fit import Plan
-from bimedix_edge.kernels import AUTO
+from bimedix_edge.decoder.kernels import AUTO
+from bimedix_edge.planning.fit import Plan
 from bimedix_edge.runtime import Runtime
 from bimedix_edge.settings import Settings
 from bimedix_edge.store import Store
@@ -78,7 +78,7 @@ def model_directory(settings: Settings, console: Console, *, quiet: bool = False
                 style="yellow",
             )
         if not directory.is_dir():
-            from bimedix_edge.cli.convert import convert_demo
+            from bimedix_edge.cli.commands.convert import convert_demo
 
             if not quiet:
                 console.print("Converting it, once …", style="yellow")

@@ -13,8 +13,8 @@ from rich.table import Table
 from bimedix_edge.bundle import read_manifest
 from bimedix_edge.cli.opening import model_directory, show_plan
 from bimedix_edge.cli.terminal import plain_console
-from bimedix_edge.fit import Plan
-from bimedix_edge.planning import plan_model
+from bimedix_edge.planning.fit import Plan
+from bimedix_edge.planning.plan import plan_model
 from bimedix_edge.settings import Settings
 
 __all__ = ["plan_json", "plan_table", "show_dry_run"]

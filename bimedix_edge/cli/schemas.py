@@ -8,8 +8,8 @@ from typing import Any
 
 from bimedix_edge.errors import InputError, SchemaError
 from bimedix_edge.events import Done
-from bimedix_edge.grammar import MAX_SCHEMA_BYTES
-from bimedix_edge.report_schemas import SCHEMA_NAMES, load_schema
+from bimedix_edge.schema.grammar import MAX_SCHEMA_BYTES
+from bimedix_edge.schema.reports import SCHEMA_NAMES, load_schema
 
 __all__ = ["read_schema", "value_of"]
 

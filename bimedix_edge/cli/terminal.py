@@ -15,7 +15,7 @@ from typing import TextIO
 import click
 from rich.console import Console
 
-from bimedix_edge.bidi import display_width, is_rtl, shape, wrap
+from bimedix_edge.cli.bidi import display_width, is_rtl, shape, wrap
 from bimedix_edge.events import Cancel, Done, Encode, Event, Prefill
 from bimedix_edge.settings import Settings, terminal_reorders
 

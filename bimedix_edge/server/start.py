@@ -10,16 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bimedix_edge.errors import UsageError
-from bimedix_edge.server.access import Keys, Names, OneTimeToken, new_key
-from bimedix_edge.server.app import build_app
-from bimedix_edge.server.limits import BodyRoom, Limits
-from bimedix_edge.server.listening import LOOPBACK_NAMES, bind, is_loopback, tls_context, url_host
-from bimedix_edge.server.messages import ModelFacts
-from bimedix_edge.server.metrics import Requests
-from bimedix_edge.server.page import OPEN_PATHS, page_routes
-from bimedix_edge.server.service import Service
-from bimedix_edge.server.serving import serve
-from bimedix_edge.server.supervisor import ModelProcess
+from bimedix_edge.server.front.access import Keys, Names, OneTimeToken, new_key
+from bimedix_edge.server.front.app import build_app
+from bimedix_edge.server.front.limits import BodyRoom, Limits
+from bimedix_edge.server.front.listening import LOOPBACK_NAMES, bind, is_loopback, tls_context, url_host
+from bimedix_edge.server.front.metrics import Requests
+from bimedix_edge.server.front.page import OPEN_PATHS, page_routes
+from bimedix_edge.server.front.service import Service
+from bimedix_edge.server.front.serving import serve
+from bimedix_edge.server.front.supervisor import ModelProcess
+from bimedix_edge.server.link.messages import ModelFacts
 from bimedix_edge.settings import Settings
 
 __all__ = ["Address", "run_server"]

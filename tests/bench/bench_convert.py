@@ -1,6 +1,6 @@
 """Our conversion against llama.cpp's converter and quantizer, on one 8B-shaped checkpoint, in one run.
 
-    python -m bimedix_edge.converters.generate --shape 8b --shards 4 --vocabulary ggml-vocab-llama-bpe.gguf CHECKPOINT
+    python -m bimedix_edge.converters.synthetic.checkpoint --shape 8b --shards 4 --vocabulary ggml-vocab-llama-bpe.gguf CHECKPOINT
     python tests/bench/bench_convert.py CHECKPOINT WORK --llama-cpp DIR
 
 DIR is `vendor/llama.cpp` of the source distribution of llama-cpp-python 0.3.36; its converter needs torch, transformers
@@ -30,8 +30,8 @@ from typing import Any
 import numpy as np
 from gguf import GGMLQuantizationType
 
-from bimedix_edge.converters.quantize import n_threads, quantized_rows
-from bimedix_edge.converters.safetensors_file import SafetensorsFile
+from bimedix_edge.converters.decoder.quantize import n_threads, quantized_rows
+from bimedix_edge.converters.source.safetensors_file import SafetensorsFile
 
 LIMIT_BYTES = 2 << 30
 CGROUP = Path("/sys/fs/cgroup/memory/bimedix-edge-bench")

@@ -16,9 +16,9 @@ from pathlib import Path
 import llama_cpp
 import numpy as np
 
-from bimedix_edge.constraint import Vocabulary
-from bimedix_edge.grammar import grammar_for
-from bimedix_edge.report_schemas import load_schema
+from bimedix_edge.decoder.constraint import Vocabulary
+from bimedix_edge.schema.grammar import grammar_for
+from bimedix_edge.schema.reports import load_schema
 
 REPORT = (
     '{"examination": "Chest radiograph, frontal", "findings": ['

@@ -30,12 +30,12 @@ import numpy as np
 from PIL import Image
 
 from bimedix_edge.converters.convert import convert
-from bimedix_edge.converters.generate import generate
-from bimedix_edge.converters.generate_config import SHAPES
+from bimedix_edge.converters.synthetic.checkpoint import generate
+from bimedix_edge.converters.synthetic.config import SHAPES
 from bimedix_edge.events import Done, Token
 from bimedix_edge.sampling import Sampling
-from bimedix_edge.server.messages import GenerateRequest, ImagePart, Message, TextPart
-from bimedix_edge.server.supervisor import ModelProcess
+from bimedix_edge.server.front.supervisor import ModelProcess
+from bimedix_edge.server.link.messages import GenerateRequest, ImagePart, Message, TextPart
 from bimedix_edge.settings import Settings
 
 N_TOKENS = 64

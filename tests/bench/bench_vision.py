@@ -35,17 +35,17 @@ from llama_cpp import llama_cpp, mtmd_cpp
 from numpy.typing import NDArray
 
 from bimedix_edge.bundle import open_bundle
-from bimedix_edge.converters.checkpoint import Checkpoint
+from bimedix_edge.converters.check.parity import cosines
+from bimedix_edge.converters.check.reference import image_embeds
 from bimedix_edge.converters.convert import convert
-from bimedix_edge.converters.generate import generate
-from bimedix_edge.converters.generate_config import SHAPES, Shape
-from bimedix_edge.converters.parity import cosines
-from bimedix_edge.converters.quantize import file_type_named
-from bimedix_edge.converters.random_decoder import write_random_decoder
-from bimedix_edge.converters.reference import image_embeds
-from bimedix_edge.decoder import Decoder
+from bimedix_edge.converters.decoder.quantize import file_type_named
+from bimedix_edge.converters.source.checkpoint import Checkpoint
+from bimedix_edge.converters.synthetic.checkpoint import generate
+from bimedix_edge.converters.synthetic.config import SHAPES, Shape
+from bimedix_edge.converters.synthetic.decoder import write_random_decoder
+from bimedix_edge.decoder.decoder import Decoder
 from bimedix_edge.imaging.preprocess import preprocess
-from bimedix_edge.vision import AUTO, VisionEncoder
+from bimedix_edge.vision.encoder import AUTO, VisionEncoder
 
 # the published tower and projector above a decoder that is as small as its width allows
 VIT_L = {key: value for key, value in vars(SHAPES["8b"]).items() if key.startswith(("vision_", "image_", "patch_"))}

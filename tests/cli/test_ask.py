@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from bimedix_edge.report_schemas import load_schema
+from bimedix_edge.schema.reports import load_schema
 
 COMMAND = [sys.executable, "-m", "bimedix_edge.cli.main"]
 

@@ -18,15 +18,15 @@ import pytest
 from native_build import NATIVE, compile_native, with_ggml
 from PIL import Image
 
-import bimedix_edge.cli.bench as bench_module
-from bimedix_edge.benchmark import Benchmark, Measurement
+import bimedix_edge.cli.commands.bench as bench_module
+from bimedix_edge.bench.benchmark import Benchmark, Measurement
+from bimedix_edge.bench.workloads import Workload
 from bimedix_edge.bundle import read_manifest
-from bimedix_edge.cli.bench import bench
-from bimedix_edge.devices import inspect_machine
+from bimedix_edge.cli.commands.bench import bench
+from bimedix_edge.decoder.kernels import Kernels
+from bimedix_edge.decoder.placement import Placement
 from bimedix_edge.errors import HardwareError
-from bimedix_edge.kernels import Kernels
-from bimedix_edge.placement import Placement
-from bimedix_edge.workloads import Workload
+from bimedix_edge.planning.devices import inspect_machine
 
 COMMAND = [sys.executable, "-m", "bimedix_edge.cli.main", "bench"]
 NAMES = [
@@ -180,7 +180,7 @@ def test_without_memory_for_both_one_is_loaded_after_the_other(
 ) -> None:
     from dataclasses import replace
 
-    from bimedix_edge import benchmark
+    from bimedix_edge.bench import benchmark
 
     machine = replace(inspect_machine(), available_bytes=1_000_000)
     monkeypatch.setattr(benchmark, "inspect_machine", lambda: machine)
@@ -195,7 +195,7 @@ def test_a_machine_without_memory_is_told_so(
 ) -> None:
     from dataclasses import replace
 
-    from bimedix_edge import benchmark
+    from bimedix_edge.bench import benchmark
 
     machine = replace(inspect_machine(), memory_bytes=1_000_000)
     monkeypatch.setattr(benchmark, "inspect_machine", lambda: machine)
@@ -331,7 +331,7 @@ def test_on_a_gpu_the_report_says_what_is_where(tmp_path: Path, bundles: dict[st
     library = compile_native([NATIVE / "stand_in.cpp"], tmp_path / "libstand_in.so", "-shared", "-fPIC", *with_ggml())
     code = (
         "import ctypes, sys\n"
-        "from bimedix_edge import llama\n"
+        "from bimedix_edge.decoder import llama\n"
         "llama.backends()\n"
         f"stand_in = ctypes.CDLL({str(library)!r})\n"
         "stand_in.stand_in_devices(1)\n"

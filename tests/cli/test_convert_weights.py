@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from bimedix_edge.bundle import read_manifest
-from bimedix_edge.cli.convert import convert
+from bimedix_edge.cli.commands.convert import convert
 from bimedix_edge.errors import InputError, UsageError
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from native_build import NATIVE, compile_native, with_ggml
 
-_SCRIPT = Path(__file__).parents[1] / "offload_cli.py"
+_SCRIPT = Path(__file__).parents[1] / "support" / "offload_cli.py"
 # the prompt is one graph, and each token but the first another
 _GRAPHS = 5
 _QUESTION = "Hello, who are you?"

@@ -11,7 +11,7 @@ import gguf
 import llama_cpp
 import numpy as np
 
-from bimedix_edge.converters.quantize import FILE_TYPES
+from bimedix_edge.converters.decoder.quantize import FILE_TYPES
 
 
 class _Override(ctypes.Structure):

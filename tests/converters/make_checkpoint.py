@@ -11,8 +11,8 @@ import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
-from bimedix_edge.converters.generate import weight_blocks
-from bimedix_edge.converters.generate_config import (
+from bimedix_edge.converters.synthetic.checkpoint import weight_blocks
+from bimedix_edge.converters.synthetic.config import (
     Shape,
     original_config,
     published_name,
@@ -20,7 +20,7 @@ from bimedix_edge.converters.generate_config import (
     transformers_config,
     vision_config,
 )
-from bimedix_edge.converters.generate_tokenizer import MERGES, SPECIALS, tokenizer_config, tokenizer_json
+from bimedix_edge.converters.synthetic.tokenizer import MERGES, SPECIALS, tokenizer_config, tokenizer_json
 
 __all__ = [
     "MERGES",

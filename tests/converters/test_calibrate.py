@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from make_checkpoint import Shape, make_checkpoint
 
-from bimedix_edge.converters import calibrate as calibrate_module
-from bimedix_edge.converters import reference
-from bimedix_edge.converters.calibrate import calibrate
-from bimedix_edge.converters.checkpoint import Checkpoint
+from bimedix_edge.converters.check import reference
 from bimedix_edge.converters.convert import convert
-from bimedix_edge.converters.imatrix import read_imatrix
+from bimedix_edge.converters.decoder import calibrate as calibrate_module
+from bimedix_edge.converters.decoder.calibrate import calibrate
+from bimedix_edge.converters.decoder.imatrix import read_imatrix
+from bimedix_edge.converters.source.checkpoint import Checkpoint
 from bimedix_edge.errors import CheckpointError, DecoderError, HardwareError, InputError
 
 TEXT = "the ring in the 12th thing, a thin king <|eot_id|> الرئة "

@@ -13,9 +13,9 @@ import pytest
 from make_checkpoint import Shape, edit_json, make_checkpoint, tensor_values, vision_config, write_json
 from safetensors.numpy import load_file, save_file
 
-from bimedix_edge.converters.checkpoint import Checkpoint, declare
-from bimedix_edge.converters.config import Llama3Scaling, read_config
-from bimedix_edge.converters.naming import LAYOUTS
+from bimedix_edge.converters.source.checkpoint import Checkpoint, declare
+from bimedix_edge.converters.source.config import Llama3Scaling, read_config
+from bimedix_edge.converters.source.naming import LAYOUTS
 from bimedix_edge.errors import CheckpointError
 
 Edit = Callable[[dict[str, Any]], Any]

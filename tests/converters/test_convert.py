@@ -18,12 +18,12 @@ from make_checkpoint import Shape, edit_json, make_checkpoint
 
 from bimedix_edge.bundle import open_bundle, verify_bundle
 from bimedix_edge.converters import convert as convert_module
-from bimedix_edge.converters.additions import Additions
-from bimedix_edge.converters.card import LICENCE, NOTICE, Card, read_card
 from bimedix_edge.converters.convert import convert
-from bimedix_edge.converters.job import prepare
-from bimedix_edge.converters.naming import LAYOUTS
-from bimedix_edge.converters.quantize import FILE_TYPES
+from bimedix_edge.converters.decoder.quantize import FILE_TYPES
+from bimedix_edge.converters.job.additions import Additions
+from bimedix_edge.converters.job.job import prepare
+from bimedix_edge.converters.source.card import LICENCE, NOTICE, Card, read_card
+from bimedix_edge.converters.source.naming import LAYOUTS
 from bimedix_edge.errors import CheckpointError, HardwareError, UsageError
 from bimedix_edge.prompt import SYSTEM
 

@@ -12,12 +12,12 @@ import pytest
 from llama_model import LlamaModel
 from make_checkpoint import SPECIALS, Shape, make_checkpoint
 
-from bimedix_edge.converters import reference
-from bimedix_edge.converters.card import Card
-from bimedix_edge.converters.checkpoint import Checkpoint
-from bimedix_edge.converters.config import DecoderConfig, Llama3Scaling
+from bimedix_edge.converters.check import reference
 from bimedix_edge.converters.convert import convert
-from bimedix_edge.converters.decoder_gguf import permuted_rows, rope_factors
+from bimedix_edge.converters.decoder.gguf import permuted_rows, rope_factors
+from bimedix_edge.converters.source.card import Card
+from bimedix_edge.converters.source.checkpoint import Checkpoint
+from bimedix_edge.converters.source.config import DecoderConfig, Llama3Scaling
 from bimedix_edge.prompt import Message, PromptSpec, Special, Text, render
 
 LLAMA_31 = DecoderConfig(
@@ -86,7 +86,7 @@ def test_tensors(reader: gguf.GGUFReader) -> None:
 
 
 def test_full_size_has_292_tensors() -> None:
-    from bimedix_edge.converters.decoder_gguf import _names
+    from bimedix_edge.converters.decoder.gguf import _names
 
     assert len(list(_names(LLAMA_31))) + 1 == 292
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from bimedix_edge.converters.checkpoint import Checkpoint
 from bimedix_edge.converters.convert import convert
-from bimedix_edge.converters.generate import LAYOUTS, generate, weight_blocks
-from bimedix_edge.converters.generate_config import SHAPES, Shape, tensor_shapes
+from bimedix_edge.converters.source.checkpoint import Checkpoint
+from bimedix_edge.converters.synthetic.checkpoint import LAYOUTS, generate, weight_blocks
+from bimedix_edge.converters.synthetic.config import SHAPES, Shape, tensor_shapes
 from bimedix_edge.errors import UsageError
 
 TINY = Shape(n_layer=2, vision_layers=2)
@@ -67,7 +67,7 @@ def test_the_real_vocabulary(llama3_vocab: Path, tmp_path: Path) -> None:
 
 
 def test_command(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "bimedix_edge.converters.generate", "--shape", "demo", "--shards", "2"]
+    command = [sys.executable, "-m", "bimedix_edge.converters.synthetic.checkpoint", "--shape", "demo", "--shards", "2"]
     subprocess.run([*command, str(tmp_path / "out")], check=True, timeout=120)
     assert Checkpoint(tmp_path / "out").config.decoder.n_layer == 4
     second = subprocess.run([*command, str(tmp_path / "out")], capture_output=True, text=True, check=False)
@@ -77,7 +77,7 @@ def test_command(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_nothing_is_left_of_an_interrupted_one(layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bimedix_edge.converters.generate._encoded", lambda *_: 1 / 0)
+    monkeypatch.setattr("bimedix_edge.converters.synthetic.checkpoint._encoded", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         generate(tmp_path / "out", shape=TINY, layout=layout)
     assert list(tmp_path.iterdir()) == []

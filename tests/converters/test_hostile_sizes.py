@@ -14,7 +14,7 @@ from make_checkpoint import make_checkpoint
 CHILD = """
 import re, sys, time
 from pathlib import Path
-from bimedix_edge.converters.shards import open_shards
+from bimedix_edge.converters.source.shards import open_shards
 from bimedix_edge.errors import CheckpointError
 start = time.process_time()
 try:

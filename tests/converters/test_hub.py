@@ -17,11 +17,11 @@ import pytest
 from loopback_hub import COMMIT, LoopbackHub
 from make_checkpoint import make_checkpoint
 
-from bimedix_edge.converters import fetch as fetching
-from bimedix_edge.converters import hub as door
-from bimedix_edge.converters.fetch import download_directory, fetched
-from bimedix_edge.converters.hub import ATTEMPTS, describe
-from bimedix_edge.converters.quantize import FILE_TYPES
+from bimedix_edge.converters.decoder.quantize import FILE_TYPES
+from bimedix_edge.converters.hub import fetch as fetching
+from bimedix_edge.converters.hub import hub as door
+from bimedix_edge.converters.hub.fetch import download_directory, fetched
+from bimedix_edge.converters.hub.hub import ATTEMPTS, describe
 from bimedix_edge.errors import BimedixEdgeError, CheckpointError, HardwareError, NetworkError, UsageError
 from bimedix_edge.staging import exclusive, remove_directory
 

@@ -14,10 +14,10 @@ from llama_quantizer import quantized_by_llama_cpp
 from make_checkpoint import Shape, make_checkpoint
 
 from bimedix_edge.converters.convert import convert
-from bimedix_edge.converters.imatrix import read_imatrix, write_imatrix
-from bimedix_edge.converters.quantize import FILE_TYPES
+from bimedix_edge.converters.decoder.imatrix import read_imatrix, write_imatrix
+from bimedix_edge.converters.decoder.quantize import FILE_TYPES
+from bimedix_edge.decoder.gguf_header import read_header
 from bimedix_edge.errors import InputError
-from bimedix_edge.gguf_header import read_header
 
 SHAPE = Shape(n_layer=9, n_ff=512, n_head=4, n_head_kv=1)
 N_TOKENS = 1024

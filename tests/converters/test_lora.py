@@ -13,10 +13,10 @@ import pytest
 from make_checkpoint import Shape, edit_json, make_checkpoint, published_name, tensor_values, write_json
 from safetensors.numpy import load_file, save_file
 
-from bimedix_edge.converters import onnx_file
-from bimedix_edge.converters.checkpoint import Checkpoint
 from bimedix_edge.converters.convert import convert
-from bimedix_edge.converters.naming import LAYOUTS
+from bimedix_edge.converters.source.checkpoint import Checkpoint
+from bimedix_edge.converters.source.naming import LAYOUTS
+from bimedix_edge.converters.vision import onnx_file
 from bimedix_edge.errors import CheckpointError
 
 RANK, ALPHA = 8, 20
@@ -124,7 +124,7 @@ def test_blocks_do_not_change_the_bytes(tmp_path: Path, monkeypatch: pytest.Monk
     source = make_checkpoint(tmp_path / "source")
     adapter = make_adapter(tmp_path / "adapter")
     whole = convert(source, tmp_path / "whole", file_type="F32", lora=adapter)
-    monkeypatch.setattr("bimedix_edge.converters.quantize._JOB_VALUES", 700)
+    monkeypatch.setattr("bimedix_edge.converters.decoder.quantize._JOB_VALUES", 700)
     assert convert(source, tmp_path / "blocks", file_type="F32", lora=adapter).files == whole.files
 
 

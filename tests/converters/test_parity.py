@@ -11,12 +11,14 @@ import pytest
 from make_checkpoint import Shape, make_checkpoint
 from test_vision_onnx import encoder, pixels
 
-from bimedix_edge.converters import decoder_gguf, quantize, vision_onnx
-from bimedix_edge.converters.checkpoint import Checkpoint
+from bimedix_edge.converters.check.parity import TensorError, decoder_errors, token_cosines
 from bimedix_edge.converters.convert import convert
-from bimedix_edge.converters.parity import TensorError, decoder_errors, token_cosines
+from bimedix_edge.converters.decoder import gguf as decoder_gguf
+from bimedix_edge.converters.decoder import quantize
+from bimedix_edge.converters.source.checkpoint import Checkpoint
+from bimedix_edge.converters.vision import graph as vision_onnx
+from bimedix_edge.decoder.gguf_header import read_header
 from bimedix_edge.errors import CheckpointError
-from bimedix_edge.gguf_header import read_header
 
 # relative RMS of random weights; measured, with a quarter to spare
 BOUNDS = {"F32": 0, "BF16": 0, "F16": 1e-7, "Q8_0": 0.008, "Q6_K": 0.025, "Q5_K_M": 0.05, "Q4_K_M": 0.1, "Q4_0": 0.12}
@@ -38,7 +40,7 @@ def test_errors_by_type(file_type: str, checkpoint: Path, tmp_path: Path) -> Non
 
 
 def test_blocks_of_heads(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bimedix_edge.converters.parity._BLOCK_VALUES", 20_000)
+    monkeypatch.setattr("bimedix_edge.converters.check.parity._BLOCK_VALUES", 20_000)
     assert all(error.relative_rms < 1e-6 for error in errors(checkpoint, tmp_path).values())
 
 
@@ -60,7 +62,7 @@ def test_q_and_k_swapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_frequencies_left_out(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = decoder_gguf.plan_decoder
     monkeypatch.setattr(
-        "bimedix_edge.converters.additions.plan_decoder", lambda *given, **more: plan(*given, **more)[:-1]
+        "bimedix_edge.converters.job.additions.plan_decoder", lambda *given, **more: plan(*given, **more)[:-1]
     )
     with pytest.raises(CheckpointError, match=r"Expected 31 tensors .* rope_freqs\.weight"):
         errors(checkpoint, tmp_path)

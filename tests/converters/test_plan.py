@@ -8,8 +8,8 @@ import gguf
 import pytest
 from make_checkpoint import make_checkpoint
 
-from bimedix_edge.converters import plan as plan_module
 from bimedix_edge.converters.convert import convert, dry_run
+from bimedix_edge.converters.job import forecast as plan_module
 from bimedix_edge.errors import CheckpointError, UsageError
 
 

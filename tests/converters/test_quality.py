@@ -13,13 +13,16 @@ import pytest
 from make_checkpoint import Shape, make_checkpoint
 
 from bimedix_edge.bundle import Quality, open_bundle, read_manifest
-from bimedix_edge.converters import additions, decoder_gguf, quantize, vision_onnx
-from bimedix_edge.converters.calibration_pictures import calibration_pictures
+from bimedix_edge.converters.check.parity import TensorError
+from bimedix_edge.converters.check.pictures import calibration_pictures
+from bimedix_edge.converters.check.quality import LIMITS, check_limits
 from bimedix_edge.converters.convert import convert
-from bimedix_edge.converters.parity import TensorError
-from bimedix_edge.converters.quality import LIMITS, check_limits
-from bimedix_edge.converters.quantize import FILE_TYPES
-from bimedix_edge.converters.recipe import TENSOR_TYPES
+from bimedix_edge.converters.decoder import gguf as decoder_gguf
+from bimedix_edge.converters.decoder import quantize
+from bimedix_edge.converters.decoder.quantize import FILE_TYPES
+from bimedix_edge.converters.decoder.recipe import TENSOR_TYPES
+from bimedix_edge.converters.job import additions
+from bimedix_edge.converters.vision import graph as vision_onnx
 from bimedix_edge.errors import CheckpointError
 
 
@@ -153,7 +156,7 @@ def test_a_type_that_was_not_planned_is_refused_without_strict(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measure = "bimedix_edge.converters.convert.measure_decoder"
-    from bimedix_edge.converters.quality import measure_decoder
+    from bimedix_edge.converters.check.quality import measure_decoder
 
     def other(path: Path, source: Any, planned: Any, progress: Any) -> Any:
         q8 = [

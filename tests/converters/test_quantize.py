@@ -11,9 +11,9 @@ import pytest
 from gguf import GGMLQuantizationType as Type
 from make_checkpoint import Shape, make_checkpoint
 
-from bimedix_edge.converters import quantize
 from bimedix_edge.converters.convert import convert
-from bimedix_edge.converters.quantize import FILE_TYPES, file_type_named
+from bimedix_edge.converters.decoder import quantize
+from bimedix_edge.converters.decoder.quantize import FILE_TYPES, file_type_named
 from bimedix_edge.errors import CheckpointError, UsageError
 
 # what chooses a different path in llama.cpp's recipe
@@ -61,7 +61,7 @@ def test_equal_to_llama_cpp(shape: str, kind: str, sources: dict[str, Path], tmp
 def test_equal_in_many_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = make_checkpoint(tmp_path / "source", shape=Shape(n_layer=1))
     whole = convert(source, tmp_path / "whole", file_type="Q4_K_M")
-    monkeypatch.setattr("bimedix_edge.converters.quantize._JOB_VALUES", 700)
+    monkeypatch.setattr("bimedix_edge.converters.decoder.quantize._JOB_VALUES", 700)
     assert convert(source, tmp_path / "blocks", file_type="Q4_K_M").files == whole.files
 
 

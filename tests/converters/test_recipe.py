@@ -11,7 +11,7 @@ from llama_quantizer import quantized_by_llama_cpp
 from make_checkpoint import Shape, make_checkpoint
 
 from bimedix_edge.converters.convert import convert
-from bimedix_edge.converters.recipe import read_recipe
+from bimedix_edge.converters.decoder.recipe import read_recipe
 from bimedix_edge.errors import UsageError
 
 RECIPE = """

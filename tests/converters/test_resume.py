@@ -16,8 +16,9 @@ import pytest
 from make_checkpoint import Shape, make_checkpoint
 
 from bimedix_edge.bundle import Manifest
-from bimedix_edge.converters import journal, vision_choice
+from bimedix_edge.converters.check import vision_choice
 from bimedix_edge.converters.convert import convert
+from bimedix_edge.converters.job import journal
 from bimedix_edge.errors import CheckpointError, HardwareError, UsageError
 
 

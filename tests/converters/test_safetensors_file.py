@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from bimedix_edge.converters.checkpoint import as_float32
-from bimedix_edge.converters.safetensors_file import SafetensorsFile
+from bimedix_edge.converters.source.checkpoint import as_float32
+from bimedix_edge.converters.source.safetensors_file import SafetensorsFile
 from bimedix_edge.errors import CheckpointError
 
 

@@ -13,8 +13,8 @@ from llama_model import LlamaModel
 from make_checkpoint import Shape, edit_json, make_checkpoint, tokenizer_config, tokenizer_json, write_json
 
 from bimedix_edge.converters.convert import convert
-from bimedix_edge.converters.generate_tokenizer import published_vocabulary, real_tokenizer_json
-from bimedix_edge.converters.tokenizer import SPLIT_PATTERN, TokenKind, byte_alphabet, read_vocabulary
+from bimedix_edge.converters.source.tokenizer import SPLIT_PATTERN, TokenKind, byte_alphabet, read_vocabulary
+from bimedix_edge.converters.synthetic.tokenizer import published_vocabulary, real_tokenizer_json
 from bimedix_edge.errors import CheckpointError
 
 SMALL = Shape(n_embd=32, n_ff=32, n_layer=1, n_head=2, n_head_kv=1, n_vocab=128320)

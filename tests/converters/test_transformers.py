@@ -14,11 +14,13 @@ from llama_model import LlamaModel
 from make_checkpoint import Shape, make_checkpoint, transformers_config
 from test_vision_onnx import encoder, pixels
 
-from bimedix_edge.converters import additions, decoder_gguf, reference
 from bimedix_edge.converters import convert as convert_module
-from bimedix_edge.converters.checkpoint import Checkpoint
+from bimedix_edge.converters.check import reference
 from bimedix_edge.converters.convert import convert
-from bimedix_edge.converters.decoder_gguf import rope_factors
+from bimedix_edge.converters.decoder import gguf as decoder_gguf
+from bimedix_edge.converters.decoder.gguf import rope_factors
+from bimedix_edge.converters.job import additions
+from bimedix_edge.converters.source.checkpoint import Checkpoint
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("default")]
 SHAPE = Shape(n_vocab=288)

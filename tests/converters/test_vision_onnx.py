@@ -11,10 +11,11 @@ import onnxruntime
 import pytest
 from make_checkpoint import Shape, make_checkpoint
 
-from bimedix_edge.converters import onnx_file, reference
-from bimedix_edge.converters.checkpoint import Checkpoint
+from bimedix_edge.converters.check import reference
+from bimedix_edge.converters.check.parity import token_cosines
 from bimedix_edge.converters.convert import convert
-from bimedix_edge.converters.parity import token_cosines
+from bimedix_edge.converters.source.checkpoint import Checkpoint
+from bimedix_edge.converters.vision import onnx_file
 from bimedix_edge.errors import CheckpointError
 
 PARITY = 0.99999

@@ -13,14 +13,14 @@ import pytest
 from make_checkpoint import Shape, make_checkpoint
 from test_vision_onnx import encoder, pixels
 
-from bimedix_edge import vision
 from bimedix_edge.bundle import open_bundle
-from bimedix_edge.converters.checkpoint import Checkpoint
+from bimedix_edge.converters.check.parity import token_cosines
+from bimedix_edge.converters.check.vision_choice import GATE
 from bimedix_edge.converters.convert import convert
-from bimedix_edge.converters.parity import token_cosines
-from bimedix_edge.converters.vision_choice import GATE
-from bimedix_edge.converters.vision_weights import _rounded, _scales
+from bimedix_edge.converters.source.checkpoint import Checkpoint
+from bimedix_edge.converters.vision.weights import _rounded, _scales
 from bimedix_edge.errors import CheckpointError
+from bimedix_edge.vision import encoder as vision
 
 SHAPE = Shape(vision_embd=128, vision_ff=256, n_layer=1)
 
@@ -126,7 +126,7 @@ def test_outliers_spoil_int8_and_not_8_bit_weights(tmp_path: Path) -> None:
 
 
 def test_auto_ends_at_float32(wide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bimedix_edge.converters.vision_choice.GATE", 0.9999999)
+    monkeypatch.setattr("bimedix_edge.converters.check.vision_choice.GATE", 0.9999999)
     manifest = convert(wide, tmp_path / "out", vision="auto")
     assert manifest.vision.weights == "float32"
     choice = manifest.quality.vision.choice

@@ -144,7 +144,7 @@ def make_bundles(work: Path, shape: str, types: Sequence[str], python: str, envi
     """Write a checkpoint with random weights and a bundle of each type."""
     checkpoint = work / f"checkpoint-{shape}"
     if not (checkpoint / "config.json").exists():
-        generate = ["-m", "bimedix_edge.converters.generate", "--shape", shape, str(checkpoint)]
+        generate = ["-m", "bimedix_edge.converters.synthetic.checkpoint", "--shape", shape, str(checkpoint)]
         subprocess.run([python, *generate], check=True, env=environ)
     for kind in types:
         if not (work / "store/baseline" / kind / "manifest.json").exists():

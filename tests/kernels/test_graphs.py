@@ -9,7 +9,7 @@ import pytest
 from native_build import NATIVE, compile_native, with_ggml
 from native_products import INSTRUCTION_SETS, usable
 
-from bimedix_edge.kernels import STEM
+from bimedix_edge.decoder.kernels import STEM
 from bimedix_edge.native import find_library
 
 N_GRAPHS, N_SAMPLE = 1000, 100

@@ -17,7 +17,7 @@ import pytest
 from native_build import compile_native
 from native_products import INSTRUCTION_SETS, usable
 
-from bimedix_edge.kernels import STEM
+from bimedix_edge.decoder.kernels import STEM
 from bimedix_edge.native import find_library
 
 QUESTION, ANSWER = "Where do you see the nodule?", "In the upper zone of the right lung."
@@ -27,7 +27,8 @@ HARDWARE_ERROR, USAGE_ERROR = 5, 2
 _ELSEWHERE = """
 import sys
 from pathlib import Path
-from bimedix_edge import kernels, native
+from bimedix_edge import native
+from bimedix_edge.decoder import kernels
 library = Path(sys.argv[1]) if sys.argv[1] else None
 found = native.find_library
 native.find_library = lambda stem: library if stem == kernels.STEM else found(stem)

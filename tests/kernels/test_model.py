@@ -12,16 +12,16 @@ import pytest
 from native_products import INSTRUCTION_SETS, usable
 from numpy.typing import NDArray
 
-from bimedix_edge.converters.quantize import FILE_TYPES
-from bimedix_edge.converters.random_decoder import write_random_decoder
-from bimedix_edge.decoder import Aborted, Decoder
-from bimedix_edge.embeddings import EmbeddingCache
+from bimedix_edge.converters.decoder.quantize import FILE_TYPES
+from bimedix_edge.converters.synthetic.decoder import write_random_decoder
+from bimedix_edge.decoder.decoder import Aborted, Decoder
+from bimedix_edge.engine.embeddings import EmbeddingCache
+from bimedix_edge.engine.sessions import Item
 from bimedix_edge.events import Done
 from bimedix_edge.imaging.picture import load_picture
 from bimedix_edge.prompt import render
 from bimedix_edge.runtime import Runtime
 from bimedix_edge.sampling import Sampling
-from bimedix_edge.sessions import Item
 from bimedix_edge.settings import Settings
 from golden.prompts import Prompt, prompts, random_prompts
 

@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from bimedix_edge.converters.vision_functions import (
+from bimedix_edge.converters.vision.functions import (
     ATTENTION,
     DOMAIN,
     LINEAR,
@@ -25,7 +25,7 @@ from bimedix_edge.converters.vision_functions import (
     vision_functions,
 )
 from bimedix_edge.native import find_library
-from bimedix_edge.vision_kernels import STEM, choose_vision_kernels
+from bimedix_edge.vision.kernels import STEM, choose_vision_kernels
 
 NAMES = ("avx512vnni", "avx512bf16", "amx")
 Floats = NDArray[np.float32]

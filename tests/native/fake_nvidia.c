@@ -1,5 +1,5 @@
 /* NVIDIA's driver and management libraries as a machine with one card has them, in what this program asks of them.
- * Compiled by tests/fake_nvidia.py with INIT, CUDA, COUNT, MEMORY and VERSION. */
+ * Compiled by tests/support/fake_nvidia.py with INIT, CUDA, COUNT, MEMORY and VERSION. */
 #include <stddef.h>
 #include <stdio.h>
 #include <string.h>

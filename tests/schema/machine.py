@@ -9,8 +9,8 @@ from typing import Any
 
 from jsonschema import Draft202012Validator, FormatChecker
 
-from bimedix_edge.constraint import Constraint, Vocabulary
-from bimedix_edge.grammar import grammar_for
+from bimedix_edge.decoder.constraint import Constraint, Vocabulary
+from bimedix_edge.schema.grammar import grammar_for
 
 END = 256
 _BYTES = [bytes([byte]) for byte in range(256)]

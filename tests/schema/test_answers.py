@@ -14,10 +14,10 @@ from schema.machine import is_valid
 
 from bimedix_edge.errors import SchemaError
 from bimedix_edge.events import Done
-from bimedix_edge.grammar import grammar_for
-from bimedix_edge.report_schemas import SCHEMA_NAMES, load_schema
 from bimedix_edge.runtime import Runtime
 from bimedix_edge.sampling import Sampling
+from bimedix_edge.schema.grammar import grammar_for
+from bimedix_edge.schema.reports import SCHEMA_NAMES, load_schema
 from bimedix_edge.settings import Settings
 
 SIDE = {"enum": ["left", "right", "both", "أيمن"]}

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from schema.machine import accepts, written
 
 from bimedix_edge.errors import SchemaError
-from bimedix_edge.grammar import grammar_for
+from bimedix_edge.schema.grammar import grammar_for
 
 PATTERNS = [
     "a",

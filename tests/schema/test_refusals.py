@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from schema.machine import constraint
 
 from bimedix_edge.errors import SchemaError
-from bimedix_edge.grammar import MAX_DEPTH, MAX_SCHEMA_BYTES, MAX_SUBSCHEMAS, grammar_for
-from bimedix_edge.schema_keywords import CHECKS
+from bimedix_edge.schema.grammar import MAX_DEPTH, MAX_SCHEMA_BYTES, MAX_SUBSCHEMAS, grammar_for
+from bimedix_edge.schema.keywords import CHECKS
 
 UNENFORCED = {
     "not": {},

@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field
 from schema.machine import is_valid, walk
 
 from bimedix_edge.errors import SchemaError
-from bimedix_edge.report_schemas import SCHEMA_NAMES, load_schema
+from bimedix_edge.schema.reports import SCHEMA_NAMES, load_schema
 
 PATTERNS = ["^[a-z]{2,4}$", "[0-9]", "^(?:yes|no)$", '^[^"x]*$', "\\d{2}-\\w", "^.{1,3}$", "^[^a-z\\\\]+$", "ب|ت"]
 

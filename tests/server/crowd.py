@@ -17,8 +17,8 @@ from bimedix_edge.events import Done
 from bimedix_edge.models.demo import phantom
 from bimedix_edge.models.demo.dialogues import closed_questions, open_questions
 from bimedix_edge.sampling import Sampling
-from bimedix_edge.server.messages import GenerateRequest, ImagePart, Message, ServerEvent, TextPart
-from bimedix_edge.server.supervisor import ModelProcess
+from bimedix_edge.server.front.supervisor import ModelProcess
+from bimedix_edge.server.link.messages import GenerateRequest, ImagePart, Message, ServerEvent, TextPart
 from bimedix_edge.settings import Settings
 
 GREEDY = Sampling(temperature=0.0)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import pytest
 from server_process import Server
 
-from bimedix_edge.server.access import Keys, OneTimeToken, new_key
+from bimedix_edge.server.front.access import Keys, OneTimeToken, new_key
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from server_process import PATIENCE_S, Server, about, data_url
 
-from bimedix_edge.server.api_errors import ApiError
-from bimedix_edge.server.limits import RateLimit
+from bimedix_edge.server.api.errors import ApiError
+from bimedix_edge.server.front.limits import RateLimit
 
 CHAT = "/v1/chat/completions"
 

@@ -15,8 +15,8 @@ from native_products import usable
 from server.crowd import GREEDY, MAX_TOKENS, PATIENCE_S, Case, alone, answer, cases, pictures, running, together
 
 from bimedix_edge.events import Done
-from bimedix_edge.server.messages import Failed, GenerateRequest, ImagePart, Message, Queued, TextPart
-from bimedix_edge.server.supervisor import ModelProcess
+from bimedix_edge.server.front.supervisor import ModelProcess
+from bimedix_edge.server.link.messages import Failed, GenerateRequest, ImagePart, Message, Queued, TextPart
 
 QUESTION = "Is there a nodule?"
 

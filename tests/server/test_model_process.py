@@ -15,8 +15,8 @@ import pytest
 from bimedix_edge.errors import ImageError
 from bimedix_edge.events import Done, Encode, Prefill, Token
 from bimedix_edge.sampling import Sampling
-from bimedix_edge.server.messages import Failed, GenerateRequest, ImagePart, Message, ServerEvent, TextPart
-from bimedix_edge.server.supervisor import ModelProcess
+from bimedix_edge.server.front.supervisor import ModelProcess
+from bimedix_edge.server.link.messages import Failed, GenerateRequest, ImagePart, Message, ServerEvent, TextPart
 from bimedix_edge.settings import Settings
 
 GREEDY = Sampling(temperature=0.0)

@@ -12,12 +12,12 @@ from playwright.sync_api import expect
 from server.pages import answer, attach, dictate, opened, send
 
 from bimedix_edge.imaging import checks, dicom_tags
-from bimedix_edge.server import page as page_module
+from bimedix_edge.server.front import page as page_module
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
-STATIC = Path(page_module.__file__).with_name("static")
+STATIC = Path(page_module.__file__).parents[1] / "static"
 MAX_LINES = 300
 VECTORS = """
 <script>alert(1)</script>

@@ -11,7 +11,7 @@ from openai import OpenAI
 from pydantic import BaseModel, Field
 from server_process import Server
 
-from bimedix_edge.report_schemas import load_schema
+from bimedix_edge.schema.reports import load_schema
 
 
 def as_format(schema: dict[str, Any]) -> dict[str, Any]:

@@ -17,9 +17,9 @@ import pytest
 from server_process import Server
 from starlette.types import Receive, Scope, Send
 
-from bimedix_edge.server.limits import Limits
-from bimedix_edge.server.listening import bind
-from bimedix_edge.server.serving import serve
+from bimedix_edge.server.front.limits import Limits
+from bimedix_edge.server.front.listening import bind
+from bimedix_edge.server.front.serving import serve
 
 # as the server's, but seconds long
 QUICK = Limits(

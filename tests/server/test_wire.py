@@ -8,10 +8,10 @@ import pytest
 
 from bimedix_edge.events import Chance, Done, Encode, ImageUse, Prefill, Timings, Token, Usage
 from bimedix_edge.sampling import Sampling
-from bimedix_edge.server import wire
-from bimedix_edge.server.messages import Failed, GenerateRequest, ImagePart, Look, Message, Queued, Stats, TextPart
-from bimedix_edge.server.waiting import WaitingLine
-from bimedix_edge.server.wire import PREFIX, Frame, WireError, lengths, pack, unpack
+from bimedix_edge.server.front.waiting import WaitingLine
+from bimedix_edge.server.link import wire
+from bimedix_edge.server.link.messages import Failed, GenerateRequest, ImagePart, Look, Message, Queued, Stats, TextPart
+from bimedix_edge.server.link.wire import PREFIX, Frame, WireError, lengths, pack, unpack
 
 VALUES = [
     GenerateRequest(

@@ -1,0 +1,1 @@
+"""Measurement: what speed this machine reaches, and what it could reach."""

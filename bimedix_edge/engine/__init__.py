@@ -1,0 +1,1 @@
+"""The engine: prompts of tokens and images in, events out, on one thread."""

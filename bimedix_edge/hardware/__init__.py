@@ -1,0 +1,1 @@
+"""What this machine has: processor, memory, NVIDIA's driver, and advice about them."""

@@ -1,0 +1,62 @@
+"""What hardware is here."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+from dataclasses import replace
+
+from bimedix_edge.hardware.facts import ComputeDevice, Hardware, Machine
+from bimedix_edge.hardware.memory import huge_pages, memory
+from bimedix_edge.hardware.nvidia import count_cards, inspect_driver
+from bimedix_edge.hardware.processor import count_cores, cpu_name, instruction_sets
+
+__all__ = ["inspect_hardware", "inspect_machine"]
+
+
+def inspect_machine() -> Machine:
+    """Return what is known about this machine."""
+    total, available = memory()
+    return Machine(
+        system=f"{platform.system()} {platform.machine()}",
+        cpu=cpu_name(),
+        n_cores=count_cores(),
+        memory_bytes=total,
+        available_bytes=available,
+        features=instruction_sets(),
+        huge_pages=huge_pages(),
+    )
+
+
+def inspect_hardware(*, with_providers: bool = True) -> Hardware:
+    """Return what is known about this machine, and what the engines can compute on; this loads both of them.
+
+    Args:
+        with_providers: whether ONNX Runtime's are tried, too, which takes longest.
+
+    Raises:
+        DecoderError, VisionError: an engine does not load.
+    """
+    # imported here: the machine alone can be asked without the engines
+    from bimedix_edge.decoder import llama
+    from bimedix_edge.vision import encoder as vision
+
+    machine = inspect_machine()
+    devices = tuple(_with_memory(device, machine) for device in llama.compute_devices())
+    return Hardware(
+        machine=machine,
+        backends=llama.backends(),
+        backend_faults=llama.backend_faults(),
+        devices=devices,
+        providers=vision.providers() if with_providers else (),
+        cuda=inspect_driver(),
+        n_nvidia_cards=count_cards(),
+        cuda_compiler=shutil.which("nvcc") is not None,
+    )
+
+
+def _with_memory(device: ComputeDevice, machine: Machine) -> ComputeDevice:
+    """Return a device with the memory that a process may use of it: ggml says that all of the machine's is free."""
+    if device.kind != "cpu" or machine.memory_bytes is None or machine.available_bytes is None:
+        return device
+    return replace(device, free_bytes=machine.available_bytes, total_bytes=machine.memory_bytes)

@@ -1,0 +1,1 @@
+"""A JSON schema becomes a grammar that answers are held to."""

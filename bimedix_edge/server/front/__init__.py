@@ -1,0 +1,1 @@
+"""The server's parent process: HTTP, keys, limits and the page; it holds no engine."""

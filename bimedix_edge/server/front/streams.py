@@ -1,0 +1,182 @@
+"""Answers as they are written: one or several at once, until they end or nobody waits for them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from typing import Any, TypeVar
+
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
+
+from bimedix_edge.events import Done
+from bimedix_edge.server.api.errors import ApiError, defect
+from bimedix_edge.server.front.supervisor import ModelProcess
+from bimedix_edge.server.link.messages import Failed, GenerateRequest, ServerEvent
+
+__all__ = ["EventStream", "Events", "Numbered", "failure", "unless_gone", "writing"]
+
+Numbered = tuple[int, ServerEvent]
+Result = TypeVar("Result")
+
+_HEARTBEAT_S = 10.0
+_STATUS = {"prompt": 400, "image": 400, "schema": 400, "queue_full": 429, "lost": 503, "engine": 500}
+_CODES = {
+    "prompt": "invalid_prompt",
+    "image": "invalid_image",
+    "schema": "unsupported_schema",
+    "queue_full": "queue_full",
+    "lost": "lost",
+    "engine": "engine_failed",
+}
+_PARAMS = {"prompt": "messages", "image": "messages", "schema": "response_format"}
+
+
+def failure(failed: Failed) -> ApiError:
+    """Return the error that tells a client of a failure; what was written before is not part of it."""
+    numbers = {"n_prompt_tokens": failed.n_prompt_tokens, "n_ctx": failed.n_ctx, "place": failed.place}
+    code = "context_length_exceeded" if failed.n_prompt_tokens is not None else _CODES[failed.kind]
+    return ApiError(
+        _STATUS[failed.kind],
+        code,
+        failed.message,
+        param=_PARAMS.get(failed.kind),
+        retry_after_s=failed.retry_after_s or (2.0 if failed.kind in ("queue_full", "lost") else None),
+        extra={name: number for name, number in numbers.items() if number is not None},
+    )
+
+
+class Events:
+    """The events of some answers as they come, each with the number of its answer.
+
+    Args:
+        n_answers: how many have to end.
+    """
+
+    def __init__(self, n_answers: int) -> None:
+        self._queue: asyncio.Queue[Numbered | Exception] = asyncio.Queue()
+        self._n_left = n_answers
+
+    def put(self, item: Numbered | Exception) -> None:
+        """Add what happened."""
+        self._queue.put_nowait(item)
+
+    async def next(self) -> Numbered | None:
+        """Return the next event, or None once all answers have ended; the first failure ends them all.
+
+        Cancelling the call loses nothing.
+        """
+        if not self._n_left:
+            return None
+        item = await self._queue.get()
+        if isinstance(item, Exception):
+            raise item
+        self._n_left = 0 if isinstance(item[1], Failed) else self._n_left - isinstance(item[1], Done)
+        return item
+
+    async def __aiter__(self) -> AsyncIterator[Numbered]:
+        """Yield the events that are left."""
+        while (item := await self.next()) is not None:
+            yield item
+
+
+@contextlib.asynccontextmanager
+async def writing(model: ModelProcess, requests: Sequence[GenerateRequest]) -> AsyncIterator[Events]:
+    """Have answers written as long as the block runs; when it ends before they do, they are cancelled.
+
+    Args:
+        model: what writes.
+        requests: one for each answer.
+    """
+    written = Events(len(requests))
+
+    async def pump(index: int, request: GenerateRequest) -> None:
+        try:
+            async with contextlib.aclosing(model.generate(request)) as events:
+                async for event in events:
+                    written.put((index, event))
+        except Exception as error:
+            # raised again by whoever reads
+            written.put(error)
+
+    tasks = [asyncio.ensure_future(pump(index, request)) for index, request in enumerate(requests)]
+    try:
+        yield written
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def unless_gone(receive: Receive, work: Coroutine[Any, Any, Result]) -> Result:
+    """Return what `work` returns; cancel it when the client goes.
+
+    Raises:
+        ClientDisconnect: it has gone.
+    """
+    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_gone(receive))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientDisconnect
+        return task.result()
+    finally:
+        for each in (task, gone):
+            each.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+
+
+class EventStream:
+    """A response of server-sent events.
+
+    Args:
+        chunks: what is sent, each the data of one event; an `ApiError` that they raise becomes the last event.
+    """
+
+    def __init__(self, chunks: AsyncIterator[bytes]) -> None:
+        self._chunks = chunks
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+        headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"x-accel-buffering", b"no")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await unless_gone(receive, self._write(send))
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _write(self, send: Send) -> None:
+        async def out(text: bytes) -> None:
+            await send({"type": "http.response.body", "body": text + b"\n\n", "more_body": True})
+
+        try:
+            async for chunk in _with_pauses(self._chunks):
+                # a comment tells proxies that the stream lives, and us whether the client does
+                await out(b": waiting" if chunk is None else b"data: " + chunk)
+        except ApiError as error:
+            await out(b"data: " + error.body())
+        except Exception:
+            # the status is sent already; whoever reads must not take the answer for whole
+            await out(b"data: " + defect().body())
+            raise
+
+
+async def _with_pauses(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes | None]:
+    """Yield the chunks, and None whenever none has come for a while."""
+    upcoming = asyncio.ensure_future(anext(chunks, None))
+    try:
+        while True:
+            done, _ = await asyncio.wait({upcoming}, timeout=_HEARTBEAT_S)
+            if not done:
+                yield None
+                continue
+            if (chunk := upcoming.result()) is None:
+                return
+            yield chunk
+            upcoming = asyncio.ensure_future(anext(chunks, None))
+    finally:
+        upcoming.cancel()
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,1 @@
+"""The border between the server's two processes: messages and their frames."""

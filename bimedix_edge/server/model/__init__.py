@@ -1,0 +1,1 @@
+"""The server's child process: the one that holds the model."""

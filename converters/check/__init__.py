@@ -1,0 +1,1 @@
+"""What a conversion lost: references, parity, quality, and the pictures that judge."""

@@ -1,0 +1,1 @@
+"""The GGUF decoder: names, types, quantization and importance matrices."""

@@ -1,0 +1,159 @@
+"""Importance matrices: how much an error in each column of a matrix counts, measured on text.
+
+An entry is the mean square of what a matrix is multiplied with, one number a column; ggml's quantizers weigh the errors
+with it. Both of llama.cpp's formats are read, its GGUF and the older .dat; the GGUF is written. Rows are permuted in
+conversion and columns never, so an importance matrix made from any GGUF of the same model fits.
+
+Source: llama.cpp `tools/quantize/quantize.cpp` (load_imatrix), `common/imatrix-loader.cpp` and
+`tools/imatrix/imatrix.cpp`, as vendored in llama-cpp-python 0.3.36.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from gguf import GGMLQuantizationType, GGUFWriter
+from numpy.typing import NDArray
+
+from bimedix_edge.converters.decoder.gguf import PlannedTensor
+from bimedix_edge.decoder.gguf_header import MAGIC, Cursor, TensorInfo, read_header
+from bimedix_edge.errors import InputError
+
+__all__ = ["read_imatrix", "with_importance", "write_imatrix"]
+
+# 70B has 560 matrices of up to 28,672 columns: 30 MB
+_MAX_BYTES = 256 << 20
+_MAX_ENTRIES = 20_000
+_SUMS, _COUNTS = ".in_sum2", ".counts"
+Type = GGMLQuantizationType
+# ggml looks at no weights for these
+_UNWEIGHTED = {Type.F32, Type.F16, Type.BF16, Type.Q8_0}
+Importance = Mapping[str, NDArray[np.float32]]
+
+
+def read_imatrix(path: Path) -> dict[str, NDArray[np.float32]]:
+    """Read an importance matrix.
+
+    Args:
+        path: llama.cpp's GGUF or .dat, told apart by the first bytes.
+
+    Returns:
+        Tensor name in the GGUF to float32 (n_per_row,), the same numbers that llama.cpp's quantizer would use.
+
+    Raises:
+        InputError: it cannot be read, is none, or has a number that is no mean of squares.
+    """
+    try:
+        if (size := path.stat().st_size) > _MAX_BYTES:
+            raise InputError(f"Expected at most {_MAX_BYTES} bytes in the importance matrix {path}, but it has {size}.")
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"Expected to read the importance matrix {path}, but the system says '{error.strerror}'; check the path."
+        ) from error
+    try:
+        with np.errstate(all="ignore"):  # NaN and infinity are looked for below
+            entries = _from_gguf(data) if data.startswith(MAGIC) else _from_dat(data)
+        for name, values in entries.items():
+            if not (np.isfinite(values).all() and (values >= 0).all()):
+                raise ValueError(f"{name[:80]} has values that are no means of squares")
+    except ValueError as error:
+        raise InputError(
+            f"Expected an importance matrix of llama.cpp in {path}, but {error}; make it again."
+        ) from error
+    return entries
+
+
+def with_importance(planned: list[PlannedTensor], importance: Importance) -> list[PlannedTensor]:
+    """Return the plan with the importance of each matrix's columns.
+
+    llama.cpp's tool measures the matrices of the blocks only, so the embedding and the output matrix may lack an entry.
+
+    Raises:
+        InputError: an entry is missing, belongs to no tensor, or has another number of columns; all are named.
+    """
+    matrices = {tensor.name: tensor for tensor in planned if len(tensor.shape) == 2}
+    faults = [f"{name[:80]} is no matrix of this model" for name in importance if name not in matrices]
+    for name, tensor in matrices.items():
+        values = importance.get(name)
+        if values is None and name.startswith("blk.") and tensor.kind not in _UNWEIGHTED:
+            faults.append(f"{name} is missing")
+        elif values is not None and len(values) != tensor.shape[-1]:
+            faults.append(f"{name} has {len(values)} columns instead of {tensor.shape[-1]}")
+    if faults:
+        more = f"; and {len(faults) - 8} more" if len(faults) > 8 else ""
+        raise InputError(
+            f"Expected an importance matrix of this model, but {'; '.join(faults[:8])}{more}; "
+            "make one from the same checkpoint."
+        )
+    return [replace(tensor, importance=importance.get(tensor.name)) for tensor in planned]
+
+
+def write_imatrix(path: Path, sums: Mapping[str, NDArray[np.float64]], n_tokens: int, chunk_size: int) -> None:
+    """Write an importance matrix as llama.cpp's GGUF.
+
+    Args:
+        path: a new file.
+        sums: tensor name to the sum over all tokens of the square of each column's input.
+        n_tokens: how many there were.
+        chunk_size: tokens that were evaluated at a time.
+    """
+    writer = GGUFWriter(path, "llama")
+    writer.add_type("imatrix")
+    # upstream puts the text's path here; a path says something about this machine
+    writer.add_array("imatrix.datasets", ["calibration"])
+    writer.add_uint32("imatrix.chunk_count", n_tokens // chunk_size)
+    writer.add_uint32("imatrix.chunk_size", chunk_size)
+    for name in sorted(sums):
+        writer.add_tensor(name + _SUMS, sums[name].astype(np.float32)[None])
+        writer.add_tensor(name + _COUNTS, np.array([[n_tokens]], np.float32))
+    try:
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+    finally:
+        writer.close()
+
+
+def _from_gguf(data: bytes) -> dict[str, NDArray[np.float32]]:
+    header = read_header(data)
+    if (kind := header.keys.get("general.type", "imatrix")) != "imatrix":
+        raise ValueError(f"it is a GGUF of type {str(kind)[:40]!r}")
+    names = [name.removesuffix(_SUMS) for name in header.tensors if name.endswith(_SUMS)]
+    if not names:
+        raise ValueError("it has no entry")
+    entries = {}
+    for name in names:
+        if name + _COUNTS not in header.tensors:
+            raise ValueError(f"{name[:80]} has no count")
+        sums = _floats(data, header.tensors[name + _SUMS], name)
+        counts = _floats(data, header.tensors[name + _COUNTS], name)
+        if counts.size != 1:
+            raise ValueError(f"{name[:80]} has {counts.size} counts, as a mixture of experts has")
+        count = np.float32(np.rint(counts[0]))
+        entries[name] = sums / count if count > 0 else np.ones_like(sums)
+    return entries
+
+
+def _floats(data: bytes, tensor: TensorInfo, name: str) -> NDArray[np.float32]:
+    if tensor.kind != Type.F32 or tensor.start + 4 * tensor.n_values > len(data):
+        raise ValueError(f"{name[:80]} is not whole float32")
+    return np.frombuffer(data, "<f4", tensor.n_values, tensor.start).astype(np.float32)
+
+
+def _from_dat(data: bytes) -> dict[str, NDArray[np.float32]]:
+    cursor = Cursor(data)
+    n_entries = cursor.number("i", _MAX_ENTRIES)
+    if n_entries < 1:
+        raise ValueError("it has no entry")
+    entries = {}
+    for _ in range(n_entries):
+        name, n_calls, n_values = cursor.text("i"), cursor.number("i"), cursor.number("i", 1 << 24)
+        values = np.frombuffer(cursor.take(4 * n_values), "<f4").astype(np.float32)
+        if not values.size:
+            raise ValueError(f"{name[:80]} has no values")
+        entries[name] = values / np.float32(n_calls) if n_calls > 0 else values
+    return entries

@@ -1,0 +1,112 @@
+"""A recipe of the user's own: which tensors get another type than `quantize.tensor_type` would choose.
+
+    [types]
+    "blk.*.ffn_down.weight" = "Q6_K"
+    "output.weight" = "Q8_0"
+
+A pattern is a tensor's name in the GGUF with `*`, `?` and `[…]`; the first that matches counts, and what none matches
+keeps the type of the table. Norms and other vectors stay F32 and are not matched. A pattern that decides nothing is an
+error: it is a misspelt name, or hidden by the patterns before it.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+from bimedix_edge.converters.decoder.gguf import PlannedTensor
+from bimedix_edge.errors import UsageError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+__all__ = ["TENSOR_TYPES", "apply_recipe", "read_recipe"]
+
+Type = GGMLQuantizationType
+# the types that llama.cpp computes with and that need no importance matrix to be of use
+TENSOR_TYPES: dict[str, GGMLQuantizationType] = {
+    kind.name: kind
+    for kind in (
+        Type.F32, Type.F16, Type.BF16, Type.Q8_0, Type.Q6_K, Type.Q5_K, Type.Q5_1, Type.Q5_0, Type.Q4_K, Type.Q4_1,
+        Type.Q4_0, Type.IQ4_NL, Type.IQ4_XS, Type.Q3_K, Type.Q2_K,
+    )
+}  # fmt: skip
+_MAX_RECIPE_BYTES = 1 << 20
+
+
+def read_recipe(path: Path) -> dict[str, GGMLQuantizationType]:
+    """Read a recipe.
+
+    Args:
+        path: a TOML file with one table, `types`.
+
+    Returns:
+        Pattern to type, in the file's order.
+
+    Raises:
+        UsageError: it cannot be read, does not parse, has another field, or names a type that is none.
+    """
+    try:
+        if (size := path.stat().st_size) > _MAX_RECIPE_BYTES:
+            raise UsageError(f"Expected at most {_MAX_RECIPE_BYTES} bytes in the recipe {path}, but it has {size}.")
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"Expected to read the recipe {path}, but the system says '{error.strerror}'.") from error
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"Expected TOML in {path}, but it does not parse ({str(error)[:120]}); fix it.") from error
+    types = data.get("types")
+    if data.keys() != {"types"} or not isinstance(types, dict) or not types:
+        raise UsageError(f"Expected one table, [types], with patterns in the recipe {path}; see converters/README.md.")
+    return {pattern: _type_named(value, pattern, path) for pattern, value in types.items()}
+
+
+def apply_recipe(planned: list[PlannedTensor], recipe: dict[str, GGMLQuantizationType]) -> list[PlannedTensor]:
+    """Return the plan with the recipe's types in it.
+
+    Raises:
+        UsageError: a pattern decides nothing, or a row is no whole number of the type's blocks.
+    """
+    unused = dict.fromkeys(recipe)
+    changed = []
+    for tensor in planned:
+        pattern = next((pattern for pattern in recipe if _applies(pattern, tensor)), None)
+        if pattern is not None:
+            unused.pop(pattern, None)
+            _check_row(tensor, recipe[pattern], pattern)
+            changed.append(replace(tensor, kind=recipe[pattern]))
+        else:
+            changed.append(tensor)
+    if unused:
+        raise UsageError(
+            f"Expected each pattern of the recipe to choose a tensor, but {', '.join(map(repr, unused))[:200]} match "
+            "no matrix that an earlier pattern does not; matrices are called such as blk.0.ffn_down.weight."
+        )
+    return changed
+
+
+def _type_named(value: object, pattern: str, path: Path) -> GGMLQuantizationType:
+    if isinstance(value, str) and (kind := TENSOR_TYPES.get(value.upper())) is not None:
+        return kind
+    raise UsageError(
+        f"Expected one of the types {', '.join(TENSOR_TYPES)} for {pattern[:80]!r} in {path}, but it is "
+        f"{str(value)[:40]!r}; choose one of them."
+    )
+
+
+def _applies(pattern: str, tensor: PlannedTensor) -> bool:
+    return len(tensor.shape) == 2 and fnmatchcase(tensor.name, pattern)
+
+
+def _check_row(tensor: PlannedTensor, kind: GGMLQuantizationType, pattern: str) -> None:
+    block = GGML_QUANT_SIZES[kind][0]
+    if tensor.shape[-1] % block:
+        raise UsageError(
+            f"Expected rows of whole blocks of {block} for {kind.name}, but {tensor.name}, which {pattern[:80]!r} "
+            f"chooses, has rows of {tensor.shape[-1]}; choose another type for it."
+        )

@@ -1,0 +1,1 @@
+"""Published checkpoints: where they are, and how they are fetched."""

@@ -1,0 +1,135 @@
+"""What a conversion would do, before it does it: tensors by type, sizes, memory, time, free space."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from math import prod
+from pathlib import Path
+
+import numpy as np
+from gguf import GGMLQuantizationType
+
+from bimedix_edge.converters.decoder.gguf import PlannedTensor
+from bimedix_edge.converters.decoder.quantize import n_threads, quantized_rows
+from bimedix_edge.staging import left_bytes
+
+__all__ = ["Plan", "TypeRow", "free_bytes", "make_plan"]
+
+# measured: the interpreter with its libraries, a token with its merges in all the forms in which it is held, and what
+# each block in flight takes beside its float32 values
+_BASE_BYTES = 120 << 20
+_BYTES_A_TOKEN = 1500
+_BLOCK_VALUES = 1 << 20
+_SAMPLE_ROWS, _SAMPLE_COLUMNS = 64, 4096
+_SAMPLE_SECONDS = 0.15
+
+
+@dataclass(frozen=True)
+class TypeRow:
+    """The tensors of one type: how many, their weights, the size of their data, and the time their numbers take."""
+
+    kind: str
+    n_tensors: int
+    n_weights: int
+    size_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A conversion that was checked and not begun.
+
+    Attributes:
+        file_type: of the decoder.
+        rows: the decoder's tensors by type, the largest first.
+        decoder_bytes, vision_bytes: sizes of the files; estimated from above.
+        source_bytes: what is read.
+        memory_bytes: estimated peak of anonymous memory.
+        seconds: of computing, on the cores this process may use; a slow disk takes longer.
+        free_bytes: where the target would be; what an interrupted conversion to it holds is free, too.
+    """
+
+    file_type: str
+    rows: tuple[TypeRow, ...]
+    decoder_bytes: int
+    vision_bytes: int
+    source_bytes: int
+    memory_bytes: int
+    seconds: float
+    free_bytes: int
+
+    @property
+    def fits(self) -> bool:
+        """Return whether there is room for the result."""
+        return self.decoder_bytes + self.vision_bytes <= self.free_bytes
+
+
+def make_plan(
+    file_type: str,
+    planned: Sequence[PlannedTensor],
+    *,
+    n_tokens: int,
+    decoder_bytes: int,
+    vision_bytes: int,
+    largest_vision_weight_bytes: int,
+    source_bytes: int,
+    target: Path,
+) -> Plan:
+    """Sum up a conversion; the time is measured on random rows with ggml's own quantizer.
+
+    Args:
+        file_type: of the decoder.
+        planned: its tensors.
+        n_tokens: of the vocabulary.
+        decoder_bytes, vision_bytes: sizes of the files.
+        largest_vision_weight_bytes: of the tower and the projector, in float32.
+        source_bytes: what is read.
+        target: where the bundle would be.
+    """
+    kinds = {tensor.kind: [item for item in planned if item.kind == tensor.kind] for tensor in planned}
+    with ThreadPoolExecutor(n_threads()) as pool:
+        rows = [_row(kind, tensors, _rate(kind, pool)) for kind, tensors in kinds.items()]
+    ahead = 2 * n_threads() + 1
+    return Plan(
+        file_type=file_type,
+        rows=tuple(sorted(rows, key=lambda row: -row.size_bytes)),
+        decoder_bytes=decoder_bytes,
+        vision_bytes=vision_bytes,
+        source_bytes=source_bytes,
+        # a weight of the tower is read, turned and written whole; blocks of the decoder take 4 + 4 bytes a value
+        memory_bytes=_BASE_BYTES
+        + n_tokens * _BYTES_A_TOKEN
+        + max(ahead * 8 * _BLOCK_VALUES, 3 * largest_vision_weight_bytes),
+        seconds=sum(row.seconds for row in rows),
+        free_bytes=free_bytes(target),
+    )
+
+
+def free_bytes(target: Path) -> int:
+    """Return how much room there is where a directory, which need not exist, would be."""
+    place = next(path for path in (target, *target.absolute().parents) if path.exists())
+    return shutil.disk_usage(place).free + left_bytes(target)
+
+
+def _row(kind: GGMLQuantizationType, tensors: Iterable[PlannedTensor], rate: float) -> TypeRow:
+    tensors = list(tensors)
+    n_weights = sum(prod(tensor.shape) for tensor in tensors)
+    size = sum(tensor.size_bytes for tensor in tensors)
+    return TypeRow(kind.name, len(tensors), n_weights, size, n_weights / rate)
+
+
+def _rate(kind: GGMLQuantizationType, pool: ThreadPoolExecutor) -> float:
+    """Return how many weights a second all cores turn into a type."""
+    values = np.random.default_rng(0).standard_normal((_SAMPLE_ROWS, _SAMPLE_COLUMNS), np.float32)
+    job = partial(quantized_rows, kind.name, kind, lambda _start, _stop: values, 0, _SAMPLE_ROWS)
+    done, start = 0, time.perf_counter()
+    while (seconds := time.perf_counter() - start) < _SAMPLE_SECONDS:
+        for future in [pool.submit(job) for _ in range(2 * n_threads())]:
+            future.result()
+            done += values.size
+    return done / seconds

@@ -1,0 +1,144 @@
+"""A conversion that was checked and not begun: what is read, what will be written, and under which names."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+from dataclasses import dataclass
+from pathlib import Path
+
+from bimedix_edge.converters.decoder.gguf import About, PlannedTensor, decoder_parts, planned_bytes
+from bimedix_edge.converters.decoder.quantize import FileType, file_type_named
+from bimedix_edge.converters.job.additions import Additions
+from bimedix_edge.converters.parts import Part
+from bimedix_edge.converters.source.card import CARD, Card, read_card
+from bimedix_edge.converters.source.checkpoint import Checkpoint
+from bimedix_edge.converters.source.config import Aspect
+from bimedix_edge.converters.source.tokenizer import Vocabulary, read_vocabulary
+from bimedix_edge.converters.vision.graph import build_vision, vision_bytes, vision_parts
+from bimedix_edge.converters.vision.onnx_file import Graph
+from bimedix_edge.converters.vision.weights import VisionWeights
+from bimedix_edge.prompt import PromptSpec
+
+__all__ = ["DECODER", "VISION", "Job", "created_by", "prepare", "read_job_card"]
+
+DECODER = "decoder.gguf"
+VISION = "vision.onnx"
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+_SPARE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Job:
+    """A checked conversion; see `convert.convert` for what its fields mean."""
+
+    checkpoint: Checkpoint
+    vocabulary: Vocabulary
+    file_type: FileType
+    planned: list[PlannedTensor]
+    graph: Graph
+    name: str
+    card: Card
+    prompt: PromptSpec
+    additions: Additions
+    vision: VisionWeights = "float32"
+
+    @property
+    def decoder_bytes(self) -> int:
+        """Return the size of the decoder's file."""
+        return planned_bytes(self.planned, self.vocabulary)
+
+    @property
+    def size_bytes(self) -> int:
+        """Return the room that the bundle takes, estimated from above."""
+        return self.decoder_bytes + vision_bytes(self.graph) + _SPARE_BYTES
+
+    @property
+    def source_files(self) -> dict[str, Path]:
+        """Return every file that the bytes of the bundle depend on, by a name that tells nothing about this machine."""
+        tokenizer = {name: self.checkpoint.directory / name for name in _TOKENIZER_FILES}
+        return tokenizer | self.checkpoint.files | self.additions.files
+
+    def with_vision(self, kind: VisionWeights) -> Job:
+        """Return the job with another vision graph."""
+        return dataclasses.replace(self, vision=kind, graph=build_vision(self.checkpoint, kind))
+
+    def decoder_parts(self) -> list[Part]:
+        """Return what the decoder's file consists of."""
+        card = self.card
+        about = About(self.name, card.licence, card.languages, self.prompt.system, _url(card))
+        return decoder_parts(
+            self.checkpoint, self.planned, file_type=self.file_type, vocabulary=self.vocabulary, about=about
+        )
+
+    def vision_parts(self) -> list[Part]:
+        """Return what the vision graph's file consists of."""
+        metadata = {"name": self.name, "licence": self.card.licence, "source": _url(self.card)}
+        return vision_parts(
+            self.checkpoint, self.graph, producer="bimedix-edge", metadata=metadata, weights=self.vision
+        )
+
+    def describe_source(self, hashes: dict[str, str]) -> dict[str, str]:
+        """Return what the checkpoint was: its published name and the hash of every file read, without local paths.
+
+        Args:
+            hashes: SHA-256 of the source files, by their names.
+        """
+        source = {"model_type": self.checkpoint.config.model_type, "layout": self.checkpoint.layout}
+        named = {"repository": self.card.repository, "revision": self.card.revision}
+        source |= {key: value for key, value in named.items() if value}
+        if self.additions.zero_nonfinite:
+            counts = self.checkpoint.nonfinite()
+            source["zeroed"] = ", ".join(f"{name}: {count}" for name, count in counts.items()) or "none"
+        return source | {f"sha256:{name}": digest for name, digest in hashes.items()}
+
+
+def prepare(
+    directory: Path,
+    file_type: str,
+    name: str | None,
+    card: Card,
+    bos: int | None,
+    aspect: Aspect | None,
+    vision_tower: Path | None,
+    additions: Additions,
+) -> Job:
+    """Check everything that can be checked before a byte is written.
+
+    Raises:
+        CheckpointError, InputError, UsageError: see `convert.convert`.
+    """
+    kind = file_type_named(file_type)
+    checkpoint = additions.open(directory, vision_tower, aspect or card.aspect)
+    return Job(
+        checkpoint=checkpoint,
+        vocabulary=read_vocabulary(directory, checkpoint.config.decoder.n_vocab),
+        file_type=kind,
+        planned=additions.plan(checkpoint, kind),
+        graph=build_vision(checkpoint),
+        name=name or card.name or directory.resolve().name,
+        card=card,
+        prompt=PromptSpec(system=card.system, bos=card.bos if bos is None else bos),
+        additions=additions,
+    )
+
+
+def read_job_card(checkpoint: Path, card: Card | Path | None) -> Card:
+    """Return the card that is given, read it, or take the checkpoint's own if there is one."""
+    if isinstance(card, Card):
+        return card
+    if card is not None:
+        return read_card(card)
+    return read_card(checkpoint / CARD) if (checkpoint / CARD).exists() else Card()
+
+
+def created_by() -> str:
+    """Return the name and version of this program."""
+    try:
+        return f"bimedix-edge {importlib.metadata.version('bimedix-edge')}"
+    except importlib.metadata.PackageNotFoundError:
+        return "bimedix-edge"
+
+
+def _url(card: Card) -> str:
+    return f"https://huggingface.co/{card.repository}" if card.repository else ""

@@ -1,0 +1,1 @@
+"""Bounded readers of a checkpoint that somebody else wrote."""

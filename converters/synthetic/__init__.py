@@ -1,0 +1,1 @@
+"""Checkpoints and decoders of any size with random weights."""

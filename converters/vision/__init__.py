@@ -1,0 +1,1 @@
+"""The ONNX image encoder: graph, weights and file."""

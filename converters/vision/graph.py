@@ -1,0 +1,263 @@
+"""CLIP's vision tower up to the feature layer, and the projector, as one ONNX graph; built without torch.
+
+    pixel_values (1, 3, S, S)
+      -> patches (N, C), class token first, positions, pre-norm        T = N + 1 tokens
+      -> n_blocks of attention and MLP                                 (T, C)
+      -> without the class token                                       (N, C)
+      -> linear, exact GELU, linear                                    (N, E)
+    image_embeds (1, N, E)
+
+Inside, activations have no batch axis: with two dimensions ONNX Runtime turns each MatMul and Add into one Gemm.
+Opset 17 is the first with LayerNormalization; GELU is written with Erf, which ONNX Runtime recognises and fuses.
+Attention is ONNX Runtime's own `MultiHeadAttention`, which goes through keys and values block by block and writes no
+scores to memory: 0.16 s of an image on two cores, where MatMul, Softmax, MatMul and what turns the heads take 0.20.
+With int8 weights, it and the linear layers are functions with kernels of ours (`vision_functions.py`).
+
+With float16 weights, what a block computes from a norm on is float16; its sum with what came before is float32 again,
+so that rounding does not add up from block to block, and so are norms and both ends.
+
+Source: transformers `CLIPVisionTransformer` (hidden_states[-2] comes before the post-norm) and
+`LlavaMultiModalProjector`; OpenAI CLIP `model.py` for quick_gelu; ONNX Runtime `ContribOperators.md`, version 1.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import TensorProto
+
+from bimedix_edge.converters.parts import Part
+from bimedix_edge.converters.source.checkpoint import Checkpoint
+from bimedix_edge.converters.vision.functions import (
+    ATTENTION,
+    DOMAIN,
+    LINEAR,
+    LINEAR_ADD,
+    LINEAR_SILU,
+    has_heads,
+    is_layer,
+    vision_functions,
+)
+from bimedix_edge.converters.vision.onnx_file import CONTRIB, Graph, model_bytes, model_parts
+from bimedix_edge.converters.vision.weights import VisionWeights, float_type, product, rounded_weight
+
+__all__ = ["OPSET", "build_vision", "vision_bytes", "vision_parts"]
+
+OPSET = 17
+_QUICK_GELU = 1.702
+
+
+def vision_parts(
+    checkpoint: Checkpoint,
+    graph: Graph,
+    *,
+    producer: str,
+    metadata: dict[str, str],
+    weights: VisionWeights = "float32",
+) -> list[Part]:
+    """Check the graph and return its file as parts, weights inside.
+
+    Args:
+        checkpoint: where the weights are.
+        graph: from `build_vision`.
+        producer: what made the file.
+        metadata: properties of the model.
+        weights: what the graph was built with.
+
+    Returns:
+        Parts whose steps raise CheckpointError if a weight is NaN or infinite.
+
+    Raises:
+        CheckpointError: the tower does not fit into one file.
+    """
+    vision, n_embd = checkpoint.config.vision, checkpoint.config.decoder.n_embd
+    size = vision.preprocessing.image_size_px
+    functions = vision_functions(OPSET) if any(node.domain == DOMAIN for node in graph.nodes) else []
+    facts = {"n_blocks": str(checkpoint.config.n_blocks), "weights": weights}
+    if functions:
+        # by this the runtime knows that its kernels are of use
+        facts["functions"] = " ".join(sorted(function.name for function in functions))
+    return model_parts(
+        graph,
+        name="vision",
+        opset=OPSET,
+        functions=functions,
+        input_shape=("pixel_values", (1, 3, size, size)),
+        output_shape=("image_embeds", (1, vision.n_patches, n_embd)),
+        producer=producer,
+        metadata={**metadata, **facts},
+    )
+
+
+def vision_bytes(graph: Graph) -> int:
+    """Return about how large the file becomes."""
+    return model_bytes(graph)
+
+
+def build_vision(checkpoint: Checkpoint, weights: VisionWeights = "float32") -> Graph:
+    """Return the graph of a checkpoint's tower and projector; its weights are read when it is written.
+
+    Args:
+        checkpoint: the source.
+        weights: how matrices are stored and multiplied; the patches' convolution is always float32.
+    """
+    tower = _Tower(checkpoint, weights)
+    hidden = tower.embeddings()
+    for index in range(checkpoint.config.n_blocks):
+        hidden = tower.block(index, hidden)
+    tower.projector(hidden)
+    return tower.graph
+
+
+class _Tower:
+    """The parts of the graph, in the order in which the data flows."""
+
+    def __init__(self, checkpoint: Checkpoint, weights: VisionWeights) -> None:
+        self.graph = Graph()
+        self.weights = weights
+        self._type = float_type(weights)
+        self.checkpoint = checkpoint
+        self.config = checkpoint.config.vision
+
+    def embeddings(self) -> str:
+        """Patches, class token and positions, normalised: (T, C)."""
+        graph, config = self.graph, self.config
+        n_embd, n_patches, patch = config.n_embd, config.n_patches, config.patch_px
+        kernel = self._weight("vision.embeddings.patch_embedding.weight")
+        patches = graph.add(
+            "Conv", "patches.grid", ["pixel_values", kernel], kernel_shape=[patch, patch], strides=[patch, patch]
+        )
+        flat = graph.add("Reshape", "patches.flat", [patches, graph.integers("shape.patches", (n_embd, n_patches))])
+        rows = graph.add("Transpose", "patches.rows", [flat], perm=[1, 0])
+        positions = graph.weight("vision.positions.patches", (n_patches, n_embd), self._patch_positions)
+        placed = graph.add("Add", "patches", [rows, positions])
+        # the class token is the same for every image, so its position is added to it here and now
+        first = graph.weight("vision.class_token", (1, n_embd), self._class_token)
+        tokens = graph.add("Concat", "tokens", [first, placed], axis=0)
+        return self._norm("vision.pre_layrnorm", tokens)
+
+    def block(self, index: int, hidden: str) -> str:
+        """One transformer block: (T, C) to (T, C)."""
+        prefix = f"vision.encoder.layers.{index}."
+        hidden = self._attention(
+            prefix + "self_attn.", self._narrow(self._norm(prefix + "layer_norm1", hidden)), residual=hidden
+        )
+        return self._mlp(prefix + "mlp.", self._narrow(self._norm(prefix + "layer_norm2", hidden)), residual=hidden)
+
+    def projector(self, hidden: str) -> str:
+        """Drop the class token and project: (T, C) to (1, N, E)."""
+        graph = self.graph
+        n_tokens, n_embd = self.config.n_patches + 1, self.checkpoint.config.decoder.n_embd
+        ends = [graph.integers("slice.start", (1,)), graph.integers("slice.stop", (n_tokens,))]
+        features = graph.add("Slice", "features", [hidden, *ends, graph.integers("slice.axis", (0,))])
+        inner = self._gelu("projector.activation", self._linear("projector.0", self._narrow(features)))
+        outer = self._wide(self._linear("projector.2", inner))
+        shape = graph.integers("shape.image_embeds", (1, n_tokens - 1, n_embd))
+        return graph.add("Reshape", "image_embeds", [outer, shape])
+
+    def _attention(self, prefix: str, hidden: str, residual: str) -> str:
+        """Attention of every token to every token, all heads at once, and what came before: (T, C) to (T, C)."""
+        graph, (n_tokens, n_embd, n_head) = (
+            self.graph,
+            (self.config.n_patches + 1, self.config.n_embd, self.config.n_head),
+        )
+        parts = [self._linear(f"{prefix}{part}_proj", hidden) for part in "qkv"]
+        name = prefix + "context"
+        if self.weights == "int8" and has_heads(n_embd, n_head):
+            merged = graph.add(ATTENTION, name, parts, domain=DOMAIN, num_heads=n_head)
+        else:
+            shape = graph.integers("shape.batch", (1, n_tokens, n_embd))
+            batches = [graph.add("Reshape", f"{part}.batch", [part, shape]) for part in parts]
+            context = graph.add("MultiHeadAttention", name, batches, domain=CONTRIB, num_heads=n_head)
+            whole = graph.integers("shape.merged", (n_tokens, n_embd))
+            merged = graph.add("Reshape", prefix + "merged", [context, whole])
+        return self._linear(prefix + "out_proj", merged, residual=residual)
+
+    def _mlp(self, prefix: str, hidden: str, residual: str) -> str:
+        """Wide and narrow again, and what came before: (T, C) to (T, C)."""
+        if self.config.activation != "quick_gelu":
+            inner = self._gelu(prefix + "activation", self._linear(prefix + "fc1", hidden))
+            return self._linear(prefix + "fc2", inner, residual=residual)
+        # x · sigmoid(1.702 x), what CLIP was trained with, is SiLU of 1.702 x, divided by 1.702; with both factors in
+        # the weights around it, what is left is one operation, which ONNX Runtime computes faster
+        inner = self._linear(prefix + "fc1", hidden, factor=_QUICK_GELU, silu=True)
+        return self._linear(prefix + "fc2", inner, weight_factor=1 / _QUICK_GELU, residual=residual)
+
+    def _norm(self, name: str, hidden: str) -> str:
+        weights = [self._weight(f"{name}.weight"), self._weight(f"{name}.bias")]
+        return self.graph.add("LayerNormalization", name, [hidden, *weights], epsilon=self.config.layer_norm_eps)
+
+    def _linear(
+        self,
+        name: str,
+        hidden: str,
+        *,
+        factor: float = 1.0,
+        weight_factor: float = 1.0,
+        silu: bool = False,
+        residual: str | None = None,
+    ) -> str:
+        """factor · (x · wᵀ · weight_factor + b), then v / (1 + exp(-v)) or the sum with what came before, if asked for.
+
+        The weight is stored turned, as ONNX Runtime wants it for Gemm.
+        """
+        assert not (silu and residual), "no layer has both"
+        rows, columns = self.checkpoint.shape(f"{name}.weight")
+        weight, bias, shape = f"{name}.weight", f"{name}.bias", (columns, rows)
+
+        def read(name: str, by: float) -> NDArray[np.float32]:
+            values = self._read(name)
+            turned: NDArray[np.float32] = (values if by == 1 else values * np.float32(by)).T
+            return turned
+
+        read_weight, read_bias = partial(read, weight, factor * weight_factor), partial(read, bias, factor)
+        added = self.graph.weight(bias, (rows,), read_bias, self._type)
+        if self.weights == "int8" and is_layer(*shape):
+            kind, more = (LINEAR_ADD, [residual]) if residual else (LINEAR_SILU if silu else LINEAR, [])
+            inputs = [hidden, *rounded_weight(self.graph, weight, shape, read_weight), added, *more]
+            return self.graph.add(kind, name, inputs, domain=DOMAIN)
+        multiplied = product(self.graph, self.weights, f"{name}.product", hidden, weight, shape, read_weight)
+        result = self.graph.add("Add", name, [multiplied, added])
+        if silu:
+            gate = self.graph.add("Sigmoid", f"{name}.gate", [result])
+            result = self.graph.add("Mul", f"{name}.activation", [result, gate])
+        if residual:
+            result = self.graph.add("Add", f"{name}.out", [residual, self._wide(result)])
+        return result
+
+    def _gelu(self, name: str, hidden: str) -> str:
+        """x / 2 · (1 + erf(x / √2)), the exact form that the projector was trained with."""
+        scaled = self.graph.add("Div", f"{name}.scaled", [hidden, self._scalar("gelu.root_two", 2**0.5)])
+        erf = self.graph.add("Erf", f"{name}.erf", [scaled])
+        gate = self.graph.add("Add", f"{name}.gate", [erf, self._scalar("gelu.one", 1.0)])
+        gated = self.graph.add("Mul", f"{name}.gated", [hidden, gate])
+        return self.graph.add("Mul", name, [gated, self._scalar("gelu.half", 0.5)])
+
+    def _scalar(self, name: str, value: float) -> str:
+        return self.graph.weight(name, (), lambda: np.array(value, np.float32), self._type)
+
+    def _narrow(self, name: str) -> str:
+        """Turn float32 into what a block computes in."""
+        return self._cast(f"{name}.narrow", name, TensorProto.FLOAT16)
+
+    def _wide(self, name: str) -> str:
+        """Turn what a block computes in into float32."""
+        return self._cast(f"{name}.wide", name, TensorProto.FLOAT)
+
+    def _cast(self, name: str, hidden: str, kind: int) -> str:
+        return hidden if self.weights != "float16" else self.graph.add("Cast", name, [hidden], to=kind)
+
+    def _weight(self, name: str) -> str:
+        return self.graph.weight(name, self.checkpoint.shape(name), partial(self._read, name))
+
+    def _read(self, name: str) -> NDArray[np.float32]:
+        return self.checkpoint.rows(name, slice(None))
+
+    def _patch_positions(self) -> NDArray[np.float32]:
+        return self.checkpoint.rows("vision.embeddings.position_embedding.weight", slice(1, None))
+
+    def _class_token(self) -> NDArray[np.float32]:
+        position = self.checkpoint.rows("vision.embeddings.position_embedding.weight", slice(0, 1))
+        return position + self._read("vision.embeddings.class_embedding")

@@ -1,0 +1,132 @@
+"""Four ways to multiply with a weight in the vision graph: float32, float16, int8, and weights of 8 bits only.
+
+`int8` rounds weights to 8 bits with one scale a column, and activations to 8 bits with one scale a tensor, found for
+each image as it comes (`DynamicQuantizeLinear`); ONNX Runtime fuses the five nodes into one kernel of integer products.
+One outlier among the activations makes all others coarse. `int8_weights` states the same weights and float32
+activations, and the runtime asks ONNX Runtime, which would round these in blocks of 32 (`MatMulNBits`), not to.
+
+`float16` is for devices that multiply it faster: weights, and activations within a block, are float16, while what
+passes from block to block, the norms and both ends of the graph stay float32 (see `vision_onnx.py`). A CPU computes it
+in float32, no faster.
+
+Source: ONNX operators MatMulInteger, DynamicQuantizeLinear, DequantizeLinear, opset 17; the sequence of nodes is that
+of ONNX Runtime's `quantize_dynamic`, which its `DynamicQuantizeMatMul` fusion looks for.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import TensorProto
+
+from bimedix_edge.converters.vision.onnx_file import Graph
+
+__all__ = ["VISION_WEIGHTS", "VisionWeights", "float_type", "product", "rounded_weight"]
+
+VisionWeights = Literal["float32", "float16", "int8", "int8_weights"]
+# those that `auto` tries, in this order; float16 is for devices only
+VISION_WEIGHTS: tuple[VisionWeights, ...] = ("int8", "int8_weights", "float32")
+_LARGEST = 127
+Read = Callable[[], NDArray[np.float32]]
+
+
+def product(
+    graph: Graph, kind: VisionWeights, name: str, hidden: str, weight: str, shape: tuple[int, int], read: Read
+) -> str:
+    """Add hidden · weight to a graph and return its output.
+
+    Args:
+        graph: under construction.
+        kind: how the weight is stored and multiplied.
+        name: of the output.
+        hidden: float32 (n, k), or float16 if the weight is.
+        weight: its name.
+        shape: k, m.
+        read: gives the weight as float32 (k, m).
+    """
+    if kind in ("float32", "float16"):
+        return graph.add("MatMul", name, [hidden, graph.weight(weight, shape, read, float_type(kind))])
+    rounded, scale = rounded_weight(graph, weight, shape, read)
+    if kind == "int8_weights":
+        restored = graph.add("DequantizeLinear", f"{weight}.restored", [rounded, scale], axis=1)
+        return graph.add("MatMul", name, [hidden, restored])
+    integers = _quantized(graph, hidden)
+    sums = graph.add("MatMulInteger", f"{name}.sums", [integers, rounded, f"{integers}.2"])
+    floats = graph.add("Cast", f"{name}.floats", [sums], to=TensorProto.FLOAT)
+    scales = graph.add("Mul", f"{name}.scales", [f"{integers}.1", scale])
+    return graph.add("Mul", name, [floats, scales])
+
+
+def rounded_weight(graph: Graph, weight: str, shape: tuple[int, int], read: Read) -> tuple[str, str]:
+    """Declare a rounded weight, int8 (k, m), and its scales, float32 (m,); return both names.
+
+    Args:
+        graph: under construction.
+        weight: its name.
+        shape: k, m.
+        read: gives the weight as float32 (k, m).
+    """
+    pair = _Pair(read)
+    scale = graph.weight(f"{weight}.scale", shape[1:], pair.scales)
+    return graph.weight(f"{weight}.int8", shape, pair.rounded, TensorProto.INT8), scale
+
+
+def float_type(kind: VisionWeights) -> int:
+    """Return ONNX's type of what is not rounded to integers inside a block."""
+    return int(TensorProto.FLOAT16 if kind == "float16" else TensorProto.FLOAT)
+
+
+def _quantized(graph: Graph, hidden: str) -> str:
+    """Round activations once, however many weights they are multiplied with."""
+    name = f"{hidden}.int8"
+    if any(node.name == name for node in graph.nodes):
+        return name
+    return graph.add("DynamicQuantizeLinear", name, [hidden], n_outputs=3)
+
+
+class _Pair:
+    """A rounded weight and its scales: written one after the other, so read and computed once for both.
+
+    Args:
+        read: gives the weight as float32 (k, m).
+    """
+
+    def __init__(self, read: Read) -> None:
+        self._read = read
+        self._lock = threading.Lock()
+        self._waiting: NDArray[np.int8] | None = None
+
+    def scales(self) -> NDArray[np.float32]:
+        """Return the scales, float32 (m,), and keep the rounded weight for the next call of `rounded`."""
+        with self._lock:
+            weight = self._read()
+            scales = _scales(weight)
+            self._waiting = _rounded(weight, scales)
+            return scales
+
+    def rounded(self) -> NDArray[np.int8]:
+        """Return the rounded weight, int8 (k, m)."""
+        with self._lock:
+            # a conversion that is resumed between the two has the scales on the disk
+            if self._waiting is None:
+                weight = self._read()
+                return _rounded(weight, _scales(weight))
+            waiting, self._waiting = self._waiting, None
+            return waiting
+
+
+def _scales(weight: NDArray[np.float32]) -> NDArray[np.float32]:
+    largest = np.abs(weight).max(axis=0)
+    # a column of zeros has any scale; NaN and infinity stay, for the writer to name the weight
+    scales: NDArray[np.float32] = np.where(largest == 0, 1, largest / np.float32(_LARGEST)).astype(np.float32)
+    return scales
+
+
+def _rounded(weight: NDArray[np.float32], scales: NDArray[np.float32]) -> NDArray[np.int8]:
+    with np.errstate(invalid="ignore"):
+        rounded: NDArray[np.int8] = np.rint(weight / scales).astype(np.int8)
+    return rounded

@@ -1,0 +1,191 @@
+"""What the kernels' tests share: products by our library and by ggml, through ctypes, and weights to multiply."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from dataclasses import dataclass
+
+import llama_cpp  # noqa: F401  loads the ggml that our library is linked to
+import numpy as np
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf.quants import dequantize
+from llama_cpp import _ggml
+from numpy.typing import NDArray
+
+from bimedix_edge.decoder.kernels import STEM
+from bimedix_edge.native import find_library
+
+KINDS = ("Q4_K", "Q5_K", "Q6_K", "Q8_0", "Q4_0", "F16")
+INSTRUCTION_SETS = ("avx2", "avxvnni", "avx512vnni", "amx")
+_MARK = 0x7FC0BEEF  # a NaN that no kernel computes
+_MARGIN = 64
+_MODERATE_SCALE = {"Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,), "Q8_0": (0,), "Q4_0": (0,)}
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    path = find_library(STEM)
+    assert path is not None, "the package was installed without its kernels"
+    loaded = ctypes.CDLL(str(path))
+    pointer, number = ctypes.c_void_p, ctypes.c_longlong
+    loaded.bimedix_edge_kernels_multiply.argtypes = [
+        *(ctypes.c_char_p, ctypes.c_int, pointer, number, number, pointer, number, number, pointer, ctypes.c_int)
+    ]
+    return loaded
+
+
+def usable(name: str) -> bool:
+    """Say whether this processor and this build can run the kernels of a name."""
+    weights, x = random_weights("Q8_0", 1, 32, np.random.default_rng(0)), np.zeros((1, 32), np.float32)
+    return _call(name, weights, x.ctypes.data, 1, np.zeros(1, np.float32).ctypes.data, 1) == 0
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A matrix in one of ggml's types, each row at a multiple of `stride` from byte `offset` of its memory on."""
+
+    kind: str
+    rows: NDArray[np.uint8]  # (n_rows, bytes of a row)
+    stride: int
+    offset: int
+    memory: NDArray[np.uint8]
+
+    @property
+    def n_columns(self) -> int:
+        columns, size = GGML_QUANT_SIZES[GGMLQuantizationType[self.kind]]
+        return self.rows.shape[1] // size * columns
+
+    def dense(self) -> NDArray[np.float64]:
+        return dequantize(self.rows, GGMLQuantizationType[self.kind]).astype(np.float64)
+
+
+def place(kind: str, rows: NDArray[np.uint8], *, gap: int = 0, offset: int = 0) -> Weights:
+    """Lay rows out with `gap` bytes of nonsense between them, from `offset` bytes after a cache line on."""
+    n_rows, size = rows.shape
+    memory = np.full(n_rows * (size + gap) + offset + 64, 0xFF, np.uint8)
+    memory = memory[-memory.ctypes.data % 64 :]
+    for index, row in enumerate(rows):
+        start = offset + index * (size + gap)
+        memory[start : start + size] = row
+    return Weights(kind, rows, size + gap, offset, memory)
+
+
+def random_weights(
+    kind: str, n_rows: int, n_columns: int, rng: np.random.Generator, *, gap: int = 0, offset: int = 0
+) -> Weights:
+    """Return random bytes, so that every code occurs, with scales of moderate size, so that no sum overflows."""
+    if kind == "F16":
+        rows = rng.standard_normal((n_rows, n_columns)).astype(np.float16).view(np.uint8)
+        return place(kind, rows, gap=gap, offset=offset)
+    columns, size = GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
+    blocks = rng.integers(0, 256, (n_rows, n_columns // columns, size), np.uint8)
+    for at in _MODERATE_SCALE[kind]:
+        halves = 0x2000 | rng.integers(0, 1 << 16, blocks.shape[:2], np.uint16) & 0x83FF
+        blocks[:, :, at : at + 2] = halves.astype("<u2")[..., None].view(np.uint8)
+    return place(kind, blocks.reshape(n_rows, -1), gap=gap, offset=offset)
+
+
+def quantized(kind: str, dense: NDArray[np.float32]) -> Weights:
+    """Return weights as ggml quantizes them."""
+    dense = np.ascontiguousarray(dense, np.float32)
+    n_rows, n_columns = dense.shape
+    columns, size = GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
+    rows = np.zeros((n_rows, n_columns // columns * size), np.uint8)
+    quantize = _ggml.libggml.ggml_quantize_chunk
+    pointer, number = ctypes.c_void_p, ctypes.c_int64
+    quantize.argtypes = [ctypes.c_int, pointer, pointer, number, number, number, pointer]
+    quantize.restype = ctypes.c_size_t
+    written = quantize(GGMLQuantizationType[kind], dense.ctypes.data, rows.ctypes.data, 0, n_rows, n_columns, None)
+    assert written == rows.size
+    return place(kind, rows)
+
+
+def multiply(
+    name: str, weights: Weights, x: NDArray[np.float32], *, n_threads: int = 1, shift: int = 0
+) -> NDArray[np.float32]:
+    """Return x W^T by our kernels, having checked that nothing was written around it.
+
+    Args:
+        name: of the kernels, `scalar` or one of INSTRUCTION_SETS.
+        weights: W.
+        x: (n_tokens, n_columns).
+        n_threads: that share the work.
+        shift: floats by which activations and result are off a cache line.
+    """
+    n_tokens, n_columns = x.shape
+    n_rows = len(weights.rows)
+    activations = _aligned(x.size + shift)
+    activations[shift:] = x.ravel()
+    y = _aligned(2 * _MARGIN + shift + n_tokens * n_rows)
+    y.view(np.uint32)[:] = _MARK
+    first = _MARGIN + shift
+    status = _call(name, weights, activations[shift:].ctypes.data, n_tokens, y[first:].ctypes.data, n_threads)
+    assert n_columns == weights.n_columns
+    assert status == 0
+    marks, result = y.view(np.uint32), y[first : first + n_tokens * n_rows]
+    assert (marks[:first] == _MARK).all(), "written before the result"
+    assert (marks[first + result.size :] == _MARK).all(), "written after the result"
+    assert (result.view(np.uint32) != _MARK).all(), "a part of the result was not written"
+    return result.reshape(n_tokens, n_rows)
+
+
+def _aligned(n: int) -> NDArray[np.float32]:
+    memory = np.zeros(n + 16, np.float32)
+    start = -memory.ctypes.data % 64 // 4
+    return memory[start : start + n]
+
+
+def _call(name: str, weights: Weights, x: int, n_tokens: int, y: int, n_threads: int) -> int:
+    data = weights.memory.ctypes.data + weights.offset
+    shape = (len(weights.rows), x, n_tokens, weights.n_columns)
+    kind = GGMLQuantizationType[weights.kind]
+    status: int = library().bimedix_edge_kernels_multiply(
+        name.encode(), kind, data, weights.stride, *shape, y, n_threads
+    )
+    return status
+
+
+class InitParameters(ctypes.Structure):
+    """ggml_init_params."""
+
+    _fields_ = (("mem_size", ctypes.c_size_t), ("mem_buffer", ctypes.c_void_p), ("no_alloc", ctypes.c_bool))
+
+
+@functools.cache
+def _ggml_functions() -> ctypes.CDLL:
+    ggml = _ggml.libggml
+    pointer, number = ctypes.c_void_p, ctypes.c_int64
+    signatures = {
+        "ggml_init": (pointer, [InitParameters]),
+        "ggml_free": (None, [pointer]),
+        "ggml_new_tensor_2d": (pointer, [pointer, ctypes.c_int, number, number]),
+        "ggml_mul_mat": (pointer, [pointer, pointer, pointer]),
+        "ggml_new_graph": (pointer, [pointer]),
+        "ggml_build_forward_expand": (None, [pointer, pointer]),
+        "ggml_graph_compute_with_ctx": (ctypes.c_int, [pointer, pointer, ctypes.c_int]),
+        "ggml_get_data": (pointer, [pointer]),
+    }
+    for name, (result, arguments) in signatures.items():
+        function = getattr(ggml, name)
+        function.restype, function.argtypes = result, arguments
+    return ggml
+
+
+def ggml_multiply(weights: Weights, x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return x W^T by ggml's CPU backend, a graph of one operation."""
+    ggml, n_tokens, n_rows = _ggml_functions(), len(x), len(weights.rows)
+    room = weights.rows.nbytes + 8 * x.nbytes + 8 * n_tokens * n_rows + (4 << 20)
+    context = ggml.ggml_init(InitParameters(room, None, False))
+    w = ggml.ggml_new_tensor_2d(context, GGMLQuantizationType[weights.kind], weights.n_columns, n_rows)
+    activations = ggml.ggml_new_tensor_2d(context, GGMLQuantizationType.F32, weights.n_columns, n_tokens)
+    product, graph = ggml.ggml_mul_mat(context, w, activations), ggml.ggml_new_graph(context)
+    ggml.ggml_build_forward_expand(graph, product)
+    rows, x = np.ascontiguousarray(weights.rows), np.ascontiguousarray(x, np.float32)
+    ctypes.memmove(ggml.ggml_get_data(w), rows.ctypes.data, rows.nbytes)
+    ctypes.memmove(ggml.ggml_get_data(activations), x.ctypes.data, x.nbytes)
+    assert ggml.ggml_graph_compute_with_ctx(context, graph, 2) == 0
+    result = np.empty((n_tokens, n_rows), np.float32)
+    ctypes.memmove(result.ctypes.data, ggml.ggml_get_data(product), result.nbytes)
+    ggml.ggml_free(context)
+    return result
