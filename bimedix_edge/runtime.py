@@ -15,7 +15,7 @@ from bimedix_edge.decoder.decoder import Decoder
 from bimedix_edge.engine.engine import Engine
 from bimedix_edge.engine.image_cache import ImageCache
 from bimedix_edge.errors import BundleError
-from bimedix_edge.planning.devices import inspect_machine
+from bimedix_edge.hardware.machine import inspect_machine
 from bimedix_edge.planning.plan import plan_model
 from bimedix_edge.sampling import Sampling
 from bimedix_edge.settings import Settings, load_settings

@@ -21,8 +21,8 @@ from bimedix_edge.decoder.placement import Placement
 from bimedix_edge.engine.engine import Engine
 from bimedix_edge.errors import HardwareError, UsageError
 from bimedix_edge.events import Cancel
+from bimedix_edge.hardware.machine import inspect_machine
 from bimedix_edge.hardware.nvidia_bandwidth import copy_bandwidth
-from bimedix_edge.planning.devices import inspect_machine
 from bimedix_edge.vision.encoder import VisionEncoder
 
 __all__ = ["ON", "Benchmark", "Measurement", "measure"]

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from bimedix_edge.bench.benchmark import ON, Benchmark, Measurement
 from bimedix_edge.cli.bench_report import About, on_name, speed_text
 from bimedix_edge.decoder.kernels import OFF
-from bimedix_edge.planning.devices import inspect_machine
+from bimedix_edge.hardware.machine import inspect_machine
 
 __all__ = ["draw_chart"]
 

@@ -12,7 +12,7 @@ from bimedix_edge.bench.benchmark import ON, Benchmark, Measurement
 from bimedix_edge.cli.terminal import echo
 from bimedix_edge.decoder.kernels import OFF
 from bimedix_edge.decoder.llama import built_for_amx, compute_devices
-from bimedix_edge.planning.devices import inspect_machine
+from bimedix_edge.hardware.machine import inspect_machine
 
 __all__ = ["About", "as_json_object", "on_name", "print_tables", "speed_text"]
 

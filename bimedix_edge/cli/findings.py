@@ -14,7 +14,8 @@ from typing import Any
 from bimedix_edge.errors import BimedixEdgeError, HardwareError
 from bimedix_edge.hardware.advice import decoder_gpu
 from bimedix_edge.hardware.facts import CudaDriver, Hardware, Machine
-from bimedix_edge.planning.devices import inspect_hardware, inspect_machine
+from bimedix_edge.hardware.machine import inspect_machine
+from bimedix_edge.planning.devices import inspect_hardware
 from bimedix_edge.settings import Settings
 
 __all__ = ["Finding", "attempt", "engine_findings", "gb", "machine_findings", "network_finding"]
@@ -117,9 +118,10 @@ def _kernels(settings: Settings) -> list[Finding]:
 
 
 def _onnxruntime() -> list[Finding]:
-    from bimedix_edge.vision import encoder as vision
+    from bimedix_edge.vision.onnx import library_version
+    from bimedix_edge.vision.providers import built_for_cuda
 
-    version, cuda = vision.library_version(), vision.built_for_cuda()
+    version, cuda = library_version(), built_for_cuda()
     built = f", built for CUDA {cuda}" if cuda else ""
     return [Finding("onnxruntime", f"{version}{built}; telemetry off", data={"version": version, "cuda": cuda})]
 
@@ -167,13 +169,13 @@ def _decoder_devices(hardware: Hardware) -> Finding:
 
 
 def _vision_devices(hardware: Hardware, settings: Settings) -> Finding:
-    from bimedix_edge.vision import encoder as vision
+    from bimedix_edge.vision.providers import device_of
 
     wanted = settings.vision_device
-    works = [vision.device_of(provider.name) for provider in hardware.providers if provider.loads]
+    works = [device_of(provider.name) for provider in hardware.providers if provider.loads]
     text, remedy, exit_code = ", ".join(works), None, 0
     for provider in hardware.providers:
-        device = vision.device_of(provider.name)
+        device = device_of(provider.name)
         # what this ONNX Runtime does not know and nobody asked for is no news
         if provider.loads or not (provider.built_in or device == wanted):
             continue

@@ -1,31 +1,15 @@
-"""What hardware is here."""
+"""What the engines can compute on here."""
 
 from __future__ import annotations
 
-import platform
 import shutil
 from dataclasses import replace
 
 from bimedix_edge.hardware.facts import ComputeDevice, Hardware, Machine
-from bimedix_edge.hardware.memory import huge_pages, memory
+from bimedix_edge.hardware.machine import inspect_machine
 from bimedix_edge.hardware.nvidia import count_cards, inspect_driver
-from bimedix_edge.hardware.processor import count_cores, cpu_name, instruction_sets
 
-__all__ = ["inspect_hardware", "inspect_machine"]
-
-
-def inspect_machine() -> Machine:
-    """Return what is known about this machine."""
-    total, available = memory()
-    return Machine(
-        system=f"{platform.system()} {platform.machine()}",
-        cpu=cpu_name(),
-        n_cores=count_cores(),
-        memory_bytes=total,
-        available_bytes=available,
-        features=instruction_sets(),
-        huge_pages=huge_pages(),
-    )
+__all__ = ["inspect_hardware"]
 
 
 def inspect_hardware(*, with_providers: bool = True) -> Hardware:
@@ -39,7 +23,7 @@ def inspect_hardware(*, with_providers: bool = True) -> Hardware:
     """
     # imported here: the machine alone can be asked without the engines
     from bimedix_edge.decoder import llama
-    from bimedix_edge.vision import encoder as vision
+    from bimedix_edge.vision.providers import providers
 
     machine = inspect_machine()
     devices = tuple(_with_memory(device, machine) for device in llama.compute_devices())
@@ -48,7 +32,7 @@ def inspect_hardware(*, with_providers: bool = True) -> Hardware:
         backends=llama.backends(),
         backend_faults=llama.backend_faults(),
         devices=devices,
-        providers=vision.providers() if with_providers else (),
+        providers=providers() if with_providers else (),
         cuda=inspect_driver(),
         n_nvidia_cards=count_cards(),
         cuda_compiler=shutil.which("nvcc") is not None,

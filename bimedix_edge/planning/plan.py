@@ -10,7 +10,8 @@ from bimedix_edge.planning.devices import inspect_hardware
 from bimedix_edge.planning.fit import Plan, VisionFacts, Wishes, plan
 from bimedix_edge.planning.memory import read_facts, vision_need
 from bimedix_edge.settings import Settings
-from bimedix_edge.vision.encoder import VisionEncoder, encoder_device, encoder_kernels
+from bimedix_edge.vision.encoder import VisionEncoder, encoder_kernels
+from bimedix_edge.vision.providers import encoder_device
 
 __all__ = ["plan_decoder", "plan_model", "vision_facts", "wishes"]
 

@@ -1,13 +1,9 @@
-"""The vision encoder and projector through ONNX Runtime: the only file that imports it in the runtime."""
+"""The vision encoder and projector as a session of ONNX Runtime."""
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import ctypes
-import functools
 import hashlib
-import os
 import threading
 from collections.abc import Sequence
 from functools import partial
@@ -17,51 +13,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bimedix_edge.bundle import VisionSpec
-from bimedix_edge.errors import HardwareError, UsageError, VisionError
-from bimedix_edge.hardware.advice import Missing, vision_cuda
-from bimedix_edge.hardware.facts import Provider
-from bimedix_edge.hardware.nvidia import inspect_driver
+from bimedix_edge.errors import HardwareError, VisionError
 from bimedix_edge.imaging.preprocess import Preprocessing, preprocess
 from bimedix_edge.vision.kernels import VisionKernels, choose_vision_kernels
+from bimedix_edge.vision.onnx import LOG_FATAL, first_line, library_version, onnxruntime
+from bimedix_edge.vision.providers import (
+    AUTO,
+    CPU,
+    CPU_ONLY_WEIGHTS,
+    CUDA,
+    PROVIDERS,
+    check_computes,
+    load_failure,
+    missing_of,
+    not_usable,
+    preload,
+    products_overflow,
+    suitable,
+)
 
-# onnxruntime reads this when it is imported; its API call alone does not keep it silent. Patients' data stays here.
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+__all__ = ["Stop", "Stopped", "VisionEncoder", "embedding_key", "encoder_kernels"]
 
-try:
-    import onnxruntime
-except (ImportError, OSError) as error:
-    raise VisionError(f"Expected onnxruntime to load, but it fails ({error}); install it again.") from error
-
-# what fails is told by our exceptions; a provider that does not load would be told on standard error
-onnxruntime.set_default_logger_severity(4)
-
-__all__ = [
-    "AUTO",
-    "Stop",
-    "Stopped",
-    "VisionEncoder",
-    "built_for_cuda",
-    "device_of",
-    "devices_here",
-    "embedding_key",
-    "encoder_device",
-    "encoder_kernels",
-    "library_version",
-    "providers",
-]
-
-AUTO = "auto"
 
 _INPUT = "pixel_values"
 _OUTPUT = "image_embeds"
 # a property of graphs that call what our kernels compute
 _FUNCTIONS = "functions"
-_LOG_FATAL = 4
-_CPU, _CUDA, _COREML = "cpu", "cuda", "coreml"
-# the best first
-_PROVIDERS = {_CUDA: "CUDAExecutionProvider", _COREML: "CoreMLExecutionProvider", _CPU: "CPUExecutionProvider"}
-# the shared part first, which the other one needs
-_LIBRARIES = {_CUDA: ("*onnxruntime_providers_shared.*", "*onnxruntime_providers_cuda.*")}
 _CUDA_OPTIONS = {
     "arena_extend_strategy": "kSameAsRequested",  # the decoder needs what would be kept in reserve
     "cudnn_conv_algo_search": "HEURISTIC",  # there is one convolution, and searching takes seconds
@@ -69,13 +46,6 @@ _CUDA_OPTIONS = {
 }
 # our kernels are chosen for the next session, whichever thread opens it
 _opening = threading.Lock()
-# int8 products exist on the CPU only: a session elsewhere would leave them to the CPU without a word
-_CPU_ONLY_WEIGHTS = "int8"
-# ONNX: c = MatMulInteger(a uint8 (1, 64), b int8 (64, 16))
-_PROBE = (
-    "CAg6XAoYCgFhCgFiEgFjIg1NYXRNdWxJbnRlZ2VyEgFwWhMKAWESDgoMCAISCAoCCAEKAghAWhMKAWISDgoMCAMSCAoCCEAKAggQYhMKAWMSDgoM"
-    "CAYSCAoCCAEKAggQQgQKABAR"
-)
 
 
 class Stopped(Exception):
@@ -87,7 +57,7 @@ class Stop:
 
     def __init__(self) -> None:
         self._options = onnxruntime.RunOptions()
-        self._options.log_severity_level = _LOG_FATAL
+        self._options.log_severity_level = LOG_FATAL
         self.stopped = False
 
     def stop(self) -> None:
@@ -128,7 +98,7 @@ class VisionEncoder:
         spec: VisionSpec,
         preprocessing: Preprocessing,
         n_threads: int,
-        device: str = _CPU,
+        device: str = CPU,
         kernels: str = AUTO,
     ) -> None:
         self.spec = spec
@@ -143,47 +113,47 @@ class VisionEncoder:
             self.kernels = VisionKernels(None, "the graph has no use for them; convert the checkpoint again")
         self._check_interface(session)
         # on a device, input and output keep their places in its memory
-        self._run = _Placed(session, _CUDA).run if self.device == _CUDA else partial(_run_session, session)
+        self._run = _Placed(session, CUDA).run if self.device == CUDA else partial(_run_session, session)
         self.identity = f"{sha256}|{self.device}|onnxruntime {library_version()}|{self.kernels.identity}"
 
     def _auto(self) -> tuple[str, onnxruntime.InferenceSession]:
         """Open a session on the best device; a device that is here and fails is a fault that is kept."""
-        for device in _suitable(self.spec):
+        for device in suitable(self.spec):
             try:
                 return device, self._open(device)
             except HardwareError as error:
                 self.fault = str(error)
-        return _CPU, self._open(_CPU)
+        return CPU, self._open(CPU)
 
     def _open(self, device: str) -> onnxruntime.InferenceSession:
-        _check_computes(device, self.spec)
-        if device == _CPU:
-            return self._session_on(_CPU)
-        if (missing := _missing(device, failure=None)) is None:
+        check_computes(device, self.spec)
+        if device == CPU:
+            return self._session_on(CPU)
+        if (missing := missing_of(device, failure=None)) is None:
             session = self._session_on(device)
             # a provider that fails to load is left out with a log line: what was asked for must really be there
-            if _PROVIDERS[device] in session.get_providers():
+            if PROVIDERS[device] in session.get_providers():
                 return session
-            missing = _missing(device, failure=_load_failure(device))
+            missing = missing_of(device, failure=load_failure(device))
         assert missing is not None, "a provider that fails has a reason"
-        raise _not_usable(device, missing.cause, missing.remedy)
+        raise not_usable(device, missing.cause, missing.remedy)
 
     def _session_on(self, device: str) -> onnxruntime.InferenceSession:
-        if device == _CUDA:
-            _preload()
+        if device == CUDA:
+            preload()
             with contextlib.suppress(Exception):  # the graph cannot be captured; if that is not why, the next one fails
-                return self._session(_CUDA, _CUDA_OPTIONS | {"enable_cuda_graph": "1"})
+                return self._session(CUDA, _CUDA_OPTIONS | {"enable_cuda_graph": "1"})
         try:
-            return self._session(device, _CUDA_OPTIONS if device == _CUDA else {})
+            return self._session(device, _CUDA_OPTIONS if device == CUDA else {})
         except Exception as error:  # onnxruntime raises many unrelated classes, RuntimeError among them
             raise VisionError(
-                f"Expected an ONNX vision encoder, but ONNX Runtime refuses {self._path.name} ({_first_line(error)}); "
+                f"Expected an ONNX vision encoder, but ONNX Runtime refuses {self._path.name} ({first_line(error)}); "
                 "convert the checkpoint again."
             ) from error
 
     def _session(self, device: str, options: dict[str, str]) -> onnxruntime.InferenceSession:
-        cpu = [] if device == _CPU else [_PROVIDERS[_CPU]]
-        providers = [(_PROVIDERS[device], options), *cpu]
+        cpu = [] if device == CPU else [PROVIDERS[CPU]]
+        providers = [(PROVIDERS[device], options), *cpu]
         # without its fall-back to the CPU, which it would print
         return onnxruntime.InferenceSession(str(self._path), self._options, providers=providers, enable_fallback=0)
 
@@ -226,7 +196,7 @@ class VisionEncoder:
             if stop.stopped:
                 raise Stopped from error
             raise VisionError(
-                f"Expected ONNX Runtime to encode the image, but it failed ({_first_line(error)}); "
+                f"Expected ONNX Runtime to encode the image, but it failed ({first_line(error)}); "
                 "try again, and report this if it happens again."
             ) from error
         if not np.isfinite(embeds).all():
@@ -280,13 +250,13 @@ def _session_options(weights: str, n_threads: int) -> onnxruntime.SessionOptions
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = n_threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = _LOG_FATAL  # failures reach the user as our exceptions, not as log lines
+    options.log_severity_level = LOG_FATAL  # failures reach the user as our exceptions, not as log lines
     # threads that wait busily for the next operation save 6 %, but must not burn the cores that the decoder computes on
     options.add_session_config_entry("session.intra_op.allow_spinning", "1")
     options.add_session_config_entry("session.force_spinning_stop", "1")
     # 8-bit weights stand for themselves: activations in 8 bits, ONNX Runtime's default for them, would be coarse
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
-    if weights == "int8" and _products_overflow():
+    if weights == "int8" and products_overflow():
         options.add_session_config_entry("session.x64quantprecision", "1")
     return options
 
@@ -298,7 +268,7 @@ def encoder_kernels(choice: str, spec: VisionSpec) -> VisionKernels:
         choice: see `VisionEncoder`.
         spec: of the encoder.
     """
-    if spec.weights != _CPU_ONLY_WEIGHTS:
+    if spec.weights != CPU_ONLY_WEIGHTS:
         return VisionKernels(None, f"the weights are {spec.weights}")
     return choose_vision_kernels(choice)
 
@@ -309,134 +279,8 @@ def _register_kernels(options: onnxruntime.SessionOptions, choice: str, spec: Vi
         try:
             options.register_custom_ops_library(str(kernels.library))
         except Exception as error:  # as above
-            return VisionKernels(None, f"ONNX Runtime refuses them ({_first_line(error)})")
+            return VisionKernels(None, f"ONNX Runtime refuses them ({first_line(error)})")
     return kernels
-
-
-def devices_here() -> list[str]:
-    """Return the devices besides the CPU that are here and known to ONNX Runtime, the best first."""
-    return [device for device in (_CUDA, _COREML) if _missing(device, failure=None) is None]
-
-
-def encoder_device(wanted: str, spec: VisionSpec) -> str:
-    """Return where an encoder will compute, before it is opened: a device that `auto` finds may still fail to load.
-
-    Args:
-        wanted: see `VisionEncoder`.
-        spec: of the encoder.
-
-    Raises:
-        HardwareError, UsageError: the device that was asked for cannot be used, as for `VisionEncoder`.
-    """
-    if wanted == AUTO:
-        return next(iter(_suitable(spec)), _CPU)
-    _check_computes(wanted, spec)
-    if wanted != _CPU and not (provider := _try_provider(wanted)).loads:
-        raise _not_usable(wanted, provider.reason, provider.remedy)
-    return wanted
-
-
-def _check_computes(device: str, spec: VisionSpec) -> None:
-    if device not in _PROVIDERS:
-        raise UsageError(
-            f"Expected a device among {', '.join(sorted(_PROVIDERS))}, but it is {device[:40]!r}; name one."
-        )
-    if device != _CPU and spec.weights == _CPU_ONLY_WEIGHTS:
-        raise UsageError(
-            f"Expected float16 or float32 vision weights for {device}, but this model's are {spec.weights}, "
-            "which only the CPU computes; convert it again with --vision float16, or choose --vision-device cpu."
-        )
-
-
-def _not_usable(device: str, cause: str, remedy: str | None) -> HardwareError:
-    advice = f"{remedy}, or choose" if remedy else "choose"
-    return HardwareError(f"Expected the image encoder to run on {device}, but {cause}; {advice} --vision-device cpu.")
-
-
-def _suitable(spec: VisionSpec) -> list[str]:
-    return devices_here() if spec.weights != _CPU_ONLY_WEIGHTS else []
-
-
-def device_of(provider: str) -> str:
-    """Return our name of a device, such as `cuda`, by ONNX Runtime's name of its provider."""
-    return next(device for device, name in _PROVIDERS.items() if name == provider)
-
-
-def built_for_cuda() -> str:
-    """Return the CUDA that ONNX Runtime was built for, such as `13.0`; empty where for none."""
-    return str(getattr(onnxruntime, "cuda_version", ""))
-
-
-def providers() -> tuple[Provider, ...]:
-    """Return the providers that this program knows, the best first, each tried if nothing is known against it."""
-    return tuple(_try_provider(device) for device in _PROVIDERS)
-
-
-def _try_provider(device: str) -> Provider:
-    name = _PROVIDERS[device]
-    built_in = name in onnxruntime.get_available_providers()
-    if (missing := _missing(device, failure=None)) is None:
-        if device == _CUDA:
-            _preload()
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = _LOG_FATAL
-        probe = onnxruntime.InferenceSession(base64.b64decode(_PROBE), options, providers=[name], enable_fallback=0)
-        if name in probe.get_providers():
-            return Provider(name, built_in=built_in, loads=True, reason="")
-        missing = _missing(device, failure=_load_failure(device))
-    assert missing is not None, "a provider that fails has a reason"
-    return Provider(name, built_in=built_in, loads=False, reason=missing.cause, remedy=missing.remedy)
-
-
-def _missing(device: str, *, failure: str | None) -> Missing | None:
-    """Return why a device cannot be used; None where nothing is known against it.
-
-    Args:
-        device: a key of `_PROVIDERS`.
-        failure: what its provider said when it did not load.
-    """
-    built_in = _PROVIDERS[device] in onnxruntime.get_available_providers()
-    if device == _CUDA:
-        # ONNX Runtime lists CUDA on machines without a device, too
-        return vision_cuda(
-            inspect_driver(), built_for=built_for_cuda() if built_in else "", version=library_version(), failure=failure
-        )
-    if not built_in:
-        return Missing("this ONNX Runtime was built without it", None)
-    return None if failure is None else Missing(f"its provider does not load ({failure})", None)
-
-
-def _preload() -> None:
-    """Load CUDA and cuDNN from where pip has put them, before ONNX Runtime looks for them."""
-    # what it prints is told by the session's failure
-    with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
-        getattr(onnxruntime, "preload_dlls", lambda: None)()
-
-
-def _load_failure(device: str) -> str:
-    """Return what the system says when the library of a provider is loaded: ONNX Runtime only logs it."""
-    folder = Path(onnxruntime.__file__).parent / "capi"
-    libraries = [path for pattern in _LIBRARIES.get(device, ()) for path in sorted(folder.glob(pattern))]
-    for path in libraries:
-        try:
-            ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL)
-        except OSError as error:
-            return str(error)
-    return "it gives no reason"
-
-
-@functools.cache
-def _products_overflow() -> bool:
-    """Tell whether ONNX Runtime's int8 products overflow here, as they do on x86-64 without VNNI.
-
-    Its other way is exact everywhere, but takes 1.7 times as long where this one is exact, too.
-    """
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = _LOG_FATAL
-    probe = onnxruntime.InferenceSession(base64.b64decode(_PROBE), options, providers=["CPUExecutionProvider"])
-    left, right = np.full((1, 64), 255, np.uint8), np.full((64, 16), 127, np.int8)
-    (product,) = probe.run(None, {"a": left, "b": right})
-    return bool((product != 64 * 255 * 127).any())
 
 
 def embedding_key(pixels: NDArray[np.uint8], preprocessing: Preprocessing, encoder: str) -> str:
@@ -449,12 +293,3 @@ def embedding_key(pixels: NDArray[np.uint8], preprocessing: Preprocessing, encod
     digest.update(f"{pixels.shape}|{pixels.dtype.str}|{preprocessing.sha256}|{encoder}|".encode())
     digest.update(np.ascontiguousarray(pixels).data)
     return digest.hexdigest()
-
-
-def library_version() -> str:
-    """Return the installed version of ONNX Runtime."""
-    return str(onnxruntime.__version__)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n", 1)[0][:200]

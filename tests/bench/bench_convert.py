@@ -1,6 +1,7 @@
 """Our conversion against llama.cpp's converter and quantizer, on one 8B-shaped checkpoint, in one run.
 
-    python -m bimedix_edge.converters.synthetic.checkpoint --shape 8b --shards 4 --vocabulary ggml-vocab-llama-bpe.gguf CHECKPOINT
+    python -m bimedix_edge.converters.synthetic.checkpoint --shape 8b --shards 4 \\
+        --vocabulary ggml-vocab-llama-bpe.gguf CHECKPOINT
     python tests/bench/bench_convert.py CHECKPOINT WORK --llama-cpp DIR
 
 DIR is `vendor/llama.cpp` of the source distribution of llama-cpp-python 0.3.36; its converter needs torch, transformers

@@ -45,7 +45,8 @@ from bimedix_edge.converters.synthetic.config import SHAPES, Shape
 from bimedix_edge.converters.synthetic.decoder import write_random_decoder
 from bimedix_edge.decoder.decoder import Decoder
 from bimedix_edge.imaging.preprocess import preprocess
-from bimedix_edge.vision.encoder import AUTO, VisionEncoder
+from bimedix_edge.vision.encoder import VisionEncoder
+from bimedix_edge.vision.providers import AUTO
 
 # the published tower and projector above a decoder that is as small as its width allows
 VIT_L = {key: value for key, value in vars(SHAPES["8b"]).items() if key.startswith(("vision_", "image_", "patch_"))}

@@ -26,7 +26,7 @@ from bimedix_edge.cli.commands.bench import bench
 from bimedix_edge.decoder.kernels import Kernels
 from bimedix_edge.decoder.placement import Placement
 from bimedix_edge.errors import HardwareError
-from bimedix_edge.planning.devices import inspect_machine
+from bimedix_edge.hardware.machine import inspect_machine
 
 COMMAND = [sys.executable, "-m", "bimedix_edge.cli.main", "bench"]
 NAMES = [

@@ -20,7 +20,7 @@ from bimedix_edge.converters.convert import convert
 from bimedix_edge.converters.source.checkpoint import Checkpoint
 from bimedix_edge.converters.vision.weights import _rounded, _scales
 from bimedix_edge.errors import CheckpointError
-from bimedix_edge.vision import encoder as vision
+from bimedix_edge.vision import providers
 
 SHAPE = Shape(vision_embd=128, vision_ff=256, n_layer=1)
 
@@ -136,16 +136,16 @@ def test_auto_ends_at_float32(wide: Path, tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_the_slower_way_gives_the_same_tokens(wide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fast = convert(wide, tmp_path / "fast", vision="int8", name="same")
-    monkeypatch.setattr(vision, "_products_overflow", lambda: True)
+    monkeypatch.setattr("bimedix_edge.vision.encoder.products_overflow", lambda: True)
     slow = convert(wide, tmp_path / "slow", vision="int8", name="same")
     assert slow == fast
 
 
 def test_the_probe_is_what_it_says() -> None:
-    model = onnx.load_from_string(base64.b64decode(vision._PROBE))
+    model = onnx.load_from_string(base64.b64decode(providers._PROBE))
     onnx.checker.check_model(model, full_check=True)
     assert [node.op_type for node in model.graph.node] == ["MatMulInteger"]
-    assert vision._products_overflow() in (True, False)
+    assert providers.products_overflow() in (True, False)
 
 
 def test_rounding() -> None:

@@ -19,7 +19,8 @@ needs_cuda_build = pytest.mark.skipif(not BUILT_FOR, reason="this build of ONNX 
 
 
 def asked(environ: dict[str, str]) -> object:
-    code = "import json, dataclasses, bimedix_edge.hardware.nvidia as c; print(json.dumps(dataclasses.asdict(c.inspect_driver())))"
+    code = "import json, dataclasses, bimedix_edge.hardware.nvidia as n\n"
+    code += "print(json.dumps(dataclasses.asdict(n.inspect_driver())))"
     return json.loads(subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, check=True).stdout)
 
 

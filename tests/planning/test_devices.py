@@ -16,9 +16,10 @@ from bimedix_edge.errors import DecoderError
 from bimedix_edge.hardware.advice import Missing, decoder_gpu, missing_gpu_library, vision_cuda
 from bimedix_edge.hardware.control_groups import groups
 from bimedix_edge.hardware.facts import Backend, ComputeDevice, CudaDriver, Hardware, HugePages, Machine, NvidiaGpu
+from bimedix_edge.hardware.machine import inspect_machine
 from bimedix_edge.hardware.memory import huge_pages, memory
 from bimedix_edge.hardware.processor import count_cores, cpu_name, instruction_sets
-from bimedix_edge.planning.devices import inspect_hardware, inspect_machine
+from bimedix_edge.planning.devices import inspect_hardware
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="about Linux")
 GIB = 1 << 30

@@ -1,6 +1,6 @@
 """The memory that a process really takes at its fullest moment, beside the estimate; run in a process of its own.
 
-    python tests/support/measured_peak.py BUNDLE IMAGE CTX_SIZE KV_TYPE KERNELS      a bundle, its image encoder, a full context
+    python tests/support/measured_peak.py BUNDLE IMAGE CTX_SIZE KV_TYPE KERNELS      a bundle, a full context
     python tests/support/measured_peak.py GGUF - CTX_SIZE KV_TYPE KERNELS SHAPE      a decoder of random weights alone
 
 What is measured is VmHWM: the largest number of resident pages, of the files that are mapped, too. It prints one JSON

@@ -1,7 +1,7 @@
 """The demo model partly on stand-ins for graphics cards (native/stand_in.cpp); run in a process of its own.
 
     python tests/support/offload_runs.py LIBRARY BUNDLE N_PROMPTS    answers with every number of layers, as JSON
-    python tests/support/offload_runs.py LIBRARY BUNDLE fail         a device that fails in the middle of an answer, as JSON
+    python tests/support/offload_runs.py LIBRARY BUNDLE fail         a device that fails during an answer, as JSON
 
 ggml keeps what is registered for the life of the process, so that this must not happen in the tests' own.
 """

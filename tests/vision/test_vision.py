@@ -14,13 +14,15 @@ import pytest
 
 from bimedix_edge.bundle import open_bundle
 from bimedix_edge.converters.convert import convert
-from bimedix_edge.errors import HardwareError, UsageError
+from bimedix_edge.errors import HardwareError, UsageError, VisionError
 from bimedix_edge.hardware.facts import CudaDriver, NvidiaGpu
 from bimedix_edge.imaging.picture import load_picture
 from bimedix_edge.store import demo_checkpoint
 from bimedix_edge.vision import encoder as vision
 from bimedix_edge.vision.encoder import Stop, Stopped, VisionEncoder
 from bimedix_edge.vision.kernels import VisionKernels, choose_vision_kernels
+from bimedix_edge.vision.onnx import onnxruntime
+from bimedix_edge.vision.providers import devices_here
 
 COMMAND = [sys.executable, "-m", "bimedix_edge.cli.main"]
 NAMES = ("normal", "effusion_left", "nodule_right_upper")
@@ -102,7 +104,7 @@ def test_the_way_over_fixed_places_gives_the_same(bundles: dict[str, Path], samp
     images = [load_picture(samples / f"{name}.png").pixels for name in NAMES]
     expected = encoder.encode(images)
     # the CPU's memory in place of a device's
-    session = vision.onnxruntime.InferenceSession(
+    session = onnxruntime.InferenceSession(
         str(bundles["F16"] / "vision.onnx"), encoder._options, providers=["CPUExecutionProvider"]
     )
     encoder._run = vision._Placed(session, "cpu").run
@@ -111,7 +113,7 @@ def test_the_way_over_fixed_places_gives_the_same(bundles: dict[str, Path], samp
     assert [a.tobytes() for a in found] == [b.tobytes() for b in expected]
     stop = Stop()
     stop._options.terminate = True
-    with pytest.raises(vision.VisionError):
+    with pytest.raises(VisionError):
         encoder.encode(images[:1], stop)
 
 
@@ -132,7 +134,7 @@ def test_a_stopped_encoding_ends(bundles: dict[str, Path]) -> None:
         encoder.encode([np.zeros((8, 8, 3), np.uint8)], stop)
     # also one that ONNX Runtime has begun
     stop.stopped = False
-    with pytest.raises(vision.VisionError):
+    with pytest.raises(VisionError):
         encoder.encode([np.zeros((8, 8, 3), np.uint8)], stop)
     assert encoder.encode([np.zeros((8, 8, 3), np.uint8)])[0].shape == (encoder.spec.n_tokens, encoder.spec.n_embd)
 
@@ -149,7 +151,7 @@ def test_auto_is_the_cpu_for_int8(int8: Path) -> None:
 
 @pytest.mark.parametrize("device", ["cuda", "coreml"])
 def test_a_device_that_is_not_here_is_an_error_and_no_fall_back(device: str, bundles: dict[str, Path]) -> None:
-    if device in vision.devices_here():
+    if device in devices_here():
         pytest.skip(f"{device} is here")
     with pytest.raises(HardwareError, match=f"the image encoder to run on {device}, but"):
         opened(bundles["F16"], device)
@@ -167,9 +169,9 @@ def test_a_device_that_is_not_here_is_an_error_and_no_fall_back(device: str, bun
 def test_a_device_that_does_not_load_is_an_error_and_for_auto_a_fault_that_is_told(
     bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    if "CUDAExecutionProvider" not in vision.onnxruntime.get_available_providers():
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         pytest.skip("this build of ONNX Runtime does not know CUDA")
-    if vision.devices_here():
+    if devices_here():
         pytest.skip("a device is here")
     # the driver says that there is one, and what ONNX Runtime needs for it is missing
     gpu = NvidiaGpu("a GPU", (8, 9), 8 << 30, 7 << 30)
@@ -199,7 +201,7 @@ def test_telemetry_is_off_before_onnxruntime_is_imported() -> None:
         "    if name == 'onnxruntime' and name not in sys.modules: print(os.environ.get('ORT_DISABLE_TELEMETRY'))\n"
         "    return real(name, *rest)\n"
         "builtins.__import__ = noted\n"
-        "import bimedix_edge.vision.encoder"
+        "import bimedix_edge.vision.onnx"
     )
     result: Any = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.splitlines()[0] == "1"

@@ -32,12 +32,13 @@ from bimedix_edge.decoder.gguf_header import read_header
 from bimedix_edge.decoder.kernels import OFF
 from bimedix_edge.decoder.placement import Placement
 from bimedix_edge.errors import HardwareError, UsageError
-from bimedix_edge.planning.devices import inspect_machine
+from bimedix_edge.hardware.machine import inspect_machine
 from bimedix_edge.planning.fit import Plan, VisionFacts
 from bimedix_edge.planning.plan import plan_decoder, vision_facts, wishes
 from bimedix_edge.settings import Settings, load_settings
 from bimedix_edge.staging import disk_errors, exclusive, write_file
-from bimedix_edge.vision.encoder import encoder_device, encoder_kernels
+from bimedix_edge.vision.encoder import encoder_kernels
+from bimedix_edge.vision.providers import encoder_device
 
 __all__ = ["bench"]
 

@@ -11,7 +11,9 @@ from collections.abc import Mapping
 
 import msgspec
 
-__all__ = ["ApiError", "defect", "invalid"]
+from bimedix_edge.server.link.messages import Failed
+
+__all__ = ["ApiError", "defect", "failure", "invalid"]
 
 _TYPES = {
     400: "invalid_request_error",
@@ -22,6 +24,16 @@ _TYPES = {
     500: "server_error",
     503: "unavailable_error",
 }
+_STATUS = {"prompt": 400, "image": 400, "schema": 400, "queue_full": 429, "lost": 503, "engine": 500}
+_CODES = {
+    "prompt": "invalid_prompt",
+    "image": "invalid_image",
+    "schema": "unsupported_schema",
+    "queue_full": "queue_full",
+    "lost": "lost",
+    "engine": "engine_failed",
+}
+_PARAMS = {"prompt": "messages", "image": "messages", "schema": "response_format"}
 
 
 class ApiError(Exception):
@@ -71,6 +83,20 @@ class ApiError(Exception):
 def invalid(message: str, param: str | None = None, *, code: str = "invalid_value") -> ApiError:
     """Return the error for a request that says what it must not."""
     return ApiError(400, code, message, param=param)
+
+
+def failure(failed: Failed) -> ApiError:
+    """Return the error that tells a client of a failure; what was written before is not part of it."""
+    numbers = {"n_prompt_tokens": failed.n_prompt_tokens, "n_ctx": failed.n_ctx, "place": failed.place}
+    code = "context_length_exceeded" if failed.n_prompt_tokens is not None else _CODES[failed.kind]
+    return ApiError(
+        _STATUS[failed.kind],
+        code,
+        failed.message,
+        param=_PARAMS.get(failed.kind),
+        retry_after_s=failed.retry_after_s or (2.0 if failed.kind in ("queue_full", "lost") else None),
+        extra={name: number for name, number in numbers.items() if number is not None},
+    )
 
 
 def defect() -> ApiError:

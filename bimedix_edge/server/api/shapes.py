@@ -13,7 +13,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from bimedix_edge.events import Chance, Done, Encode, Prefill, Token
-from bimedix_edge.server.api.errors import ApiError
+from bimedix_edge.server.api.errors import ApiError, failure
 from bimedix_edge.server.api.responses import (
     ChatChoice,
     ChatChunk,
@@ -34,8 +34,7 @@ from bimedix_edge.server.api.responses import (
     TopLogprob,
     Usage,
 )
-from bimedix_edge.server.front.streams import Numbered, failure
-from bimedix_edge.server.link.messages import Failed, GenerateRequest, ModelFacts, Queued, ServerEvent
+from bimedix_edge.server.link.messages import Failed, GenerateRequest, ModelFacts, Numbered, Queued, ServerEvent
 
 __all__ = ["ChatShape", "CompletionShape"]
 

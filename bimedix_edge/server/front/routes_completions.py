@@ -10,13 +10,14 @@ from starlette.requests import Request
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from bimedix_edge.server.api.errors import failure
 from bimedix_edge.server.api.fields import SamplingFields
 from bimedix_edge.server.api.requests import ChatRequest, CompletionRequest
 from bimedix_edge.server.api.shapes import ChatShape, CompletionShape
 from bimedix_edge.server.api.translate import chat_requests, completion_requests
 from bimedix_edge.server.front.service import Service, answer, read, route
-from bimedix_edge.server.front.streams import Events, EventStream, Numbered, failure, unless_gone, writing
-from bimedix_edge.server.link.messages import Failed, GenerateRequest, Queued
+from bimedix_edge.server.front.streams import Events, EventStream, unless_gone, writing
+from bimedix_edge.server.link.messages import Failed, GenerateRequest, Numbered, Queued
 
 __all__ = ["completion_routes"]
 

@@ -13,38 +13,13 @@ from starlette.types import Receive, Scope, Send
 from bimedix_edge.events import Done
 from bimedix_edge.server.api.errors import ApiError, defect
 from bimedix_edge.server.front.supervisor import ModelProcess
-from bimedix_edge.server.link.messages import Failed, GenerateRequest, ServerEvent
+from bimedix_edge.server.link.messages import Failed, GenerateRequest, Numbered
 
-__all__ = ["EventStream", "Events", "Numbered", "failure", "unless_gone", "writing"]
+__all__ = ["EventStream", "Events", "unless_gone", "writing"]
 
-Numbered = tuple[int, ServerEvent]
 Result = TypeVar("Result")
 
 _HEARTBEAT_S = 10.0
-_STATUS = {"prompt": 400, "image": 400, "schema": 400, "queue_full": 429, "lost": 503, "engine": 500}
-_CODES = {
-    "prompt": "invalid_prompt",
-    "image": "invalid_image",
-    "schema": "unsupported_schema",
-    "queue_full": "queue_full",
-    "lost": "lost",
-    "engine": "engine_failed",
-}
-_PARAMS = {"prompt": "messages", "image": "messages", "schema": "response_format"}
-
-
-def failure(failed: Failed) -> ApiError:
-    """Return the error that tells a client of a failure; what was written before is not part of it."""
-    numbers = {"n_prompt_tokens": failed.n_prompt_tokens, "n_ctx": failed.n_ctx, "place": failed.place}
-    code = "context_length_exceeded" if failed.n_prompt_tokens is not None else _CODES[failed.kind]
-    return ApiError(
-        _STATUS[failed.kind],
-        code,
-        failed.message,
-        param=_PARAMS.get(failed.kind),
-        retry_after_s=failed.retry_after_s or (2.0 if failed.kind in ("queue_full", "lost") else None),
-        extra={name: number for name, number in numbers.items() if number is not None},
-    )
 
 
 class Events:

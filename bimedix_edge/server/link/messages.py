@@ -20,6 +20,7 @@ __all__ = [
     "Look",
     "Message",
     "ModelFacts",
+    "Numbered",
     "Queued",
     "ServerEvent",
     "State",
@@ -124,6 +125,8 @@ class Failed:
 
 
 ServerEvent = Queued | Encode | Prefill | Token | Done | Failed
+# an event with the number of its answer, where a request asks for several
+Numbered = tuple[int, ServerEvent]
 
 
 @dataclass(frozen=True)
