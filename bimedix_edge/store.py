@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.metadata
-import importlib.resources
+import importlib.util
 import re
 import shutil
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from bimedix_edge.bundle import FORMAT, Manifest, hash_file, read_manifest
 from bimedix_edge.errors import BimedixEdgeError, BundleError, UsageError
 from bimedix_edge.staging import remove_directory
 
-__all__ = ["DEMO", "DEMO_TYPE", "Store", "StoredBundle", "demo_checkpoint"]
+__all__ = ["DEMO", "DEMO_TYPE", "Store", "StoredBundle", "demo_checkpoint", "packaged"]
 
 DEMO = "demo"
 DEMO_TYPE = "Q8_0"
@@ -147,13 +147,24 @@ class Store:
         return self._cache / DEMO / f"{version}-{FORMAT}-{digest.hexdigest()[:12]}-{DEMO_TYPE.lower()}"
 
 
+def packaged(package: str, folder: str) -> Path:
+    """Return a directory of data beside a package's modules; it need not exist.
+
+    `importlib.resources` would do, but in an editable install it joins the source tree with an older copy of the files.
+    """
+    spec = importlib.util.find_spec(package)
+    assert spec is not None, "the package is part of this installation"
+    assert spec.origin is not None, "it has an __init__"
+    return Path(spec.origin).parent / folder
+
+
 def demo_checkpoint() -> Path:
     """Return the directory of the embedded demo checkpoint.
 
     Raises:
         BundleError: it is not part of this installation.
     """
-    path = Path(str(importlib.resources.files("bimedix_edge.models.demo").joinpath("checkpoint")))
+    path = packaged("bimedix_edge.models.demo", "checkpoint")
     if not (path / "config.json").is_file():
         raise BundleError(f"Expected the demo checkpoint in {path}, but it is not there; install the package again.")
     return path

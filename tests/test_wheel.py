@@ -39,7 +39,7 @@ def test_every_module_and_the_demo_checkpoint_are_inside(names: set[str]) -> Non
         if path.is_file():
             assert f"bimedix_edge/models/demo/checkpoint/{path.relative_to(checkpoint).as_posix()}" in names
     assert "bimedix_edge/py.typed" in names
-    assert {f"bimedix_edge/report_schemas/{name}.json" for name in ("report", "summary", "vqa")} <= names
+    assert {f"bimedix_edge/schema/reports/{name}.json" for name in ("report", "summary", "vqa")} <= names
 
 
 def test_nothing_that_only_developers_need_is_inside(names: set[str]) -> None:

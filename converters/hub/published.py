@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.resources
 import re
 from dataclasses import dataclass, replace
 from functools import cache
@@ -11,6 +10,7 @@ from pathlib import Path
 from bimedix_edge.converters.decoder.quantize import FileType, file_type_named
 from bimedix_edge.converters.source.card import Card, read_card
 from bimedix_edge.errors import UsageError
+from bimedix_edge.store import packaged
 
 __all__ = ["Reference", "find_published", "published_cards"]
 
@@ -35,7 +35,7 @@ def published_cards() -> dict[str, Card]:
     Raises:
         CheckpointError: a card is damaged; install the package again.
     """
-    folder = Path(str(importlib.resources.files("bimedix_edge.models").joinpath("cards")))
+    folder = packaged("bimedix_edge.models", "cards")
     cards = [read_card(path) for path in sorted(folder.glob("*.toml"))]
     return {card.name: card for card in cards}
 
