@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 from functools import cache
-from pathlib import Path
 
 from bimedix_edge.converters.decoder.quantize import FileType, file_type_named
 from bimedix_edge.converters.source.card import Card, read_card

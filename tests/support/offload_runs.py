@@ -26,6 +26,8 @@ from bimedix_edge.prompt import render
 from bimedix_edge.runtime import Runtime
 from bimedix_edge.sampling import Sampling
 from bimedix_edge.settings import Settings
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from golden.prompts import Prompt, prompts
 
 _GREEDY = Sampling(temperature=0.0)
