@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -12,9 +12,10 @@ from types import TracebackType
 from bimedix_edge.bundle import Bundle, Manifest, open_bundle
 from bimedix_edge.chat import Chat
 from bimedix_edge.decoder.decoder import Decoder
+from bimedix_edge.decoder.llama import library_version
 from bimedix_edge.engine.engine import Engine
 from bimedix_edge.engine.image_cache import ImageCache
-from bimedix_edge.errors import BundleError
+from bimedix_edge.errors import BundleError, UsageError
 from bimedix_edge.hardware.machine import inspect_machine
 from bimedix_edge.planning.plan import plan_model
 from bimedix_edge.sampling import Sampling
@@ -142,6 +143,46 @@ class Runtime:
             repeat_penalty=settings.repeat_penalty,
             seed=secrets.randbits(32) if settings.seed is None else settings.seed,
         )
+
+    @property
+    def n_ctx(self) -> int:
+        """Return how many cells the KV cache has, shared by all conversations."""
+        return self.engine.decoder.n_ctx
+
+    @property
+    def n_cells_used(self) -> int:
+        """Return how many cells of the KV cache hold a position now."""
+        return self.engine.sessions.n_cells
+
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """Return what answers depend on besides the prompt and the options: files, engines, kernels, preprocessing."""
+        hashes = sorted(entry.sha256 for entry in self.manifest.files.values())
+        engines = (library_version(), self.kernels.name or "none", self.engine.vision.identity)
+        return (*hashes, *engines, self.manifest.preprocessing.sha256)
+
+    @property
+    def vision_fault(self) -> str | None:
+        """Return why the image encoder computes on the CPU though there is a GPU for it; None without such a fault."""
+        return self.engine.vision.fault
+
+    def tokenize(self, text: str) -> list[int]:
+        """Return the tokens of plain text; special tokens in it are not recognised."""
+        return self.engine.decoder.tokenize(text)
+
+    def detokenize(self, tokens: Iterable[int]) -> str:
+        """Return the text of tokens; special tokens have none, and bytes that are not UTF-8 become U+FFFD.
+
+        Raises:
+            UsageError: One of them is not a token of the vocabulary.
+        """
+        tokens, n_vocab = list(tokens), self.manifest.decoder.n_vocab
+        for token in tokens:
+            if type(token) is not int or not 0 <= token < n_vocab:
+                raise UsageError(
+                    f"{str(token)[:40]} is not a token of this model. Send integers from 0 to {n_vocab - 1}."
+                )
+        return b"".join(map(self.engine.decoder.piece, tokens)).decode("utf-8", "replace")
 
     def leave_gpu(self, chat: Chat) -> None:
         """Load the decoder anew for the CPU alone, after a device has failed, and let a conversation go on there.
