@@ -1,4 +1,4 @@
-"""A process of ours: it finds our modules and nothing else, its frames stay clean, and Ctrl-C is its parent's to handle."""
+"""A process of ours: it finds our modules, its frames stay clean, and Ctrl-C is its parent's to handle."""
 
 from __future__ import annotations
 
@@ -65,11 +65,14 @@ def test_what_a_child_prints_is_in_no_frame() -> None:
 
 
 def test_a_child_has_our_places_and_no_handle_of_ours() -> None:
-    with open(__file__, "rb") as held:
-        process = child.start(f"{ENTRY}:describe")
-        assert process.stdout is not None
-        described = json.loads(read_frame(process.stdout) or b"")
-        assert not held.closed
+    held = [os.open(__file__, os.O_RDONLY) for _ in range(9)]
+    for descriptor in held:
+        os.set_inheritable(descriptor, True)
+    process = child.start(f"{ENTRY}:describe")
+    assert process.stdout is not None
+    described = json.loads(read_frame(process.stdout) or b"")
+    for descriptor in held:
+        os.close(descriptor)
     assert process.wait(30) == 0
     child.kill(process)
     assert described["path"] == [place for place in sys.path if place]
