@@ -1,172 +1,214 @@
-"""Decoding in a process of its own: a codec that crashes, hangs or asks for too much memory costs an error, no more.
+"""Decoding in a process of its own: a codec that crashes, hangs or exhausts the memory costs an error, no more.
 
-Starting one takes a third of a second, so it is kept for the pictures that follow, and ends by itself when none come.
+Starting the process takes a third of a second, so it stays for the pictures that follow, and ends by itself when none
+come.
 """
 
 from __future__ import annotations
 
 import atexit
-import contextlib
-import json
-import subprocess
-import sys
+import os
 import threading
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
-import numpy as np
-
+from bimedix_edge import child
 from bimedix_edge.errors import BimedixEdgeError, ImageError, UsageError
-from bimedix_edge.imaging.decoded import Decoded
+from bimedix_edge.imaging.decoded import MAX_PIXELS, Decoded
+from bimedix_edge.imaging.window import Window
+from bimedix_edge.imaging.worker import (
+    DecodedReply,
+    DecodeRequest,
+    OverLimit,
+    Refused,
+    Reply,
+    SeriesReply,
+    SeriesRequest,
+    pack_message,
+    unpack_reply,
+)
 
-__all__ = ["close_worker", "decode_isolated", "describe_isolated"]
+__all__ = ["IsolatedDecoder", "close_worker", "decode_isolated", "describe_isolated", "worker_pid"]
 
 _SECONDS = 8.0
 _SECONDS_PER_BYTE = 1e-6
-_LONGEST_LINE = 64 << 20
-_START = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from bimedix_edge.imaging.worker import main; main()"
+_SECONDS_PER_PATH = 0.05
+_MAX_MESSAGE_BYTES = 64 << 20
+_Wanted = TypeVar("_Wanted", DecodedReply, SeriesReply)
 _KINDS: dict[str, type[BimedixEdgeError]] = {"ImageError": ImageError, "UsageError": UsageError}
 
 
-class _Died(Exception):
-    """The worker ended without an answer; the argument says how."""
+class _WorkerError(Exception):
+    """The worker gave no usable reply; the argument says why, as the predicate of a sentence about the picture."""
 
 
 class _Worker:
-    """One process, asked one thing at a time."""
+    """One process, which gets one request at a time."""
 
-    def __init__(self) -> None:
-        # isolated from the environment and the working directory, but with our modules' places
-        self._process = subprocess.Popen(  # noqa: S603  this very Python
-            [sys.executable, "-I", "-c", _START, json.dumps([place for place in sys.path if place])],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        )
+    def __init__(self, entry: str) -> None:
+        self.process = child.start(entry)
         self.used = False
+        self.expired = False
 
-    def ask(self, request: dict[str, Any], data: bytes, seconds: float) -> tuple[dict[str, Any], bytes]:
-        """Return the answer: what it says, and its bytes.
+    def ask(self, message: bytes, data: bytes, seconds: float) -> Reply:
+        """Return the reply to a request.
 
         Raises:
-            _Died: the process crashed, was killed for its time, or had ended before.
+            _WorkerError: The process crashed, ran out of time, or had ended before.
         """
-        expired = threading.Event()
-        timer = threading.Timer(seconds, self._expire, (expired,))
+        timer = threading.Timer(seconds, self._expire)
         timer.daemon = True
         timer.start()
         try:
-            answer = self._exchange(request, data)
+            reply = self._exchange(message, data)
+        except child.FrameError:
+            reply = None
         finally:
             timer.cancel()
-        if answer is None:
-            self.close()
-            raise _Died("takes too long" if expired.is_set() else "makes its decoder crash")
+        if reply is None:
+            child.kill(self.process)
+            raise _WorkerError("takes too long" if self.expired else "makes its decoder crash")
         self.used = True
-        return answer
+        return reply
+
+    def _expire(self) -> None:
+        self.expired = True
+        self.process.kill()
+
+    def _exchange(self, message: bytes, data: bytes) -> Reply | None:
+        requests, replies = self.process.stdin, self.process.stdout
+        assert requests is not None and replies is not None, "`child.start` gives both a pipe"
+        try:
+            for part in (message, data):
+                requests.writelines(child.frame(part))
+            requests.flush()
+        except OSError:  # it has ended; a reply that it may have written is not about this picture
+            return None
+        reply = child.read_frame(replies, _MAX_MESSAGE_BYTES)
+        pixels = child.read_frame(replies, 3 * MAX_PIXELS) if reply is not None else None
+        return None if reply is None or pixels is None else unpack_reply(reply, pixels)
+
+
+class IsolatedDecoder:
+    """Keeps a worker, and starts another when there is none; safe to use from several threads.
+
+    Args:
+        entry: What the worker runs; see `child.start`.
+        seconds: How long a small picture may take.
+    """
+
+    def __init__(self, entry: str = "bimedix_edge.imaging.worker:main", seconds: float = _SECONDS) -> None:
+        self._entry = entry
+        self._seconds = seconds
+        self._lock = threading.Lock()
+        self._worker: _Worker | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """Return the number of the worker's process; None while there is none."""
+        worker = self._worker
+        return None if worker is None else worker.process.pid
+
+    def decode(self, request: DecodeRequest, data: bytes) -> Decoded:
+        """Return a picture, decoded in the worker.
+
+        Raises:
+            ImageError, UsageError: The decoder refuses the picture, crashed, took too long, or needs too much memory.
+        """
+        seconds = self._seconds + _SECONDS_PER_BYTE * len(data)
+        return self._ask(pack_message(request), data, request.name, seconds, DecodedReply).decoded
+
+    def describe(self, paths: Sequence[str], name: str) -> tuple[list[dict[str, Any]], int]:
+        """Return what `dicom_series.describe_files` finds in the headers of files.
+
+        Raises:
+            ImageError: The worker took too long or crashed.
+        """
+        message = pack_message(SeriesRequest(tuple(map(os.fsencode, paths))))
+        reply = self._ask(message, b"", name, self._seconds + _SECONDS_PER_PATH * len(paths), SeriesReply)
+        return [{**entry, "path": os.fsdecode(entry["path"])} for entry in reply.files], reply.n_unreadable
 
     def close(self) -> None:
-        """End the process."""
-        self._process.kill()
-        for stream in (self._process.stdin, self._process.stdout):
-            assert stream is not None
-            with contextlib.suppress(OSError):
-                stream.close()
-        self._process.wait()
+        """End the worker, if there is one; the next picture starts another."""
+        with self._lock:
+            if self._worker is not None:
+                child.kill(self._worker.process)
+                self._worker = None
 
-    def _expire(self, expired: threading.Event) -> None:
-        expired.set()
-        self._process.kill()
+    def _ask(self, message: bytes, data: bytes, name: str, seconds: float, wanted: type[_Wanted]) -> _Wanted:
+        with self._lock:
+            try:
+                reply = self._reply(message, data, seconds)
+            except _WorkerError as error:
+                raise ImageError(
+                    f"{name} {error}, so decoding was given up. The file may be damaged: export it again."
+                ) from error
+        if isinstance(reply, wanted):
+            return reply
+        if isinstance(reply, OverLimit):
+            raise ImageError(f"{name} needs more than {reply.limit_bytes >> 20} MiB to decode. Export it smaller.")
+        if isinstance(reply, Refused):
+            raise _KINDS.get(reply.kind, ImageError)(reply.message)
+        raise ImageError(f"{name} confuses its decoder. The file may be damaged: export it again.")
 
-    def _exchange(self, request: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytes] | None:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        try:
-            self._process.stdin.write(json.dumps({**request, "size": len(data)}).encode() + b"\n")
-            self._process.stdin.write(data)
-            self._process.stdin.flush()
-        except OSError:  # it has ended; what it may have said is not about this picture
-            return None
-        line = self._process.stdout.readline(_LONGEST_LINE)
-        if not line.endswith(b"\n"):
-            return None
-        answer: dict[str, Any] = json.loads(line)
-        size = int(np.prod(answer["shape"])) if "shape" in answer else 0
-        pixels = self._process.stdout.read(size)
-        return (answer, pixels) if len(pixels) == size else None
+    def _reply(self, message: bytes, data: bytes, seconds: float) -> Reply:
+        """Ask the worker, or another one if that had ended since its last picture."""
+        while True:
+            worker, self._worker = self._worker or _Worker(self._entry), None
+            try:
+                reply = worker.ask(message, data, seconds)
+            except _WorkerError:
+                if not worker.used or worker.expired:
+                    raise
+            except BaseException:
+                # Ctrl-C in the middle of a reply: what is left in the pipe belongs to no request
+                child.kill(worker.process)
+                raise
+            else:
+                self._worker = worker
+                return reply
 
 
-_lock = threading.Lock()
-_workers: list[_Worker] = []
+_decoder = IsolatedDecoder()
 
 
-def decode_isolated(work: str, data: bytes, name: str, **options: Any) -> Decoded:
-    """Decode a picture in the worker.
+def decode_isolated(
+    work: str, data: bytes, name: str, *, frame: int | str = "middle", window: Sequence[Any] | None = None
+) -> Decoded:
+    """Return a picture, decoded in the process that all pictures share.
 
     Args:
         work: `dicom`, or the name of a raster format.
-        data: the whole file.
-        name: what messages call it.
-        options: `frame` and `window` of a DICOM file.
+        data: The whole file.
+        name: What error messages call the picture.
+        frame: Which frame of a DICOM file, from 1, or `middle`.
+        window: The fields of a `Window` for a DICOM file; None is the file's own.
 
     Raises:
-        ImageError, UsageError: as the decoder's, or the decoder crashed, took too long, or needs too much memory.
+        ImageError, UsageError: See `IsolatedDecoder.decode`.
     """
-    seconds = _SECONDS + _SECONDS_PER_BYTE * len(data)
-    answer, pixels = _ask({"work": work, "name": name, **options}, data, name, seconds)
-    return Decoded(
-        np.frombuffer(pixels, np.uint8).reshape(answer["shape"]),
-        tuple(answer["notes"]),
-        tuple(answer["warnings"]),
-        dict(answer["tags"]),
-        int(answer["n_frames"]),
-    )
+    # a file's name need not be Unicode, and a message is
+    shown = name.encode("utf-8", "backslashreplace").decode()
+    return _decoder.decode(DecodeRequest(work, shown, frame, Window(*window) if window else None), data)
 
 
 def describe_isolated(paths: list[str], name: str) -> tuple[list[dict[str, Any]], int]:
     """Return what `dicom_series.describe_files` finds in the headers of files.
 
     Raises:
-        ImageError: it took too long or crashed.
+        ImageError: The worker took too long or crashed.
     """
-    answer, _ = _ask({"work": "series", "paths": paths}, b"", name, _SECONDS + 0.05 * len(paths))
-    return answer["files"], int(answer["n_unreadable"])
+    return _decoder.describe(paths, name)
+
+
+def worker_pid() -> int | None:
+    """Return the number of the process that decodes pictures; None while there is none."""
+    return _decoder.pid
 
 
 def close_worker() -> None:
-    """End the process, if there is one; the next picture starts another."""
-    with _lock:
-        while _workers:
-            _workers.pop().close()
-
-
-def _ask(request: dict[str, Any], data: bytes, name: str, seconds: float) -> tuple[dict[str, Any], bytes]:
-    with _lock:
-        answer, pixels = _answer(request, data, name, seconds)
-    if "error" not in answer:
-        return answer, pixels
-    if answer["kind"] == "limit":
-        raise ImageError(f"Expected a picture of usual size, but {name} {answer['error']}; export it smaller.")
-    raise _KINDS[answer["kind"]](answer["error"])
-
-
-def _answer(request: dict[str, Any], data: bytes, name: str, seconds: float) -> tuple[dict[str, Any], bytes]:
-    """Ask the worker that is there, and a new one if that had ended since it was last used."""
-    while True:
-        worker = _workers.pop() if _workers else _Worker()
-        try:
-            answer = worker.ask(request, data, seconds)
-        except _Died as how:
-            if worker.used and str(how) != "takes too long":
-                continue
-            raise ImageError(
-                f"Expected a whole picture, but {name} {how}, so it was given up; export it again."
-            ) from how
-        except BaseException:
-            # Ctrl-C in the middle of an answer: what is left in the pipe belongs to no question
-            worker.close()
-            raise
-        _workers.append(worker)
-        return answer
+    """End the process that decodes pictures, if there is one; the next picture starts another."""
+    _decoder.close()
 
 
 atexit.register(close_worker)

@@ -1,1 +1,1 @@
-"""An OpenAI-compatible server: the model in a process of its own, and what speaks HTTP in front of it."""
+"""An OpenAI-compatible server: one process speaks HTTP, a child of it holds the model."""

@@ -1,4 +1,4 @@
-"""From what an operator asked for to a server that runs: what is refused before, and what is told."""
+"""From an operator's options to a running server: what is checked first, and what the operator sees."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import os
 import stat
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from bimedix_edge.errors import UsageError
@@ -14,31 +14,30 @@ from bimedix_edge.server.front.access import Keys, Names, OneTimeToken, new_key
 from bimedix_edge.server.front.app import build_app
 from bimedix_edge.server.front.limits import BodyRoom, Limits
 from bimedix_edge.server.front.listening import LOOPBACK_NAMES, bind, is_loopback, tls_context, url_host
-from bimedix_edge.server.front.metrics import Requests
-from bimedix_edge.server.front.page import OPEN_PATHS, page_routes
+from bimedix_edge.server.front.metrics import RequestCounts
 from bimedix_edge.server.front.service import Service
-from bimedix_edge.server.front.serving import serve
+from bimedix_edge.server.front.serving import serve_app
 from bimedix_edge.server.front.supervisor import ModelProcess
 from bimedix_edge.server.link.messages import ModelFacts
 from bimedix_edge.settings import Settings
 
-__all__ = ["Address", "run_server"]
+__all__ = ["Address", "ServerOptions", "run_server"]
 
 _MIN_KEY_CHARS = 20
-_LOOK_S = 1.0
+_POLL_S = 1.0
 _MAX_KEYS_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where the server listens and who may come.
+    """Where the server listens, and who may use it.
 
     Attributes:
-        host: an address; one that others can reach needs TLS and a file of keys.
-        port: 0 takes one that is free.
-        names: that the server also goes by.
+        host: Address to listen at; one that other machines can reach needs TLS and a file of keys.
+        port: 0 takes a free one.
+        names: Further names of the server, for users' URLs.
         tls_certificate, tls_key: PEM files; both or neither.
-        key_file: one key a line; None makes a key for this start.
+        key_file: File with one key a line; None makes a key for this start.
     """
 
     host: str
@@ -49,125 +48,124 @@ class Address:
     key_file: Path | None = None
 
     def check(self) -> None:
-        """Refuse what would let the wrong people in.
+        """Refuse options that would let the wrong people in.
 
         Raises:
-            UsageError: options that do not go together.
+            UsageError: The options do not go together.
         """
         if (self.tls_certificate is None) != (self.tls_key is None):
-            raise UsageError("Expected --tls-cert and --tls-key together, but there is only one; give both.")
+            raise UsageError("--tls-cert and --tls-key belong together. Give both.")
         safe = self.tls_certificate is not None and self.key_file is not None
         if not is_loopback(self.host) and not safe:
             raise UsageError(
-                f"Expected --tls-cert, --tls-key and --api-key-file where other machines reach the server, but --host "
-                f"is {self.host} without all of them; give them, or leave out --host."
+                f"Other machines can reach the server at --host {self.host}. Add --tls-cert, --tls-key and "
+                "--api-key-file, or leave out --host."
             )
         if self.host.strip("[]") in ("0.0.0.0", "::") and not self.names:  # noqa: S104  compared, not bound
             raise UsageError(
-                f"Expected the server's names with --allow-host where it listens at every address ({self.host}), but "
-                "there are none; give the name that stands in its users' URL."
+                f"The server listens at every address ({self.host}) and has no name. Give the name in its users' URLs "
+                "with --allow-host."
             )
         for name in self.names:
             if not name or any(char in name for char in ":/@ \t") or not name.isascii():
-                raise UsageError(
-                    f"Expected a host name without scheme and port in --allow-host, but it is {name[:60]!r}; change it."
-                )
+                raise UsageError(f"--allow-host is not a host name without scheme and port: {name[:60]!r}. Correct it.")
 
 
-async def run_server(
-    settings: Settings,
-    model: Path,
-    address: Address,
-    *,
-    access_log: bool,
-    tell: Callable[[str], None],
-    limits: Limits | None = None,
-) -> bool:
+@dataclass(frozen=True)
+class ServerOptions:
+    """How a server runs.
+
+    Attributes:
+        address: Where it listens, and who may use it.
+        access_log: Whether it logs each request.
+        limits: What a client may take.
+    """
+
+    address: Address
+    access_log: bool = False
+    limits: Limits = field(default_factory=Limits)
+
+
+async def run_server(settings: Settings, model: Path, options: ServerOptions, announce: Callable[[str], None]) -> bool:
     """Serve a model until a signal comes.
 
     Args:
-        settings: of the runtime.
-        model: a bundle's directory.
-        address: see there.
-        access_log: whether each request is logged.
-        tell: called with lines for the operator; the key is in one of them, if one was made.
-        limits: what a client may take; by default `Limits()`.
+        settings: Settings of the runtime.
+        model: A bundle's directory.
+        options: How the server runs.
+        announce: Called with lines for the operator; if the server made a key, one line holds it.
 
     Returns:
-        Whether a second signal cut running answers.
+        Whether a second signal stopped running answers.
 
     Raises:
-        UsageError: options do not go together, a file cannot be used, or the port is taken.
-        BimedixEdgeError: the model cannot be loaded.
+        UsageError: Options do not go together, a file cannot be used, or the port is taken.
+        BimedixEdgeError: The model cannot be loaded.
     """
+    address, limits = options.address, options.limits
     address.check()
-    limits = limits or Limits()
     tls = None
     if address.tls_certificate is not None and address.tls_key is not None:
         tls = tls_context(address.tls_certificate, address.tls_key)
-    made = new_key() if address.key_file is None else None
-    keys = Keys([made] if made else _read_keys(address.key_file))
-    token = OneTimeToken(made) if made else None
+    new = new_key() if address.key_file is None else None
+    keys = Keys([new] if new else _read_keys(address.key_file))
+    token = OneTimeToken(new) if new else None
     listener = bind(address.host, address.port)
     port: int = listener.getsockname()[1]
     scheme = "https" if tls else "http"
     process = ModelProcess(settings, model)
-    service = Service(process, limits, BodyRoom(limits.bodies_bytes), Requests(), token, settings.seed)
+    service = Service(process, limits, BodyRoom(limits.bodies_bytes), RequestCounts(), token, settings.seed)
     names = Names.of(scheme, port, [*LOOPBACK_NAMES, url_host(address.host), *address.names])
-    app = build_app(
-        service, names=names, keys=keys, page=page_routes(), page_open_paths=OPEN_PATHS, access_log=access_log
-    )
+    app = build_app(service, names=names, keys=keys, access_log=options.access_log)
     url = f"{scheme}://{address.names[0] if address.names else url_host(address.host)}:{port}"
-    tell(f"Listening at {url}")
-    if made and token:
-        tell(f"Key, for this start only: {made}")
-        tell(f"Page, a link that works once: {url}/#t={token.token}")
+    announce(f"Listening at {url}")
+    if new and token:
+        announce(f"Key, for this start only: {new}")
+        announce(f"Page, a link that works once: {url}/#t={token.token}")
 
     async def work() -> None:
         await process.start()
         await process.ready()
-        tell(_ready(process.facts))
+        announce(_ready(process.facts))
         while process.fault is None:
-            await asyncio.sleep(_LOOK_S)
-        # whoever started us should see that, and start us again
+            await asyncio.sleep(_POLL_S)
+        # the service manager should see that, and restart the server
         raise process.fault
 
     try:
-        return await serve(app, listener, work, limits=limits, tls=tls)
+        return await serve_app(app, listener, work, limits=limits, tls=tls)
     finally:
         await process.close()
 
 
 def _ready(facts: ModelFacts | None) -> str:
-    assert facts is not None, "a model that is ready is known"
-    return f"Ready: {facts.name}, {facts.n_parallel} answers together, context {facts.n_ctx}\n{facts.notice}"
+    assert facts is not None, "a model that is ready has its facts"
+    return f"Ready: {facts.name}, {facts.n_parallel} answers at once, context {facts.n_ctx}\n{facts.notice}"
 
 
 def _read_keys(path: Path | None) -> list[str]:
-    """Return the keys of a file, one a line; empty lines and those that begin with # are passed over.
+    """Return the keys in a file, one a line, without empty lines and lines that begin with #.
 
     Raises:
-        UsageError: others may read the file, or a key is too short or no plain word.
+        UsageError: Other users may read the file, or a key is too short or not one plain word.
     """
-    assert path is not None, "without a file a key is made"
+    assert path is not None, "without a file the server makes a key"
     try:
         if os.name == "posix" and stat.S_IMODE(path.stat().st_mode) & 0o077:
-            raise UsageError(
-                f"Expected a file of keys that its owner alone can read, but others can read {path}; `chmod 600` it."
-            )
+            raise UsageError(f"Other users can read the file of keys {path}. Run `chmod 600` on it.")
         with open(path, "rb") as file:
             text = file.read(_MAX_KEYS_BYTES).decode("ascii")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not plain ASCII"
-        raise UsageError(f"Expected a file of keys, but {path} cannot be read ({reason}); correct it.") from error
+        raise UsageError(f"The file of keys {path} cannot be read ({reason}). Correct it.") from error
     keys = [line.strip() for line in text.splitlines()]
     keys = [key for key in keys if key and not key.startswith("#")]
     for number, key in enumerate(keys, 1):
         if len(key) < _MIN_KEY_CHARS or not key.isprintable() or " " in key:
             raise UsageError(
-                f"Expected keys of {_MIN_KEY_CHARS} or more characters without blanks, but number {number} in {path} "
-                "is none; make one with `openssl rand -base64 32`."
+                f"Key number {number} in {path} is not one word of {_MIN_KEY_CHARS} or more characters. Make one with "
+                "`openssl rand -base64 32`."
             )
     if not keys:
-        raise UsageError(f"Expected a key in {path}, but there is none; make one with `openssl rand -base64 32`.")
+        raise UsageError(f"{path} has no key. Make one with `openssl rand -base64 32`.")
     return keys

@@ -35,7 +35,7 @@ from bimedix_edge.converters.synthetic.config import SHAPES
 from bimedix_edge.events import Done, Token
 from bimedix_edge.sampling import Sampling
 from bimedix_edge.server.front.supervisor import ModelProcess
-from bimedix_edge.server.link.messages import GenerateRequest, ImagePart, Message, TextPart
+from bimedix_edge.server.link.messages import GenerateRequest, ImagePart, InputMessage, TextPart
 from bimedix_edge.settings import Settings
 
 N_TOKENS = 64
@@ -69,7 +69,7 @@ def picture(seed: int) -> bytes:
 def request(holder: str, text: str, n: int, png: bytes | None = None) -> GenerateRequest:
     """Return a request of `n` tokens."""
     parts = (TextPart(text),) if png is None else (ImagePart(png), TextPart(text))
-    return GenerateRequest(holder, SAMPLING, (Message("user", parts),), max_tokens=n)
+    return GenerateRequest(holder, SAMPLING, (InputMessage("user", parts),), max_tokens=n)
 
 
 async def times(process: ModelProcess, asked: GenerateRequest) -> list[float]:

@@ -111,7 +111,8 @@ def peak_bytes(process: int | str) -> int:
 
 
 def _worker_peak() -> int:
-    return max((peak_bytes(worker._process.pid) for worker in isolation._workers), default=0)
+    pid = isolation.worker_pid()
+    return 0 if pid is None else peak_bytes(pid)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import struct
 import subprocess
 import sys
@@ -15,12 +16,14 @@ from typing import Any
 
 import pytest
 from imaging.bombs import BOMBS
+from imaging.broken_workers import BROKEN
 from imaging.phantoms import dataset, stored_values, written
 from PIL import Image
 
 from bimedix_edge.errors import ImageError
 from bimedix_edge.imaging import isolation
 from bimedix_edge.imaging.picture import load_picture
+from bimedix_edge.imaging.worker import DecodeRequest
 
 TESTS = Path(__file__).resolve().parents[1]
 KINDS = ("DICOM", "PNG", "JPEG", "TIFF")
@@ -66,7 +69,7 @@ except Exception as error:
     message = f"{type(error).__name__}: {error}"
 seconds = time.perf_counter() - start
 found = []
-for process in ["self", *(worker._process.pid for worker in isolation._workers)]:
+for process in filter(None, ["self", isolation.worker_pid()]):
     status = open(f"/proc/{process}/status").read()
     found.append(int(status.split("VmHWM:")[1].split()[0]) * 1024)
 print(json.dumps([message, seconds, max(found)]))
@@ -89,36 +92,54 @@ def test_bombs_are_refused_from_the_header(name: str) -> None:
     assert peak_bytes <= 150e6
     assert expected in message
     assert min(found) <= 0.5
-    assert message.startswith("ImageError: Expected ")
+    assert message.startswith("ImageError: ")
 
 
-def test_a_decoder_that_crashes_costs_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    isolation.close_worker()
-    crash = "import os, sys; sys.stdin.buffer.readline(); os.kill(os.getpid(), 11)"
-    monkeypatch.setattr(isolation, "_START", crash)
+@pytest.mark.parametrize("way", BROKEN)
+def test_a_worker_that_breaks_costs_an_error(way: str) -> None:
     data = written(dataset(stored_values(8, signed=False), 8))
-    with pytest.raises(ImageError, match="makes its decoder crash"):
-        load_picture(data)
-    monkeypatch.undo()
+    decoder = isolation.IsolatedDecoder(f"imaging.broken_workers:{way}")
+    with pytest.raises(ImageError, match=BROKEN[way]):
+        decoder.decode(DecodeRequest("dicom", "scan.dcm"), data)
+    decoder.close()
+    assert decoder.pid is None
     assert load_picture(data).format == "DICOM"
 
 
-def test_a_decoder_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    isolation.close_worker()
-    monkeypatch.setattr(isolation, "_START", "import time; time.sleep(100)")
-    monkeypatch.setattr(isolation, "_SECONDS", 0.3)
+def test_a_decoder_that_hangs_is_given_up() -> None:
+    decoder = isolation.IsolatedDecoder("imaging.broken_workers:hang", seconds=0.3)
     start = time.perf_counter()
     with pytest.raises(ImageError, match="takes too long"):
-        load_picture(written(dataset(stored_values(8, signed=False), 8)))
+        decoder.decode(DecodeRequest("dicom", "scan.dcm"), written(dataset(stored_values(8, signed=False), 8)))
     assert time.perf_counter() - start < 10
+    assert decoder.pid is None
 
 
 def test_a_worker_that_ended_while_idle_is_replaced() -> None:
     data = written(dataset(stored_values(8, signed=False), 8))
     load_picture(data)
-    isolation._workers[0]._process.kill()
-    isolation._workers[0]._process.wait()
+    first = isolation.worker_pid()
+    assert first is not None
+    os.kill(first, signal.SIGKILL)
     assert load_picture(data).format == "DICOM"
+    assert isolation.worker_pid() != first
+
+
+@linux
+def test_ctrl_c_in_the_terminal_leaves_the_worker_to_its_parent() -> None:
+    data = written(dataset(stored_values(8, signed=False), 8))
+    load_picture(data)
+    first = isolation.worker_pid()
+    assert first is not None
+    os.kill(first, signal.SIGINT)
+    time.sleep(0.1)
+    assert load_picture(data).format == "DICOM"
+    assert isolation.worker_pid() == first
+
+
+def test_a_file_whose_name_is_not_unicode_is_named_in_its_error() -> None:
+    with pytest.raises(ImageError, match=r"scan\\udcff.dcm"):
+        isolation.decode_isolated("dicom", b"\0" * 128 + b"DICM", "scan\udcff.dcm")
 
 
 def test_a_jpeg_of_thousands_of_scans_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""Clients of a model process that know what they should be told: cases, answers alone, and many clients at once."""
+"""Clients of a model process that know the right answers: cases, answers alone, and many clients at once."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from bimedix_edge.models.demo import phantom
 from bimedix_edge.models.demo.dialogues import closed_questions, open_questions
 from bimedix_edge.sampling import Sampling
 from bimedix_edge.server.front.supervisor import ModelProcess
-from bimedix_edge.server.link.messages import GenerateRequest, ImagePart, Message, ServerEvent, TextPart
+from bimedix_edge.server.link.messages import GenerateRequest, ImagePart, InputMessage, ServerEvent, TextPart
 from bimedix_edge.settings import Settings
 
 GREEDY = Sampling(temperature=0.0)
-# so long that a pause of the whole machine is no failure
+# long enough that a pause of the whole machine is no failure
 PATIENCE_S = 300.0
 MAX_TOKENS = 48
 TEXTS = (
@@ -38,15 +38,15 @@ TEXTS = (
 
 @dataclass(frozen=True)
 class Case:
-    """A question, about a picture (a PNG file) or none."""
+    """A question, perhaps about a picture (a PNG file)."""
 
     text: str
     png: bytes | None = None
 
-    def request(self, holder: str, chat: str | None = None) -> GenerateRequest:
+    def request(self, tenant: str, chat: str | None = None) -> GenerateRequest:
         images = () if self.png is None else (ImagePart(self.png),)
-        message = Message("user", (*images, TextPart(self.text)))
-        return GenerateRequest(holder, GREEDY, (message,), chat=chat, max_tokens=MAX_TOKENS)
+        message = InputMessage("user", (*images, TextPart(self.text)))
+        return GenerateRequest(tenant, GREEDY, (message,), chat=chat, max_tokens=MAX_TOKENS)
 
 
 def pictures(count: int, seed: int = 1) -> list[tuple[bytes, phantom.Findings]]:
@@ -62,7 +62,7 @@ def pictures(count: int, seed: int = 1) -> list[tuple[bytes, phantom.Findings]]:
 
 
 def cases(n_pictures: int, seed: int = 1) -> tuple[list[Case], list[Case]]:
-    """Return questions about pictures, in both languages, and questions about none."""
+    """Return questions about pictures, in both languages, and questions without a picture."""
     chance = random.Random(seed)
     shown = []
     for png, findings in pictures(n_pictures, seed):
@@ -75,7 +75,7 @@ def cases(n_pictures: int, seed: int = 1) -> tuple[list[Case], list[Case]]:
 
 @asynccontextmanager
 async def running(bundle: Path, **settings: object) -> AsyncIterator[ModelProcess]:
-    """Run a model process until the block ends, by default with one thread: so small a model gains nothing by more."""
+    """Run a model process until the block ends, by default with one thread, which suits so small a model."""
     chosen = replace(Settings(temperature=0.0, ctx_size=2048, threads=1), **settings)  # type: ignore[arg-type]
     process = ModelProcess(chosen, bundle)
     await process.start()
@@ -92,7 +92,7 @@ async def answer(process: ModelProcess, asked: GenerateRequest) -> ServerEvent:
 
 
 async def alone(process: ModelProcess, asked: Iterable[Case]) -> dict[Case, tuple[int, ...]]:
-    """Return each case's tokens, one after the other, each as the only request of its holder."""
+    """Return the tokens of each case, asked one after the other, each as the only request of its tenant."""
     known = {}
     for number, case in enumerate(asked):
         done = await answer(process, case.request(f"alone {number}"))
@@ -102,12 +102,12 @@ async def alone(process: ModelProcess, asked: Iterable[Case]) -> dict[Case, tupl
 
 
 async def together(
-    process: ModelProcess, clients: Sequence[Sequence[Case]], holder_of: Callable[[int], str]
+    process: ModelProcess, clients: Sequence[Sequence[Case]], tenant_of: Callable[[int], str]
 ) -> list[tuple[Case, ServerEvent]]:
-    """Return how all requests of all clients ended; each client asks one after the other, all clients at once."""
+    """Return how all requests ended; all clients ask at once, each of them one request after the other."""
 
     async def client(number: int) -> list[tuple[Case, ServerEvent]]:
-        holder, chat = holder_of(number), f"chat {number}"
-        return [(case, await answer(process, case.request(holder, chat))) for case in clients[number]]
+        tenant, chat = tenant_of(number), f"chat {number}"
+        return [(case, await answer(process, case.request(tenant, chat))) for case in clients[number]]
 
-    return [pair for told in await asyncio.gather(*map(client, range(len(clients)))) for pair in told]
+    return [pair for ends in await asyncio.gather(*map(client, range(len(clients)))) for pair in ends]

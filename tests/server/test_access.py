@@ -153,17 +153,17 @@ def test_the_pages_token_works_once(start_server: Callable[..., Server]) -> None
     assert (again.status, again.error["code"]) == (401, "invalid_token")
 
 
-def test_holders_are_told_apart_and_cannot_be_guessed() -> None:
+def test_tenants_have_names_of_their_own_that_cannot_be_guessed() -> None:
     first, second = new_key(), new_key()
     assert len(first) > 40
     keys = Keys([first, second])
-    names = {keys.holder(first), keys.holder(second)}
+    names = {keys.tenant(first), keys.tenant(second)}
     assert len(names) == 2
-    assert keys.holder(first) == keys.holder(first)
-    assert keys.holder(first[:-1]) is keys.holder("") is None
+    assert keys.tenant(first) == keys.tenant(first)
+    assert keys.tenant(first[:-1]) is keys.tenant("") is None
     assert first not in str(names)
-    # of another start, the same key has another name
-    assert Keys([first]).holder(first) not in names
+    # after another start, the same key has another name
+    assert Keys([first]).tenant(first) not in names
     token = OneTimeToken(first)
     assert [token.take("x"), token.take(token.token), token.take(token.token)] == [None, first, None]
 

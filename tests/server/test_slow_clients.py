@@ -19,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 
 from bimedix_edge.server.front.limits import Limits
 from bimedix_edge.server.front.listening import bind
-from bimedix_edge.server.front.serving import serve
+from bimedix_edge.server.front.serving import serve_app
 
 # as the server's, but seconds long
 QUICK = Limits(
@@ -59,7 +59,7 @@ async def quick_server(limits: Limits = QUICK) -> AsyncIterator[int]:
         raise _Enough
 
     stop = asyncio.Event()
-    task = asyncio.create_task(serve(_app, listener, work, limits=limits))
+    task = asyncio.create_task(serve_app(_app, listener, work, limits=limits))
     await up.wait()
     try:
         yield port

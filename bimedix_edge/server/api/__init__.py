@@ -1,1 +1,1 @@
-"""OpenAI's vocabulary: requests, answers, errors and the document that describes them."""
+"""OpenAI's vocabulary: requests, answers, errors, and the document that describes them."""

@@ -1,8 +1,9 @@
 """Errors as HTTP answers, in the shape that OpenAI's clients read.
 
-    {"error": {"message": "Expected …, but …; …", "type": "invalid_request_error", "param": "messages", "code": "…"}}
+    {"error": {"message": "…", "type": "invalid_request_error", "param": "messages", "code": "…"}}
 
-`message` is one sentence, `code` never changes its meaning; some codes bring numbers of their own, such as `place`.
+`message` says in sentences what is wrong and what to do. The meaning of a `code` stays. Some codes bring numbers of
+their own, such as `place`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import msgspec
 
 from bimedix_edge.server.link.messages import Failed
 
-__all__ = ["ApiError", "defect", "failure", "invalid"]
+__all__ = ["ApiError", "defect", "failure", "invalid", "retry_after"]
 
 _TYPES = {
     400: "invalid_request_error",
@@ -37,16 +38,17 @@ _PARAMS = {"prompt": "messages", "image": "messages", "schema": "response_format
 
 
 class ApiError(Exception):
-    """A request that gets no answer but this.
+    """The error that answers a request.
 
     Args:
-        status: of HTTP.
-        code: for programs.
-        message: one sentence: what was expected, what was given, what to do.
-        param: which field of the request is meant, such as `messages[0].content`.
-        retry_after_s: after how many seconds asking again makes sense.
-        headers: sent with it.
-        extra: numbers that belong to the code, merged into the error object.
+        status: HTTP status.
+        code: Code for programs.
+        message: Sentences for people: what is wrong, its cause, what to do.
+        param: Field of the request that is wrong, such as `messages[0].content`.
+        headers: Headers that the answer needs; see `retry_after`.
+
+    Attributes:
+        numbers: Numbers that belong to the code; they become fields of the error object.
     """
 
     def __init__(
@@ -56,9 +58,7 @@ class ApiError(Exception):
         message: str,
         *,
         param: str | None = None,
-        retry_after_s: float | None = None,
         headers: Mapping[str, str] | None = None,
-        extra: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -66,43 +66,44 @@ class ApiError(Exception):
         self.message = message
         self.param = param
         self.headers = dict(headers or {})
-        if retry_after_s is not None:
-            self.headers["Retry-After"] = str(max(1, round(retry_after_s)))
-        self.extra = dict(extra or {})
+        self.numbers: dict[str, int] = {}
 
     def error(self) -> dict[str, object]:
         """Return the error object."""
         kind = _TYPES.get(self.status, "invalid_request_error")
-        return {"message": self.message, "type": kind, "param": self.param, "code": self.code, **self.extra}
+        return {"message": self.message, "type": kind, "param": self.param, "code": self.code, **self.numbers}
 
     def body(self) -> bytes:
-        """Return the answer's body, JSON in UTF-8."""
+        """Return the body of the answer, JSON in UTF-8."""
         return msgspec.json.encode({"error": self.error()})
 
 
+def retry_after(seconds: float) -> dict[str, str]:
+    """Return the header that says after how many seconds to ask again; at least 1."""
+    return {"Retry-After": str(max(1, round(seconds)))}
+
+
 def invalid(message: str, param: str | None = None, *, code: str = "invalid_value") -> ApiError:
-    """Return the error for a request that says what it must not."""
+    """Return the error for a request with a field that is not valid."""
     return ApiError(400, code, message, param=param)
 
 
 def failure(failed: Failed) -> ApiError:
-    """Return the error that tells a client of a failure; what was written before is not part of it."""
-    numbers = {"n_prompt_tokens": failed.n_prompt_tokens, "n_ctx": failed.n_ctx, "place": failed.place}
+    """Return the error for a request that failed; the text written before is not part of it."""
     code = "context_length_exceeded" if failed.n_prompt_tokens is not None else _CODES[failed.kind]
-    return ApiError(
+    wait_s = failed.retry_after_s or (2.0 if failed.kind in ("queue_full", "lost") else None)
+    error = ApiError(
         _STATUS[failed.kind],
         code,
         failed.message,
         param=_PARAMS.get(failed.kind),
-        retry_after_s=failed.retry_after_s or (2.0 if failed.kind in ("queue_full", "lost") else None),
-        extra={name: number for name, number in numbers.items() if number is not None},
+        headers=None if wait_s is None else retry_after(wait_s),
     )
+    numbers = {"n_prompt_tokens": failed.n_prompt_tokens, "n_ctx": failed.n_ctx, "place": failed.place}
+    error.numbers = {name: number for name, number in numbers.items() if number is not None}
+    return error
 
 
 def defect() -> ApiError:
     """Return the error for what only a defect of this program can cause."""
-    return ApiError(
-        500,
-        "defect",
-        "Expected an answer, but the server has a defect here; report it with the line that the server's log has.",
-    )
+    return ApiError(500, "defect", "The server has a defect. Report it with the line in the server's log.")

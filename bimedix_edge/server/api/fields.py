@@ -1,6 +1,6 @@
-"""The fields of requests: types that check a request, and from which its JSON Schema is made.
+"""The fields of requests: types that check a request, and that its JSON Schema is made from.
 
-A field that is not here is refused, as OpenAI does: what it asks for would silently not happen. A field of OpenAI's
+Unknown fields are refused, as OpenAI does: otherwise what they ask for would silently not happen. A field of OpenAI's
 that this model has no use for is here with the only value that changes nothing.
 """
 
@@ -16,12 +16,12 @@ from bimedix_edge.server.api.errors import ApiError, invalid
 
 __all__ = [
     "MAX_CHOICES",
+    "ApiMessage",
     "Empty",
-    "Message",
     "Metadata",
     "ResponseFormat",
     "SamplingFields",
-    "Stop",
+    "StopTexts",
     "StreamOptions",
     "Zero",
     "check",
@@ -35,20 +35,20 @@ Zero = Annotated[float, Meta(ge=0, le=0)] | None
 Empty = Annotated[list[Any], Meta(max_length=0)] | None
 Metadata = Annotated[dict[str, Any], Meta(max_length=16)] | None
 StopString = Annotated[str, Meta(min_length=1, max_length=_MAX_STOP_CHARS)]
-Stop = StopString | Annotated[list[StopString], Meta(max_length=4)] | None
+StopTexts = StopString | Annotated[list[StopString], Meta(max_length=4)] | None
 NonEmpty = Annotated[str, Meta(min_length=1)]
-Request = TypeVar("Request")
+Body = TypeVar("Body")
 
 
 class ImageHint(Struct, frozen=True, forbid_unknown_fields=True):
-    """What of a DICOM file is shown; an extension of ours."""
+    """Which part of a DICOM file the model sees; an extension of ours."""
 
     window: Annotated[str, Meta(max_length=64)] | None = None
     frame: Annotated[int, Meta(ge=1, le=1 << 20)] | Literal["middle"] | None = None
 
 
 class ImageUrl(Struct, frozen=True, forbid_unknown_fields=True):
-    """An image as a `data:` URL. Every image is seen at the model's own resolution, whatever `detail` says."""
+    """An image as a `data:` URL. The model sees every image at its own resolution, whatever `detail` says."""
 
     url: str
     detail: Literal["auto", "low", "high"] | None = None
@@ -68,7 +68,7 @@ class ImageContent(Struct, frozen=True, forbid_unknown_fields=True, tag_field="t
 
 
 class System(Struct, frozen=True, forbid_unknown_fields=True, tag_field="role", tag="system"):
-    """What the model is told before the conversation, in place of its own sentence."""
+    """Instructions before the conversation, in place of the model's own sentence."""
 
     content: str | Annotated[list[TextContent], Meta(min_length=1)]
     name: None = None
@@ -86,7 +86,7 @@ class User(Struct, frozen=True, forbid_unknown_fields=True, tag_field="role", ta
 
 
 class Assistant(Struct, frozen=True, forbid_unknown_fields=True, tag_field="role", tag="assistant"):
-    """An answer given before. What a client's message object has beside its text is empty."""
+    """An earlier answer. The other fields of a client's message object must be empty."""
 
     content: str | Annotated[list[TextContent], Meta(min_length=1)]
     name: None = None
@@ -97,11 +97,11 @@ class Assistant(Struct, frozen=True, forbid_unknown_fields=True, tag_field="role
     tool_calls: Empty = None
 
 
-Message = System | Developer | User | Assistant
+ApiMessage = System | Developer | User | Assistant
 
 
 class StreamOptions(Struct, frozen=True, forbid_unknown_fields=True):
-    """What a stream has beside text; `bimedix_progress` is an extension of ours."""
+    """What a stream carries besides text; `bimedix_progress` is an extension of ours."""
 
     include_usage: bool | None = None
     include_obfuscation: Literal[False] | None = None
@@ -109,11 +109,11 @@ class StreamOptions(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class TextFormat(Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="text"):
-    """Text, as the model writes it."""
+    """Text without a fixed form."""
 
 
 class ObjectFormat(Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="json_object"):
-    """Some JSON object; enforced, not only asked for."""
+    """Any JSON object; enforced."""
 
 
 class JsonSchema(Struct, frozen=True, forbid_unknown_fields=True):
@@ -126,7 +126,7 @@ class JsonSchema(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class SchemaFormat(Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="json_schema"):
-    """JSON that this schema allows."""
+    """JSON that matches a schema; enforced."""
 
     json_schema: JsonSchema
 
@@ -135,7 +135,7 @@ ResponseFormat = TextFormat | ObjectFormat | SchemaFormat
 
 
 class SamplingFields(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How an answer is written, for both kinds of completions. What is missing is the server's setting."""
+    """How an answer is decoded, for both kinds of completions. The server's settings replace missing fields."""
 
     model: str | None = None
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
@@ -143,34 +143,34 @@ class SamplingFields(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     seed: Annotated[int, Meta(ge=0, le=2**32 - 1)] | None = None
     n: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None = None
     max_tokens: Annotated[int, Meta(ge=1, le=1 << 20)] | None = None
-    stop: Stop = None
+    stop: StopTexts = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    # extensions that llama.cpp's server and others have
+    # extensions that llama.cpp's server and others have, too
     top_k: Annotated[int, Meta(ge=0, le=1 << 20)] | None = None
     min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
     repeat_penalty: Annotated[float, Meta(ge=0.1, le=10)] | None = None
-    # whom the answer is for is not used
+    # accepted and not used
     user: Annotated[str, Meta(max_length=512)] | None = None
     frequency_penalty: Zero = None
     presence_penalty: Zero = None
     logit_bias: Annotated[dict[str, float], Meta(max_length=0)] | None = None
 
 
-def decode(data: bytes, kind: type[Request]) -> Request:
-    """Return a request's body as a value of this type.
+def decode(data: bytes, kind: type[Body]) -> Body:
+    """Return the body of a request as a value of this type.
 
     Raises:
-        ApiError: 400, it is not JSON, or not what the type says; names the field.
+        ApiError: 400, the body is not JSON, or a field, which the error names, does not fit the type.
     """
     try:
         return msgspec.json.decode(data, type=kind)
     except msgspec.ValidationError as error:
         raise _refusal(str(error)) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ApiError(400, "invalid_json", f"Expected JSON in UTF-8, but it is not ({error}); correct it.") from None
+        raise invalid(f"The body is not JSON in UTF-8 ({error}). Correct it.", code="invalid_json") from None
     except RecursionError:
-        raise ApiError(400, "invalid_json", "Expected JSON of some depth, but it is nested too deep.") from None
+        raise invalid("The JSON is nested too deep. Make it flatter.", code="invalid_json") from None
 
 
 def _refusal(said: str) -> ApiError:
@@ -181,26 +181,26 @@ def _refusal(said: str) -> ApiError:
     if named := re.fullmatch(r"Object (contains unknown|missing required) field `(.*)`", problem):
         field = f"{param}.{named[2]}" if param else named[2]
         if named[1] == "missing required":
-            return invalid(f"Expected the field {named[2]!r}{where}, but it is missing; add it.", field)
+            return invalid(f"The field `{named[2]}` is missing{where}. Add it.", field)
         return invalid(
-            f"Expected only fields that have an effect here, but there is {named[2][:60]!r}{where}; leave it out.",
+            f"The field `{named[2][:60]}`{where} is unknown and would have no effect. Leave it out.",
             field,
             code="unknown_field",
         )
     if problem.startswith("Invalid "):
         value = problem.removeprefix("Invalid ").removeprefix("enum ").removeprefix("value ")
         return invalid(
-            f"Expected one of the values that /openapi.json lists{where}, but it is {value[:60]}; correct it.", param
+            f"The value {value[:60]}{where} is not one of those that /openapi.json lists. Correct it.", param
         )
     expected, _, given = problem.partition(", got ")
     return invalid(f"{expected}{where}, but it is {given or 'not so'}; correct it.", param or None)
 
 
 def check(holds: bool, message: str, param: str) -> None:
-    """Refuse a request in which fields contradict each other.
+    """Refuse a request whose fields contradict each other.
 
     Raises:
-        ApiError: 400, unless it holds.
+        ApiError: 400, the condition does not hold.
     """
     if not holds:
         raise invalid(message, param)

@@ -1,4 +1,4 @@
-"""The OpenAPI document, made of the very types that check requests and are encoded as answers."""
+"""The OpenAPI document, made from the types that check requests and that answers are encoded from."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bimedix_edge.server.api.requests import (
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
-    LookRequest,
+    PreviewRequest,
     SessionRequest,
     TokenizeRequest,
 )
@@ -19,15 +19,15 @@ from bimedix_edge.server.api.responses import (
     ChatChunk,
     ChatCompletion,
     Completion,
+    DetokenizeAnswer,
     ErrorAnswer,
     Facts,
     Health,
-    LookAnswer,
     Model,
     Models,
+    PreviewAnswer,
     SessionAnswer,
-    Text,
-    Tokens,
+    TokenizeAnswer,
 )
 
 __all__ = ["document"]
@@ -36,15 +36,15 @@ _JSON = "application/json"
 _STREAM = "text/event-stream"
 _REFS = "#/components/schemas/{name}"
 _ERRORS = {
-    400: "The request is not valid, or too long; `n_prompt_tokens` and `n_ctx` then say by how much.",
-    401: "There is no key, or another.",
-    403: "The Host is not this server's, or a browser sends this for another site.",
-    404: "There is no such model.",
+    400: "The request is not valid, or its prompt is too long: see `n_prompt_tokens` and `n_ctx`.",
+    401: "The key is missing or wrong.",
+    403: "The Host is not this server's, or a browser sent the request for another site.",
+    404: "The server has no such model.",
     413: "The request is too large.",
     415: "The request is not JSON.",
-    429: "Too many requests; Retry-After says when to ask again, `place` how many wait already.",
+    429: "Too many requests. Retry-After says when to ask again, `place` how many requests wait already.",
     500: "A defect of the server.",
-    503: "The model is being loaded or started anew, or memory is short; Retry-After says when to ask again.",
+    503: "The model is being loaded or restarted, or memory is short. Retry-After says when to ask again.",
 }
 # answered without a key
 _OPEN = ("/health", "/api/session")
@@ -65,7 +65,7 @@ def document() -> bytes:
     paths: dict[str, Any] = {}
     for method, path, asked, answers, errors in operations:
         paths.setdefault(path, {})[method] = _operation(method, path, asked, answers, errors)
-    made = {
+    whole = {
         "openapi": "3.1.0",
         "info": {
             "title": "bimedix-edge",
@@ -79,14 +79,14 @@ def document() -> bytes:
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
         },
     }
-    return msgspec.json.encode(made)
+    return msgspec.json.encode(whole)
 
 
 Operation = tuple[str, str, type[Any] | None, dict[str, type[Any] | None], tuple[int, ...]]
 
 
 def _operations() -> list[Operation]:
-    """Return method, path, request, answers by media type, and errors."""
+    """Return for each operation its method, path, request, answers by media type, and errors."""
     with_model = (*_ALWAYS, *_KEYED, *_MODEL)
     asking = (*with_model, *_BODY)
     plain: dict[str, type[Any] | None] = {"text/plain": None}
@@ -95,12 +95,12 @@ def _operations() -> list[Operation]:
         ("post", "/v1/completions", CompletionRequest, {_JSON: Completion, _STREAM: Completion}, (*asking, 404)),
         ("get", "/v1/models", None, {_JSON: Models}, with_model),
         ("get", "/v1/models/{model}", None, {_JSON: Model}, (*with_model, 404)),
-        ("post", "/tokenize", TokenizeRequest, {_JSON: Tokens}, asking),
-        ("post", "/detokenize", DetokenizeRequest, {_JSON: Text}, asking),
+        ("post", "/tokenize", TokenizeRequest, {_JSON: TokenizeAnswer}, asking),
+        ("post", "/detokenize", DetokenizeRequest, {_JSON: DetokenizeAnswer}, asking),
         ("get", "/health", None, {_JSON: Health}, (*_ALWAYS, *_MODEL)),
         ("get", "/metrics", None, plain, (*_ALWAYS, *_KEYED)),
         ("get", "/api/facts", None, {_JSON: Facts}, with_model),
-        ("post", "/api/look", LookRequest, {_JSON: LookAnswer}, asking),
+        ("post", "/api/look", PreviewRequest, {_JSON: PreviewAnswer}, asking),
         ("post", "/api/session", SessionRequest, {_JSON: SessionAnswer}, (*_ALWAYS, *_KEYED, *_BODY)),
     ]
 
@@ -108,7 +108,7 @@ def _operations() -> list[Operation]:
 def _operation(
     method: str, path: str, asked: type[Any] | None, answers: dict[str, type[Any] | None], errors: tuple[int, ...]
 ) -> dict[str, Any]:
-    made: dict[str, Any] = {
+    operation: dict[str, Any] = {
         "operationId": f"{method} {path}",
         "summary": (asked or ErrorAnswer).__doc__ if asked else next(iter(answers.values()), None).__doc__,
         "responses": {
@@ -123,13 +123,13 @@ def _operation(
         },
     }
     if path in _OPEN:
-        made["security"] = []
+        operation["security"] = []
     if asked is not None:
-        made["requestBody"] = {"required": True, "content": {_JSON: _content(_JSON, asked)}}
+        operation["requestBody"] = {"required": True, "content": {_JSON: _content(_JSON, asked)}}
     if "{model}" in path:
         schema = {"type": "string", "minLength": 1}
-        made["parameters"] = [{"name": "model", "in": "path", "required": True, "schema": schema}]
-    return made
+        operation["parameters"] = [{"name": "model", "in": "path", "required": True, "schema": schema}]
+    return operation
 
 
 def _content(media_type: str, kind: type[Any] | None) -> dict[str, Any]:
@@ -137,7 +137,7 @@ def _content(media_type: str, kind: type[Any] | None) -> dict[str, Any]:
         return {"schema": {"type": "string"}}
     reference = {"$ref": _REFS.format(name=kind.__name__)}
     if media_type == _STREAM:
-        # of each event: an object, or what ends the stream
+        # each event is an object, or the word that ends the stream
         error = {"$ref": _REFS.format(name=ErrorAnswer.__name__)}
         object_ = {"type": "string", "contentMediaType": _JSON, "contentSchema": {"anyOf": [reference, error]}}
         data = {"anyOf": [{"const": "[DONE]"}, object_]}

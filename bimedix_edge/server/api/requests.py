@@ -1,4 +1,4 @@
-"""The requests of the API, each a type that checks what comes."""
+"""The requests of the API, each a type that checks its body."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from msgspec import Meta, Struct
 
 from bimedix_edge.server.api.fields import (
     MAX_CHOICES,
+    ApiMessage,
     Empty,
-    Message,
     Metadata,
     NonEmpty,
     ResponseFormat,
@@ -17,20 +17,27 @@ from bimedix_edge.server.api.fields import (
     check,
 )
 
-__all__ = ["ChatRequest", "CompletionRequest", "DetokenizeRequest", "LookRequest", "SessionRequest", "TokenizeRequest"]
+__all__ = [
+    "ChatRequest",
+    "CompletionRequest",
+    "DetokenizeRequest",
+    "PreviewRequest",
+    "SessionRequest",
+    "TokenizeRequest",
+]
 
 
 class ChatRequest(SamplingFields, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`POST /v1/chat/completions`."""
 
-    messages: Annotated[list[Message], Meta(min_length=1, max_length=4096)]
+    messages: Annotated[list[ApiMessage], Meta(min_length=1, max_length=4096)]
     max_completion_tokens: Annotated[int, Meta(ge=1, le=1 << 20)] | None = None
     response_format: ResponseFormat | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
-    # which of a user's chats this is, so that what was read before is found again; an extension of ours
+    # which of a user's chats this is, so that its cells in the KV cache are found again; an extension of ours
     bimedix_chat: Annotated[str, Meta(min_length=1, max_length=64)] | None = None
-    # nothing is stored, nothing is called, everything is text
+    # this server stores nothing, calls nothing, and answers in text
     metadata: Metadata = None
     store: Literal[False] | None = None
     tools: Empty = None
@@ -46,22 +53,22 @@ class ChatRequest(SamplingFields, frozen=True, forbid_unknown_fields=True, kw_on
     prompt_cache_key: Annotated[str, Meta(max_length=512)] | None = None
 
     def limit_tokens(self) -> int | None:
-        """Return the most tokens of an answer, as either field says it.
+        """Return the most tokens of an answer, which either of two fields may state.
 
         Raises:
-            ApiError: 400, both say it, and not the same.
+            ApiError: 400, both state it and differ.
         """
         old, new = self.max_tokens, self.max_completion_tokens
         check(
             old is None or new is None or old == new,
-            f"Expected one limit of tokens, but max_tokens is {old} and max_completion_tokens {new}; give one.",
+            f"`max_tokens` is {old}, but `max_completion_tokens` is {new}. Send one of them.",
             "max_completion_tokens",
         )
         return new if new is not None else old
 
 
 class CompletionRequest(SamplingFields, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`POST /v1/completions`: text that the model goes on with, as it is."""
+    """`POST /v1/completions`: the model continues a text as it is."""
 
     prompt: NonEmpty | Annotated[list[NonEmpty], Meta(min_length=1, max_length=MAX_CHOICES)]
     logprobs: Annotated[int, Meta(ge=0, le=5)] | None = None
@@ -71,7 +78,7 @@ class CompletionRequest(SamplingFields, frozen=True, forbid_unknown_fields=True,
 
 
 class TokenizeRequest(Struct, frozen=True, forbid_unknown_fields=True):
-    """`POST /tokenize`: special tokens in the text are plain text."""
+    """`POST /tokenize`: special tokens in the text count as plain text."""
 
     content: str
 
@@ -82,8 +89,8 @@ class DetokenizeRequest(Struct, frozen=True, forbid_unknown_fields=True):
     tokens: Annotated[list[Annotated[int, Meta(ge=0, le=2**31 - 1)]], Meta(max_length=1 << 20)]
 
 
-class LookRequest(Struct, frozen=True, forbid_unknown_fields=True):
-    """`POST /api/look`: what would the model see of this image?"""
+class PreviewRequest(Struct, frozen=True, forbid_unknown_fields=True):
+    """`POST /api/look`: ask what the model sees of an image."""
 
     image: str
     window: Annotated[str, Meta(max_length=64)] | None = None
@@ -91,6 +98,6 @@ class LookRequest(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class SessionRequest(Struct, frozen=True, forbid_unknown_fields=True):
-    """`POST /api/session`: the token of the page's link for the key, once."""
+    """`POST /api/session`: exchange the token of the page's link for the key, once."""
 
     token: Annotated[str, Meta(max_length=128)]

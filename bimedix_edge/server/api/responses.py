@@ -1,6 +1,6 @@
-"""The answers of the API: types that are encoded as JSON, and from which its JSON Schema is made.
+"""The answers of the API: types that are encoded as JSON, and that its JSON Schema is made from.
 
-They are OpenAI's, with `notice` in each that holds the model's words, and `bimedix` where we know more.
+They are OpenAI's, with `notice` in each that holds the model's words, and `bimedix` for what OpenAI's do not have.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ __all__ = [
     "CompletionChoice",
     "CompletionLogprobs",
     "Delta",
+    "DetokenizeAnswer",
     "ErrorAnswer",
     "Facts",
     "Health",
     "ImageSeen",
-    "LookAnswer",
     "Model",
     "Models",
-    "Progress",
+    "PreviewAnswer",
+    "ProgressEvent",
     "Provenance",
     "SessionAnswer",
-    "Text",
     "TokenLogprob",
-    "Tokens",
+    "TokenUsage",
+    "TokenizeAnswer",
     "TopLogprob",
-    "Usage",
 ]
 
 FinishReason = Literal["stop", "length"]
@@ -42,7 +42,7 @@ Count = Annotated[int, Meta(ge=0)]
 
 
 class ImageSeen(Struct, frozen=True):
-    """An image of the prompt: of which file, and whether it was not encoded for this answer."""
+    """An image of the prompt; `cached` says that it was not encoded for this answer."""
 
     sha256: str
     width_px: Count
@@ -51,7 +51,7 @@ class ImageSeen(Struct, frozen=True):
 
 
 class Provenance(Struct, frozen=True):
-    """How an answer was made: with the same seed and model it can be made again."""
+    """How an answer was made; the same seed and model reproduce it."""
 
     seed: Count
     stop_reason: Literal["end", "stop", "max_tokens", "context"]
@@ -60,13 +60,13 @@ class Provenance(Struct, frozen=True):
 
 
 class PromptDetails(Struct, frozen=True):
-    """Of the prompt's tokens, those found in the KV cache."""
+    """How many of the prompt's tokens were found in the KV cache."""
 
     cached_tokens: Count
 
 
-class Usage(Struct, frozen=True):
-    """Tokens; those of an image count as the model sees them."""
+class TokenUsage(Struct, frozen=True):
+    """Counts of tokens; an image counts with the positions that it takes."""
 
     prompt_tokens: Count
     completion_tokens: Count
@@ -89,14 +89,14 @@ class TokenLogprob(TopLogprob, frozen=True):
 
 
 class ChatLogprobs(Struct, frozen=True):
-    """Probabilities of a chat's answer."""
+    """Log-probabilities of a chat's answer."""
 
     content: list[TokenLogprob]
     refusal: None = None
 
 
 class ChatMessage(Struct, frozen=True):
-    """What the model said."""
+    """The text of an answer."""
 
     content: str
     role: Literal["assistant"] = "assistant"
@@ -121,20 +121,20 @@ class ChatCompletion(Struct, frozen=True, kw_only=True):
     model: str
     system_fingerprint: str
     choices: list[ChatChoice]
-    usage: Usage
+    usage: TokenUsage
     notice: str
     object: Literal["chat.completion"] = "chat.completion"
 
 
 class Delta(Struct, frozen=True):
-    """What is new in a chunk."""
+    """The new text of a chunk."""
 
     role: Literal["assistant"] | UnsetType = UNSET
     content: str | UnsetType = UNSET
 
 
 class ChunkChoice(Struct, frozen=True):
-    """What is new of one of the `n` answers; `bimedix` comes with the reason why it ended."""
+    """The new part of one of the `n` answers; `bimedix` comes with the reason why it ended."""
 
     index: Count
     delta: Delta
@@ -143,8 +143,8 @@ class ChunkChoice(Struct, frozen=True):
     bimedix: Provenance | UnsetType = UNSET
 
 
-class Progress(Struct, frozen=True):
-    """What happens before the first token: a place in the queue, an image encoded, positions read."""
+class ProgressEvent(Struct, frozen=True):
+    """What happens before the first token: a place in the queue, an image encoded, positions prefilled."""
 
     event: Literal["queued", "encode", "prefill"]
     choice: Count
@@ -165,14 +165,14 @@ class ChatChunk(Struct, frozen=True, kw_only=True):
     model: str
     system_fingerprint: str
     choices: list[ChunkChoice]
-    usage: Usage | UnsetType | None = UNSET
-    bimedix: Progress | UnsetType = UNSET
+    usage: TokenUsage | UnsetType | None = UNSET
+    bimedix: ProgressEvent | UnsetType = UNSET
     notice: str | UnsetType = UNSET
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
 
 
 class CompletionLogprobs(Struct, frozen=True):
-    """Probabilities of a text; `text_offset` counts characters of the answer."""
+    """Log-probabilities of a text; `text_offset` counts characters of the answer."""
 
     tokens: list[str]
     token_logprobs: list[float]
@@ -181,7 +181,7 @@ class CompletionLogprobs(Struct, frozen=True):
 
 
 class CompletionChoice(Struct, frozen=True):
-    """A text, or what is new of it in a stream."""
+    """A text, or its new part in a stream."""
 
     index: Count
     text: str
@@ -198,8 +198,8 @@ class Completion(Struct, frozen=True, kw_only=True):
     model: str
     system_fingerprint: str
     choices: list[CompletionChoice]
-    usage: Usage | UnsetType | None = UNSET
-    bimedix: Progress | UnsetType = UNSET
+    usage: TokenUsage | UnsetType | None = UNSET
+    bimedix: ProgressEvent | UnsetType = UNSET
     notice: str | UnsetType = UNSET
     object: Literal["text_completion"] = "text_completion"
 
@@ -222,20 +222,20 @@ class Models(Struct, frozen=True):
     object: Literal["list"] = "list"
 
 
-class Tokens(Struct, frozen=True):
+class TokenizeAnswer(Struct, frozen=True):
     """The answer to `POST /tokenize`."""
 
     tokens: list[Count]
 
 
-class Text(Struct, frozen=True):
+class DetokenizeAnswer(Struct, frozen=True):
     """The answer to `POST /detokenize`."""
 
     content: str
 
 
 class Health(Struct, frozen=True):
-    """The answer to `GET /health` once the model is loaded; an error before."""
+    """The answer to `GET /health` once the model is loaded; before, the answer is an error."""
 
     status: Literal["ok"] = "ok"
 
@@ -258,7 +258,7 @@ class FactsLimits(Struct, frozen=True):
 
 
 class Facts(Struct, frozen=True):
-    """The answer to `GET /api/facts`: what a page must say and may offer."""
+    """The answer to `GET /api/facts`: what a page must show and may offer."""
 
     name: str
     notice: str
@@ -268,7 +268,7 @@ class Facts(Struct, frozen=True):
     presets: list[str]
 
 
-class LookAnswer(Struct, frozen=True):
+class PreviewAnswer(Struct, frozen=True):
     """The answer to `POST /api/look`; `png` is a data: URL of what the model sees."""
 
     png: str
@@ -284,7 +284,7 @@ class LookAnswer(Struct, frozen=True):
 
 
 class ErrorObject(Struct, frozen=True):
-    """What went wrong: a sentence for people, a code for programs, and numbers that belong to it."""
+    """What went wrong: sentences for people, a code for programs, and numbers that belong to the code."""
 
     message: str
     type: str
@@ -296,6 +296,6 @@ class ErrorObject(Struct, frozen=True):
 
 
 class ErrorAnswer(Struct, frozen=True):
-    """Every answer that is none."""
+    """The body of every error."""
 
     error: ErrorObject

@@ -1,4 +1,4 @@
-"""Events of the engine as OpenAI's objects."""
+"""The engine's events as OpenAI's objects."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from bimedix_edge.server.api.responses import (
     Delta,
     FinishReason,
     ImageSeen,
-    Progress,
+    ProgressEvent,
     PromptDetails,
     Provenance,
     TokenLogprob,
+    TokenUsage,
     TopLogprob,
-    Usage,
 )
 from bimedix_edge.server.link.messages import Failed, GenerateRequest, ModelFacts, Numbered, Queued, ServerEvent
 
@@ -52,12 +52,12 @@ class _Written:
 
 
 class _Shape(abc.ABC, Generic[Choice]):
-    """The making of one response, whole or as a stream.
+    """Makes one response, whole or as a stream.
 
     Args:
-        facts: of the model.
-        requests: what it was asked, one for each answer.
-        per_prompt: how many answers each prompt has.
+        facts: What the model is.
+        requests: The request for each answer.
+        per_prompt: How many answers each prompt has.
     """
 
     prefix = ""
@@ -75,7 +75,7 @@ class _Shape(abc.ABC, Generic[Choice]):
         """Return the response once all answers have ended, as JSON.
 
         Raises:
-            ApiError: one of them failed.
+            ApiError: An answer failed.
         """
         async for index, event in events:
             self._take(index, event)
@@ -85,12 +85,12 @@ class _Shape(abc.ABC, Generic[Choice]):
         """Yield the data of a stream's events, `[DONE]` last.
 
         Args:
-            events: of the answers.
-            usage: whether tokens are counted in a last chunk, and null in the others.
-            progress: whether there are chunks about what happens before the first token.
+            events: Events of the answers.
+            usage: Whether a last chunk counts tokens; the field is null in the others then.
+            progress: Whether chunks tell what happens before the first token.
 
         Raises:
-            ApiError: an answer failed; the stream ends with it.
+            ApiError: An answer failed; the stream ends with it.
         """
         self._usage = None if usage else UNSET
         for index in range(len(self._requests)):
@@ -113,18 +113,16 @@ class _Shape(abc.ABC, Generic[Choice]):
             self._written[index].tokens.append(event)
         elif isinstance(event, Done):
             if event.stop_reason == "cancelled":
-                raise ApiError(
-                    503, "lost", "Expected the answer to end by itself, but the server stopped it; ask again."
-                )
+                raise ApiError(503, "lost", "The server stopped the answer before its end. Ask again.")
             self._written[index].done = event
 
     def _news(self, index: int) -> Choice | None:
-        """Return a choice with what was not sent yet, or None if there is nothing."""
+        """Return a choice with the text and tokens that were not sent yet; None without any."""
         written = self._written[index]
         new = written.tokens[written.n_sent_tokens :]
         text = "".join(token.text for token in new)
         if written.done is not None:
-            # what was held back, since a stop text could have begun there
+            # with the text that was held back, since a stop text could have begun there
             text = written.done.text[written.n_sent_chars :]
         has_chances = any(token.chance is not None for token in new)
         if not text and not has_chances and written.done is None:
@@ -153,21 +151,21 @@ class _Shape(abc.ABC, Generic[Choice]):
             return None
         return "length" if done.stop_reason in ("max_tokens", "context") else "stop"
 
-    def _total(self) -> Usage:
+    def _total(self) -> TokenUsage:
         ended = [written.done.usage for written in self._written if written.done is not None]
         # answers to one prompt share it
         prompts = ended[:: self._per_prompt]
         n_prompt, n_written = sum(each.prompt for each in prompts), sum(each.generated for each in ended)
         details = PromptDetails(sum(each.reused for each in prompts))
-        return Usage(n_prompt, n_written, n_prompt + n_written, details)
+        return TokenUsage(n_prompt, n_written, n_prompt + n_written, details)
 
     @abc.abstractmethod
     def _first(self, index: int) -> Choice:
-        """Return the choice that begins an answer."""
+        """Return the first choice of an answer."""
 
     @abc.abstractmethod
     def _delta(self, index: int, text: str, new: Sequence[Token]) -> Choice:
-        """Return a choice with new text, and the probabilities of new tokens, if there are any."""
+        """Return a choice with new text, and with the log-probabilities of new tokens, if there are any."""
 
     @abc.abstractmethod
     def _whole(self) -> msgspec.Struct:
@@ -179,14 +177,14 @@ class _Shape(abc.ABC, Generic[Choice]):
         choice: Choice | None,
         *,
         notice: bool = False,
-        progress: Progress | UnsetType = UNSET,
-        total: Usage | None = None,
+        progress: ProgressEvent | UnsetType = UNSET,
+        total: TokenUsage | None = None,
     ) -> bytes:
         """Return one event of a stream."""
 
 
 class ChatShape(_Shape[ChunkChoice]):
-    """Of `/v1/chat/completions`."""
+    """Responses of `/v1/chat/completions`."""
 
     prefix = "chatcmpl-"
 
@@ -225,8 +223,8 @@ class ChatShape(_Shape[ChunkChoice]):
         choice: ChunkChoice | None,
         *,
         notice: bool = False,
-        progress: Progress | UnsetType = UNSET,
-        total: Usage | None = None,
+        progress: ProgressEvent | UnsetType = UNSET,
+        total: TokenUsage | None = None,
     ) -> bytes:
         chunk = ChatChunk(
             id=self._id,
@@ -242,7 +240,7 @@ class ChatShape(_Shape[ChunkChoice]):
 
 
 class CompletionShape(_Shape[CompletionChoice]):
-    """Of `/v1/completions`."""
+    """Responses of `/v1/completions`."""
 
     prefix = "cmpl-"
 
@@ -269,13 +267,13 @@ class CompletionShape(_Shape[CompletionChoice]):
         choice: CompletionChoice | None,
         *,
         notice: bool = False,
-        progress: Progress | UnsetType = UNSET,
-        total: Usage | None = None,
+        progress: ProgressEvent | UnsetType = UNSET,
+        total: TokenUsage | None = None,
     ) -> bytes:
         choices = [] if choice is None else [choice]
-        told = self._facts.notice if notice else UNSET
+        shown = self._facts.notice if notice else UNSET
         return msgspec.json.encode(
-            self._completion(choices, notice=told, usage=total or self._usage, progress=progress)
+            self._completion(choices, notice=shown, usage=total or self._usage, progress=progress)
         )
 
     def _completion(
@@ -283,8 +281,8 @@ class CompletionShape(_Shape[CompletionChoice]):
         choices: list[CompletionChoice],
         *,
         notice: str | UnsetType,
-        usage: Usage | UnsetType | None,
-        progress: Progress | UnsetType = UNSET,
+        usage: TokenUsage | UnsetType | None,
+        progress: ProgressEvent | UnsetType = UNSET,
     ) -> Completion:
         return Completion(
             id=self._id,
@@ -298,12 +296,12 @@ class CompletionShape(_Shape[CompletionChoice]):
         )
 
 
-def _progress(index: int, event: Queued | Encode | Prefill) -> Progress:
+def _progress(index: int, event: Queued | Encode | Prefill) -> ProgressEvent:
     if isinstance(event, Queued):
-        return Progress("queued", index, place=event.place)
+        return ProgressEvent("queued", index, place=event.place)
     if isinstance(event, Encode):
-        return Progress("encode", index, image=event.image, n_images=event.n_images, done=event.done)
-    return Progress("prefill", index, n_done=event.n_done, n_total=event.n_total, n_reused=event.n_reused)
+        return ProgressEvent("encode", index, image=event.image, n_images=event.n_images, done=event.done)
+    return ProgressEvent("prefill", index, n_done=event.n_done, n_total=event.n_total, n_reused=event.n_reused)
 
 
 def _chat_logprobs(tokens: Sequence[Token]) -> ChatLogprobs | None:

@@ -7,6 +7,7 @@ import secrets
 from dataclasses import replace
 
 from msgspec import UNSET
+from msgspec.structs import replace as replace_fields
 
 from bimedix_edge.errors import SchemaError
 from bimedix_edge.sampling import Sampling
@@ -14,6 +15,7 @@ from bimedix_edge.schema.grammar import grammar_for
 from bimedix_edge.server.api.data_urls import data_url_bytes
 from bimedix_edge.server.api.errors import ApiError, invalid
 from bimedix_edge.server.api.fields import (
+    ApiMessage,
     Assistant,
     ImageContent,
     ResponseFormat,
@@ -24,9 +26,8 @@ from bimedix_edge.server.api.fields import (
     User,
     check,
 )
-from bimedix_edge.server.api.fields import Message as ApiMessage
 from bimedix_edge.server.api.requests import ChatRequest, CompletionRequest
-from bimedix_edge.server.link.messages import GenerateRequest, ImagePart, Message, ModelFacts, Part, TextPart
+from bimedix_edge.server.link.messages import GenerateRequest, ImagePart, InputMessage, ModelFacts, Part, TextPart
 
 __all__ = ["chat_requests", "completion_requests"]
 
@@ -34,16 +35,16 @@ _SEEDS = 1 << 32
 
 
 async def chat_requests(
-    asked: ChatRequest, holder: str, facts: ModelFacts, seed: int | None, max_images: int
+    asked: ChatRequest, tenant: str, facts: ModelFacts, seed: int | None, max_images: int
 ) -> list[GenerateRequest]:
-    """Return what the model is asked: one request for each of the `n` answers.
+    """Return the requests to the model, one for each of the `n` answers.
 
     Args:
-        asked: what came.
-        holder: whose key it came with.
-        facts: of the model.
-        seed: of the server's settings; None draws one where the request has none.
-        max_images: of one request.
+        asked: Body of the HTTP request.
+        tenant: Digest of the key that it came with.
+        facts: What the model is.
+        seed: Seed of the server's settings; None draws one where the request has none.
+        max_images: Most images of one request.
 
     Raises:
         ApiError: 400, fields contradict each other, or an image or a schema cannot be used; 404, another model.
@@ -51,13 +52,13 @@ async def chat_requests(
     _check_common(asked, facts)
     check(
         not asked.top_logprobs or bool(asked.logprobs),
-        "Expected logprobs to be true where top_logprobs is given, but it is not; set it.",
+        "`top_logprobs` needs `logprobs`. Set `logprobs` to true.",
         "top_logprobs",
     )
     messages = _messages(asked.messages, facts, max_images)
     sampling = await _with_format(_sampling(asked, facts, seed), asked.response_format)
     request = GenerateRequest(
-        holder=holder,
+        tenant=tenant,
         sampling=sampling,
         messages=messages,
         chat=asked.bimedix_chat,
@@ -69,30 +70,31 @@ async def chat_requests(
 
 
 def completion_requests(
-    asked: CompletionRequest, holder: str, facts: ModelFacts, seed: int | None
+    asked: CompletionRequest, tenant: str, facts: ModelFacts, seed: int | None
 ) -> list[GenerateRequest]:
-    """Return what the model is asked: `n` requests for each prompt.
+    """Return the requests to the model, `n` for each prompt.
 
     Args:
-        asked, holder, facts, seed: as for `chat_requests`.
+        asked, tenant, facts, seed: See `chat_requests`.
 
     Raises:
-        ApiError: as for `chat_requests`.
+        ApiError: See `chat_requests`.
     """
     _check_common(asked, facts)
     prompts = [asked.prompt] if isinstance(asked.prompt, str) else asked.prompt
-    sampling, made = _sampling(asked, facts, seed), []
+    sampling = _sampling(asked, facts, seed)
+    requests: list[GenerateRequest] = []
     for prompt in prompts:
         request = GenerateRequest(
-            holder=holder,
+            tenant=tenant,
             sampling=sampling,
             prompt=prompt,
             max_tokens=_limit(asked.max_tokens, facts),
             stop=_stop(asked),
             top_logprobs=asked.logprobs,
         )
-        made += _choices(request, asked.n or 1)
-    return made
+        requests += _choices(request, asked.n or 1)
+    return requests
 
 
 def _check_common(asked: SamplingFields, facts: ModelFacts) -> None:
@@ -100,19 +102,18 @@ def _check_common(asked: SamplingFields, facts: ModelFacts) -> None:
         raise ApiError(
             404,
             "model_not_found",
-            f"Expected the model {facts.name}, the one served here, but the request names another; correct it or "
-            "leave it out.",
+            f"This server has only the model {facts.name}. Name that one, or leave `model` out.",
             param="model",
         )
     check(
         asked.stream_options is None or bool(asked.stream),
-        "Expected stream_options only where stream is true, but it is not; leave them out.",
+        "`stream_options` needs a stream. Set `stream` to true, or leave them out.",
         "stream_options",
     )
 
 
 def _limit(asked: int | None, facts: ModelFacts) -> int:
-    # more than the context can hold ends at its end, with the reason `length`
+    # an answer beyond the context ends where the context does, with the reason `length`
     return min(asked if asked is not None else facts.max_tokens, facts.n_ctx)
 
 
@@ -133,7 +134,8 @@ def _sampling(asked: SamplingFields, facts: ModelFacts, seed: int | None) -> Sam
 def _choices(request: GenerateRequest, n: int) -> list[GenerateRequest]:
     """Return `n` requests that differ in their seeds."""
     sampling = request.sampling
-    return [replace(request, sampling=replace(sampling, seed=(sampling.seed + index) % _SEEDS)) for index in range(n)]
+    samplings = [replace(sampling, seed=(sampling.seed + index) % _SEEDS) for index in range(n)]
+    return [replace_fields(request, sampling=each) for each in samplings]
 
 
 async def _with_format(sampling: Sampling, wanted: ResponseFormat | None) -> Sampling:
@@ -141,17 +143,17 @@ async def _with_format(sampling: Sampling, wanted: ResponseFormat | None) -> Sam
         return sampling
     schema = wanted.json_schema.schema if isinstance(wanted, SchemaFormat) else None
     param = "response_format.json_schema.schema"
-    check(schema is not UNSET, "Expected a schema in response_format, but there is none; give one.", param)
+    check(schema is not UNSET, "`response_format` has no schema. Add one.", param)
     try:
-        # a large schema takes a while, which the others' answers should not
+        # in a thread: a large schema takes a while, and the event loop serves the other clients
         grammar = await asyncio.to_thread(grammar_for, None if schema is UNSET else schema)
     except SchemaError as error:
         raise invalid(str(error), param, code="unsupported_schema") from None
     return replace(sampling, grammar=grammar)
 
 
-def _messages(asked: list[ApiMessage], facts: ModelFacts, max_images: int) -> tuple[Message, ...]:
-    """Return the conversation: a system message or none, then questions and answers in turn, at last a question."""
+def _messages(asked: list[ApiMessage], facts: ModelFacts, max_images: int) -> tuple[InputMessage, ...]:
+    """Return the conversation: perhaps a system message, then questions and answers in turn, and last a question."""
     _check_order(asked)
     n_images = sum(
         isinstance(part, ImageContent)
@@ -162,8 +164,8 @@ def _messages(asked: list[ApiMessage], facts: ModelFacts, max_images: int) -> tu
     most = min(max_images, (facts.n_ctx - 1) // facts.image_tokens)
     check(
         n_images <= most,
-        f"Expected at most {most} images, each of {facts.image_tokens} tokens of a context of {facts.n_ctx}, but there "
-        f"are {n_images}; send fewer.",
+        f"The request has {n_images} images, more than {most}. Each takes {facts.image_tokens} tokens of a context of "
+        f"{facts.n_ctx}. Send fewer.",
         "messages",
     )
     return tuple(_message(message, index) for index, message in enumerate(asked))
@@ -174,20 +176,20 @@ def _check_order(asked: list[ApiMessage]) -> None:
         is_system = not isinstance(message, (User, Assistant))
         check(
             not is_system or index == 0,
-            "Expected a system message only as the first, but there is one later; move or merge it.",
+            "A system message comes after other messages. Send only one, as the first message.",
             f"messages[{index}].role",
         )
     turns = [message for message in asked if isinstance(message, (User, Assistant))]
     in_turn = all(isinstance(turn, (User, Assistant)[index % 2]) for index, turn in enumerate(turns))
     check(
         in_turn and len(turns) % 2 == 1,
-        "Expected messages of user and assistant in turn, the first and the last by the user, but they are not; "
-        "reorder them.",
+        "The messages do not alternate between user and assistant, with the first and the last by the user. Reorder "
+        "them.",
         "messages",
     )
 
 
-def _message(message: ApiMessage, index: int) -> Message:
+def _message(message: ApiMessage, index: int) -> InputMessage:
     content: list[TextContent] | list[TextContent | ImageContent] | str = message.content
     given = [TextContent(content)] if isinstance(content, str) else content
     parts: list[Part] = []
@@ -199,5 +201,5 @@ def _message(message: ApiMessage, index: int) -> Message:
             hint = part.bimedix
             parts.append(ImagePart(data, hint.window if hint else None, hint.frame if hint else None))
     if isinstance(message, User):
-        return Message("user", tuple(parts))
-    return Message("assistant" if isinstance(message, Assistant) else "system", tuple(parts))
+        return InputMessage("user", tuple(parts))
+    return InputMessage("assistant" if isinstance(message, Assistant) else "system", tuple(parts))

@@ -1,8 +1,8 @@
-"""Who is answered: the Host and Origin of the request, the key, and how often.
+"""Who is answered: checks of Host and Origin, of the key, and of the rate of requests.
 
-A page of another site can make a browser send requests here (cross-site posts), and can give its own name this
-machine's address (DNS rebinding). So the Host must be a name that this server was given, and a request that a browser
-marks as coming from elsewhere gets no answer whatever it asks for. No header ever allows another origin.
+A page of another site can make a browser send requests here (cross-site posts), and can point its own name at this
+machine's address (DNS rebinding). So the Host must be one of this server's names, and a request that a browser marks
+as coming from another site is refused, whatever it asks for. No header allows another origin.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from bimedix_edge.server.front.limits import RateLimit
 __all__ = ["Access", "Keys", "Names", "OneTimeToken", "new_key"]
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
-# `none` is an address typed, or opened by another program
+# `none` is an address that was typed, or opened by another program
 _OWN_SITE = {"same-origin", "none"}
 _KEY_PREFIX = "bmx-"
 
@@ -33,10 +33,10 @@ def new_key() -> str:
 
 
 class Keys:
-    """The keys that open the API. Comparing takes the same time whatever is given.
+    """The keys that open the API. Comparing takes the same time for every key.
 
     Args:
-        keys: at least one.
+        keys: At least one key.
     """
 
     def __init__(self, keys: Iterable[str]) -> None:
@@ -44,10 +44,10 @@ class Keys:
         assert self._digests, "a server without a key would answer everybody"
         self._secret = secrets.token_bytes(32)
 
-    def holder(self, key: str) -> str | None:
-        """Return an opaque name for whoever holds this key, or None if it opens nothing.
+    def tenant(self, key: str) -> str | None:
+        """Return an opaque name for the user of a key, or None for a key that opens nothing.
 
-        The name is of this start only, and the key cannot be found from it.
+        Each start of the server has other names, and a name does not reveal the key.
         """
         given, known = _digest(key), False
         for digest in self._digests:
@@ -56,10 +56,10 @@ class Keys:
 
 
 class OneTimeToken:
-    """What the page's link holds: whoever brings it first gets the key, nobody after that.
+    """The token in the page's link: the first client that brings it gets the key, no later one does.
 
     Args:
-        key: what it is worth.
+        key: The key that it is exchanged for.
     """
 
     def __init__(self, key: str) -> None:
@@ -67,7 +67,7 @@ class OneTimeToken:
         self._key: str | None = key
 
     def take(self, token: str) -> str | None:
-        """Return the key at the first right token, and None otherwise."""
+        """Return the key for the right token, once; otherwise None."""
         if not hmac.compare_digest(_digest(token), _digest(self.token)):
             return None
         key, self._key = self._key, None
@@ -76,11 +76,11 @@ class OneTimeToken:
 
 @dataclass(frozen=True)
 class Names:
-    """The names this server goes by.
+    """The names of this server.
 
     Attributes:
         scheme: `http` or `https`.
-        hosts: every Host that is answered, in lower case, with its port.
+        hosts: Every Host that is answered, in lower case, with its port.
     """
 
     scheme: str
@@ -88,7 +88,7 @@ class Names:
 
     @classmethod
     def of(cls, scheme: str, port: int, names: Sequence[str]) -> Names:
-        """Return what names without a port become: with this port, and bare where the port is the scheme's own."""
+        """Return names with this port; a name also counts without it where the port is the scheme's default."""
         hosts = set()
         for name in names:
             hosts.add(f"{name.lower()}:{port}")
@@ -97,18 +97,18 @@ class Names:
         return cls(scheme, frozenset(hosts))
 
     def check(self, headers: Headers) -> None:
-        """Let a request of our own pages, or of a program, pass.
+        """Let requests from our own page and from programs pass.
 
         Raises:
-            ApiError: 403, the Host is none of ours, or a browser says that another site's page sends this.
+            ApiError: 403, the Host is not one of our names, or a browser sent the request for another site.
         """
         hosts = headers.getlist("host")
         if len(hosts) != 1 or hosts[0].lower() not in self.hosts:
             raise ApiError(
                 403,
                 "host_not_allowed",
-                "Expected this server's own name in Host, but it is another; use the address that the server printed, "
-                "or start it with --allow-host.",
+                "The Host header is not a name of this server. Use the address that the server printed, or have its "
+                "operator allow this name.",
             )
         origins = headers.getlist("origin")
         own = f"{self.scheme}://{hosts[0].lower()}"
@@ -118,20 +118,19 @@ class Names:
             raise ApiError(
                 403,
                 "origin_not_allowed",
-                "Expected a request of this server's own page, but a browser sends it for another site; open the "
-                "server's address itself.",
+                "A browser sent this request for another site. Open the server's own address.",
             )
 
 
 class Access:
-    """ASGI middleware: nothing behind it is asked by anybody it should not be asked by.
+    """ASGI middleware that lets a request pass only with the right Host, Origin and key, and within the rate.
 
     Args:
-        app: what is behind.
-        names: see there.
-        keys: see there.
-        open_paths: answered without a key; one that ends with `/` stands for all below it.
-        rate: of requests.
+        app: The application behind it.
+        names: Names of the server.
+        keys: Keys that open the API.
+        open_paths: Paths that need no key; a path that ends with `/` stands for all below it.
+        rate: Limit of the rate of requests.
     """
 
     def __init__(self, app: ASGIApp, *, names: Names, keys: Keys, open_paths: Sequence[str], rate: RateLimit) -> None:
@@ -143,41 +142,41 @@ class Access:
         self._rate = rate
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer, or raise an `ApiError`."""
+        """Pass a request on, or raise an `ApiError`."""
         if scope["type"] == "http":
-            scope["state"]["holder"] = self._check(scope)
+            scope["state"]["tenant"] = self._check(scope)
         await self._app(scope, receive, send)
 
     def _check(self, scope: Scope) -> str | None:
-        """Return who asks, None where nobody need say.
+        """Return the tenant of a request; None for an open path.
 
         Raises:
             ApiError: 400, 401, 403, 429 or 505.
         """
         if scope["http_version"] not in ("1.0", "1.1"):
-            raise ApiError(505, "http_version", "Expected HTTP/1.1, but the request has another version; use that.")
+            raise ApiError(505, "http_version", "The request is not HTTP/1.1. Use that version.")
         headers = Headers(scope=scope)
         self._names.check(headers)
         path: str = scope["path"]
         if not path.startswith("/"):
-            raise ApiError(400, "invalid_target", "Expected a path after the method, but there is a whole address.")
+            raise ApiError(400, "invalid_target", "The request names a whole address. Send a path after the method.")
         address = scope["client"][0] if scope.get("client") else ""
         if path in self._open_paths or path.startswith(self._open_folders):
             self._rate.take(f"open {address}")
             return None
         kind, _, key = headers.get("authorization", "").partition(" ")
-        holder = self._keys.holder(key.strip()) if kind.lower() == "bearer" else None
-        if holder is None:
+        tenant = self._keys.tenant(key.strip()) if kind.lower() == "bearer" else None
+        if tenant is None:
             self._rate.take(f"refused {address}")
             raise ApiError(
                 401,
                 "invalid_api_key",
-                "Expected this server's key as `Authorization: Bearer KEY`, but there is none or another; use the key "
-                "that the server printed, or one of its --api-key-file.",
+                "The key is missing or wrong. Send `Authorization: Bearer KEY` with the key that the server printed, "
+                "or one that its operator gave you.",
                 headers={"WWW-Authenticate": "Bearer"},
             )
-        self._rate.take(holder)
-        return holder
+        self._rate.take(tenant)
+        return tenant
 
 
 def _digest(text: str) -> bytes:

@@ -1,21 +1,21 @@
-"""The ASGI application: routes, and around them who is answered and what every answer has."""
+"""The ASGI application: routes, and around them access control and what every answer has."""
 
 from __future__ import annotations
 
 import contextlib
 import secrets
 import time
-from collections.abc import Sequence
 from http import HTTPStatus
 
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.routing import Route, Router
+from starlette.routing import Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bimedix_edge.server.api.errors import ApiError, defect
 from bimedix_edge.server.front.access import Access, Keys, Names
 from bimedix_edge.server.front.limits import RateLimit
+from bimedix_edge.server.front.page import OPEN_PATHS, page_routes
 from bimedix_edge.server.front.routes_completions import completion_routes
 from bimedix_edge.server.front.routes_page import SESSION, page_service_routes
 from bimedix_edge.server.front.routes_service import HEALTH, service_routes
@@ -34,39 +34,29 @@ _HEADERS = {
     "x-frame-options": "DENY",
 }
 _NO_ROUTE = "none"
-# nginx's number for a client that went before it had an answer
+# nginx's status for a client that left before its answer
 _GONE = 499
 
 
-def build_app(
-    service: Service,
-    *,
-    names: Names,
-    keys: Keys,
-    page: Sequence[Route] = (),
-    page_open_paths: Sequence[str] = (),
-    access_log: bool = False,
-) -> ASGIApp:
-    """Return the application.
+def build_app(service: Service, *, names: Names, keys: Keys, access_log: bool = False) -> ASGIApp:
+    """Return the application, the web page included.
 
     Args:
-        service: see there.
-        names: that the server goes by.
-        keys: that open it.
-        page: routes of the web page.
-        page_open_paths: of these, those that are answered without a key.
-        access_log: whether a line for each request is logged: method, route, status, milliseconds; never a query, a
-            key, or anything of a body.
+        service: What the routes share.
+        names: Names of the server.
+        keys: Keys that open it.
+        access_log: Whether to log a line for each request, with method, route, status and milliseconds. It holds no
+            query, no key, and nothing of a body.
     """
-    routes = [*completion_routes(service), *service_routes(service), *page_service_routes(service), *page]
+    routes = [*completion_routes(service), *service_routes(service), *page_service_routes(service), *page_routes()]
     router = Router(routes, redirect_slashes=False)
     rate = RateLimit(service.limits.requests_per_s, service.limits.burst)
-    access = Access(router, names=names, keys=keys, open_paths=(HEALTH, SESSION, *page_open_paths), rate=rate)
+    access = Access(router, names=names, keys=keys, open_paths=(HEALTH, SESSION, *OPEN_PATHS), rate=rate)
     return _Outermost(access, service, access_log=access_log)
 
 
 class _Outermost:
-    """Turns every error into an answer, adds the headers that all have, and counts and logs."""
+    """Turns every error into an answer, adds the common headers, counts, and logs."""
 
     def __init__(self, app: ASGIApp, service: Service, *, access_log: bool) -> None:
         self._app = app
@@ -82,25 +72,25 @@ class _Outermost:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                given = {name.lower() for name, _ in message["headers"]}
-                own = {**_HEADERS, "x-request-id": request_id}
-                more = [(name.encode(), value.encode()) for name, value in own.items() if name.encode() not in given]
+                own = {name.lower() for name, _ in message["headers"]}
+                common = {**_HEADERS, "x-request-id": request_id}
+                more = [(name.encode(), value.encode()) for name, value in common.items() if name.encode() not in own]
                 message = {**message, "headers": [*message["headers"], *more]}
             await send(message)
 
         scope.setdefault("state", {})
-        scope["app"] = self  # its presence makes Starlette raise what it would answer in its own words
+        scope["app"] = self  # its presence makes Starlette raise errors that it would answer itself otherwise
         try:
             async with contextlib.AsyncExitStack() as stack:
                 scope["state"]["until_answered"] = stack
                 await self._app(scope, receive, send_on)
         except ClientDisconnect:
-            pass  # nobody is there to be told
+            pass  # there is no client to answer
         except Exception as error:
             answer = _answer(error)
             if answer.code == "defect":
-                # the message and the request stay out: they may hold what somebody wrote
-                log.error("a defect at %s", request_id, exc_info=error)
+                # without the error's message and the request: they may hold what a user wrote
+                log.error("defect in request %s", request_id, exc_info=error)
             if not status:
                 await _send(answer, send_on)
         finally:
@@ -117,11 +107,9 @@ def _answer(error: Exception) -> ApiError:
     if isinstance(error, HTTPException):
         if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
             allowed = (error.headers or {}).get("Allow", "")
-            message = f"Expected one of the methods {allowed}, but the request has another; change it."
+            message = f"This path has only the methods {allowed}. Use one of them."
             return ApiError(405, "method_not_allowed", message, headers={"Allow": allowed})
-        return ApiError(
-            404, "not_found", "Expected a path of this server's, but there is none of that name; see /openapi.json."
-        )
+        return ApiError(404, "not_found", "This server has no such path. See /openapi.json.")
     return defect()
 
 

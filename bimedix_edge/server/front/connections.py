@@ -1,12 +1,12 @@
-"""Connections that cannot be held open for nothing: uvicorn's HTTP/1.1 protocol with time limits of our own.
+"""Connections with time limits: uvicorn's HTTP/1.1 protocol, in which no client can hold a connection open for nothing.
 
-uvicorn waits for ever for the rest of a request, and for a client that does not read. Here every connection is looked
-at once a second. What it is waiting for decides how long it may:
+uvicorn waits for ever for the rest of a request, and for a client that does not read. Here a timer checks every
+connection once a second. Its limit depends on its phase:
 
-    head     the client, to send a whole request line and headers
-    body     the client, to send a body
-    answer   us
-    read     the client, to read what was written, or to take the end of the connection
+    head     the client still has to send a whole request line and headers
+    body     the client still has to send the body
+    answer   the server still has to answer
+    read     the client still has to read what was written, or to take the end of the connection
 """
 
 from __future__ import annotations
@@ -30,27 +30,32 @@ _LOOK_S = 1.0
 
 
 class Connection(H11Protocol):
-    """One connection; see uvicorn for what it does with requests.
+    """One connection; uvicorn handles its requests.
 
     Args:
-        limits: what a client may take.
-        arguments: uvicorn's.
+        limits: What a client may take.
+        arguments: Arguments of uvicorn's class.
+
+    Attributes:
+        phase: What the connection waits for.
+        since_s: When that began, on the event loop's clock.
+        n_requests: How many requests it has answered.
     """
 
     def __init__(self, limits: Limits, **arguments: Any) -> None:
         super().__init__(**arguments)
         self._limits = limits
-        self._phase: Phase = "head"
-        self._since_s = 0.0
+        self.phase: Phase = "head"
+        self.since_s = 0.0
         self._received = 0
-        self._n_requests = 0
+        self.n_requests = 0
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin; if there are too many, the one that has waited longest for its client goes."""
+        """Begin; beyond the limit, the connection that has waited longest for its client is cut."""
         super().connection_made(transport)
         notice_dead_peers(transport.get_extra_info("socket"))
-        self._since_s = self.loop.time()
+        self.since_s = self.loop.time()
         self._timer = self.loop.call_later(_LOOK_S, self._look)
         if len(self.connections) > self._limits.connections:
             self._make_room()
@@ -62,32 +67,32 @@ class Connection(H11Protocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Take what the client sent."""
+        """Take bytes from the client."""
         self._received += len(data)
         super().data_received(data)
         self._enter()
 
     def on_response_complete(self) -> None:
         """Wait for the next request, or the rest of this one."""
-        self._n_requests += 1
-        self._since_s, self._received = self.loop.time(), 0
+        self.n_requests += 1
+        self.since_s, self._received = self.loop.time(), 0
         super().on_response_complete()
         self._enter()
 
     def pause_writing(self) -> None:
-        """Note that the client does not read."""
+        """Note that the client has stopped reading."""
         super().pause_writing()
         self._enter()
 
     def resume_writing(self) -> None:
-        """Note that it does."""
+        """Note that the client reads again."""
         super().resume_writing()
         self._enter()
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what is no HTTP/1.1, in the shape of our other errors, and close."""
+        """Answer bytes that are not HTTP/1.1, in the shape of our other errors, and close."""
         if self.cycle is not None and not self.cycle.response_complete:
-            # whoever works at this request is told that nobody waits for it
+            # the task that works on this request sees a client that has left
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
@@ -97,9 +102,9 @@ class Connection(H11Protocol):
         fault = sys.exc_info()[1]
         if isinstance(fault, h11.RemoteProtocolError) and fault.error_status_hint == 431:
             limit = self._limits.head_bytes
-            error = ApiError(431, "headers_too_large", f"Expected headers of at most {limit} bytes; send fewer.")
+            error = ApiError(431, "headers_too_large", f"The headers are longer than {limit} bytes. Send fewer.")
         else:
-            error = ApiError(400, "invalid_http", "Expected a request in HTTP/1.1, but this is none; correct it.")
+            error = ApiError(400, "invalid_http", "The request is not valid HTTP/1.1. Correct it.")
         body = error.body()
         headers = [
             ("content-type", "application/json"),
@@ -119,15 +124,15 @@ class Connection(H11Protocol):
         return "head" if self.cycle is None or self.cycle.response_complete else "answer"
 
     def _enter(self) -> None:
-        """Start the time anew if the connection now waits for something else."""
-        if (phase := self._current()) != self._phase:
-            self._phase, self._since_s, self._received = phase, self.loop.time(), 0
+        """Restart the time limit if the phase has changed."""
+        if (phase := self._current()) != self.phase:
+            self.phase, self.since_s, self._received = phase, self.loop.time(), 0
 
     def _look(self) -> None:
-        """Cut the connection if its client took too long."""
+        """Cut the connection if its client takes too long."""
         self._enter()
-        if self._overdue(self.loop.time() - self._since_s):
-            # close() would wait until the client has read what is left, and so would the system without a reset
+        if self._overdue(self.loop.time() - self.since_s):
+            # close() would wait until the client has read the rest, and so would the system without a reset
             reset_when_closed(self.transport.get_extra_info("socket"))
             self.transport.abort()
         else:
@@ -135,20 +140,20 @@ class Connection(H11Protocol):
 
     def _overdue(self, waited_s: float) -> bool:
         limits = self._limits
-        if self._phase == "head":
+        if self.phase == "head":
             return waited_s > limits.head_s
-        if self._phase == "body":
+        if self.phase == "body":
             wanted = (waited_s - limits.body_grace_s) * limits.body_bytes_per_s
-            # what comes after the answer is thrown away, and need not come to an end
+            # the server discards a body that still comes after the answer, and does not wait for its end
             return self._received < wanted or waited_s > limits.body_s or self._received > 2 * limits.body_bytes
-        return self._phase == "read" and waited_s > limits.write_s
+        return self.phase == "read" and waited_s > limits.write_s
 
     def _make_room(self) -> None:
         waiting = [
             connection
             for connection in self.connections
-            if isinstance(connection, Connection) and connection._phase == "head"
+            if isinstance(connection, Connection) and connection.phase == "head"
         ]
-        # those first that never sent a request; this connection itself is one of them
-        victim = min(waiting, key=lambda connection: (connection._n_requests > 0, connection._since_s))
+        # first those that never sent a request; this connection itself is one of them
+        victim = min(waiting, key=lambda connection: (connection.n_requests > 0, connection.since_s))
         victim.transport.abort()

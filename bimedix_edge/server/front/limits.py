@@ -1,4 +1,4 @@
-"""What a client may take of the server: bytes, seconds, requests, connections."""
+"""What a client may take of the server: bytes, seconds, requests and connections."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
-from bimedix_edge.server.api.errors import ApiError
+from bimedix_edge.server.api.errors import ApiError, retry_after
 
 __all__ = ["BodyRoom", "Limits", "RateLimit", "read_body"]
 
@@ -21,21 +21,21 @@ _MAX_RATES = 4096
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of the server; uvicorn has none on time.
+    """Limits of the server; uvicorn has no time limits.
 
     Attributes:
-        connections: open at once; one more makes the one go that has waited longest without sending a request.
-        head_bytes: of a request's line and headers.
-        head_s: from connecting, or from the end of the last answer, to the end of a request's headers.
-        body_bytes: of one request's body.
-        bodies_bytes: of all bodies in memory together.
-        body_grace_s, body_bytes_per_s: a body must on average arrive at this rate, the first seconds aside.
-        body_s: for a whole body, at any rate.
-        write_s: for a client that does not read, until the connection is cut; also for one that is being closed.
-        handshake_s: of TLS.
-        requests_per_s, burst: of one key, or of one address without a key.
-        shutdown_s: that running answers get when the server is told to stop.
-        images: of one request.
+        connections: Most open connections; one more cuts the connection that has waited longest without a request.
+        head_bytes: Most bytes of a request's line and headers.
+        head_s: Time from connecting, or from the end of the last answer, to the end of a request's headers.
+        body_bytes: Most bytes of one request's body.
+        bodies_bytes: Most bytes of all bodies in memory together.
+        body_grace_s, body_bytes_per_s: A body must arrive at this average rate, apart from the first seconds.
+        body_s: Time for a whole body, at any rate.
+        write_s: Time until a client that does not read is cut, also while its connection is being closed.
+        handshake_s: Time for the TLS handshake.
+        requests_per_s, burst: Rate of requests with one key, or from one address without a key.
+        shutdown_s: Time for running answers once the server is asked to stop.
+        images: Most images of one request.
     """
 
     connections: int = 512
@@ -55,11 +55,11 @@ class Limits:
 
 
 class RateLimit:
-    """A bucket of requests for each name: `burst` at once, `per_s` in the long run.
+    """A token bucket for each name: `burst` requests at once, `per_s` in the long run.
 
     Args:
-        per_s: how many come back each second.
-        burst: how many a bucket holds.
+        per_s: How many requests come back each second.
+        burst: How many requests a bucket holds.
     """
 
     def __init__(self, per_s: float, burst: int) -> None:
@@ -71,30 +71,30 @@ class RateLimit:
         """Take one request from a bucket.
 
         Raises:
-            ApiError: 429, there is none left.
+            ApiError: 429, the bucket is empty.
         """
         now = time.monotonic()
         left, then = self._buckets.pop(name, (float(self._burst), now))
         left = min(float(self._burst), left + (now - then) * self._per_s)
         allowed = left >= 1
         self._buckets[name] = (left - allowed, now)
-        # the buckets forgotten are those longest unused, and so the fullest
+        # the buckets that go are those longest unused, and so the fullest
         while len(self._buckets) > _MAX_RATES:
             self._buckets.popitem(last=False)
         if not allowed:
             raise ApiError(
                 429,
                 "rate_limit_exceeded",
-                f"Expected at most {self._per_s:g} requests a second, but there were more; wait a moment.",
-                retry_after_s=(1 - left) / self._per_s,
+                f"There were more than {self._per_s:g} requests a second. Wait a moment.",
+                headers=retry_after((1 - left) / self._per_s),
             )
 
 
 class BodyRoom:
-    """The memory that all requests' bodies share.
+    """The memory that the bodies of all requests share.
 
     Args:
-        total_bytes: how much.
+        total_bytes: Its size.
     """
 
     def __init__(self, total_bytes: int) -> None:
@@ -102,16 +102,16 @@ class BodyRoom:
 
     @contextlib.asynccontextmanager
     async def body(self, receive: Receive, length: int | None, limit_bytes: int) -> AsyncIterator[bytes]:
-        """Read a body and count it as long as the block runs.
+        """Read a body, which takes up memory as long as the block runs.
 
         Args:
-            receive: ASGI's.
-            length: as the request states it, if it does.
-            limit_bytes: of this body.
+            receive: ASGI's function.
+            length: Length that the request states; None if it states none.
+            limit_bytes: Most bytes of this body.
 
         Raises:
             ApiError: 413, it is too long; 503, other requests have the memory.
-            ClientDisconnect: the client has gone.
+            ClientDisconnect: The client has left.
         """
         if length is not None and length > limit_bytes:
             raise _too_large(limit_bytes)
@@ -127,8 +127,8 @@ class BodyRoom:
                     raise ApiError(
                         503,
                         "memory",
-                        "Expected memory for this request, but other requests have it; send it again in a moment.",
-                        retry_after_s=2,
+                        "Other requests take up the memory for this one. Send it again in a moment.",
+                        headers=retry_after(2),
                     )
                 data += chunk
             whole = bytes(data)
@@ -142,7 +142,7 @@ async def read_body(receive: Receive) -> AsyncIterator[bytes]:
     """Yield a body's chunks.
 
     Raises:
-        ClientDisconnect: the client has gone before all of it came.
+        ClientDisconnect: The client left before all of it came.
     """
     while True:
         message = await receive()
@@ -152,7 +152,7 @@ async def read_body(receive: Receive) -> AsyncIterator[bytes]:
             yield chunk
         if not message.get("more_body", False):
             return
-        # a fast sender must not keep the others waiting
+        # a fast sender must not starve the other clients
         await asyncio.sleep(0)
 
 
@@ -160,5 +160,5 @@ def _too_large(limit_bytes: int) -> ApiError:
     return ApiError(
         413,
         "request_too_large",
-        f"Expected a request of at most {limit_bytes >> 20} MiB, but it is larger; send fewer or smaller images.",
+        f"The request is larger than {limit_bytes >> 20} MiB. Send fewer or smaller images.",
     )

@@ -1,4 +1,4 @@
-"""Where the server listens: an address, never a name that somebody else resolves; TLS; the one importer of ssl."""
+"""Where the server listens: an address, since others resolve names; TLS."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["LOOPBACK_NAMES", "bind", "is_loopback", "notice_dead_peers", "reset_
 
 LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]")
 _BACKLOG = 512
-# a machine that vanished is noticed after 15 + 3 x 5 seconds of silence, or 30 seconds after it last should have read
+# the system notices a vanished client after 15 + 3 x 5 s of silence, or 30 s after it should have read
 _PROBES = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 30_000}
 
 
@@ -23,32 +23,32 @@ def is_loopback(host: str) -> bool:
     """Return whether only this machine can reach an address.
 
     Raises:
-        UsageError: it is no address.
+        UsageError: It is not an address.
     """
     return _address(host).is_loopback
 
 
 def url_host(host: str) -> str:
-    """Return an address as a URL has it."""
+    """Return an address as URLs write it."""
     address = _address(host)
     return f"[{address}]" if address.version == 6 else str(address)
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Return a socket that listens, so that a client may connect from now on.
+    """Return a listening socket; clients may connect from now on.
 
     Args:
-        host: an IPv4 or IPv6 address, or `localhost`.
-        port: 0 takes one that is free.
+        host: An IPv4 or IPv6 address, or `localhost`.
+        port: 0 takes a free one.
 
     Raises:
-        UsageError: the address is none of this machine's, or another program has the port.
+        UsageError: This machine does not have the address, or another program has the port.
     """
     address = _address(host)
     listener = socket.socket(socket.AF_INET6 if address.version == 6 else socket.AF_INET)
     try:
         if sys.platform == "win32":
-            # there, the other option would let two programs share a port
+            # on Windows, the other option would let two programs share a port
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
         else:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -57,43 +57,43 @@ def bind(host: str, port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         raise UsageError(
-            f"Expected to listen at {url_host(host)}:{port}, but that fails ({error.strerror}); choose another --port "
-            "or --host, or stop the program that has it."
+            f"The server cannot listen at {url_host(host)}:{port} ({error.strerror}). Choose another --port or --host, "
+            "or stop the program that has it."
         ) from error
     listener.setblocking(False)
     return listener
 
 
 def tls_context(certificate: Path, key: Path) -> ssl.SSLContext:
-    """Return what serves HTTPS: TLS 1.2 or later, HTTP/1.1.
+    """Return the TLS settings: TLS 1.2 or later, HTTP/1.1.
 
     Args:
-        certificate: a PEM file with the chain.
-        key: a PEM file, not encrypted.
+        certificate: PEM file with the certificate and its chain.
+        key: PEM file of the key, not encrypted.
 
     Raises:
-        UsageError: a file cannot be read, or they do not belong together.
+        UsageError: A file cannot be read, or the two do not belong together.
     """
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])
 
     def refuse() -> str:
-        raise UsageError(f"Expected a TLS key without a password, but {key} is encrypted; decrypt it first.")
+        raise UsageError(f"The TLS key {key} is encrypted. Decrypt it first.")
 
     try:
         context.load_cert_chain(certificate, key, refuse)
     except (OSError, ssl.SSLError) as error:
-        reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or "no PEM"
+        reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or "not PEM"
         raise UsageError(
-            f"Expected a TLS certificate and its key as PEM files, but {certificate} and {key} cannot be used "
-            f"({reason}); correct --tls-cert and --tls-key."
+            f"{certificate} and {key} are not a TLS certificate and its key as PEM files ({reason}). Correct "
+            "--tls-cert and --tls-key."
         ) from error
     return context
 
 
 def notice_dead_peers(connection: socket.socket) -> None:
-    """Have the system end a connection whose other side has vanished without a word."""
+    """Have the system end a connection whose client has vanished."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in _PROBES.items():
         if (option := getattr(socket, name, None)) is not None:
@@ -101,7 +101,7 @@ def notice_dead_peers(connection: socket.socket) -> None:
 
 
 def reset_when_closed(connection: socket.socket) -> None:
-    """Have the system forget what was not delivered when this connection is closed."""
+    """Have the system discard undelivered data when this connection is closed."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
@@ -110,6 +110,6 @@ def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
         return ipaddress.ip_address("127.0.0.1" if host == "localhost" else host.strip("[]"))
     except ValueError as error:
         raise UsageError(
-            f"Expected an IPv4 or IPv6 address to listen at, but --host is {host[:60]!r}; give an address of this "
-            "machine, and its names with --allow-host."
+            f"--host is not an IPv4 or IPv6 address: {host[:60]!r}. Give an address of this machine, and names with "
+            "--allow-host."
         ) from error

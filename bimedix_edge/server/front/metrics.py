@@ -1,4 +1,4 @@
-"""`/metrics` in Prometheus' text format: llama.cpp's server's names where it has them, `bimedix:` for what is ours."""
+"""`/metrics` in Prometheus' text format: names of llama.cpp's server where it has them, else with `bimedix:`."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections import Counter
 
 from bimedix_edge.server.link.messages import State, Stats
 
-__all__ = ["Requests", "metrics_text"]
+__all__ = ["RequestCounts", "metrics_text"]
 
 _STATES: tuple[State, ...] = ("loading", "ready", "restarting", "failed")
 
 
-class Requests:
-    """Counts what was answered, by route and status; a path that is none of ours is not kept."""
+class RequestCounts:
+    """Counts answers by route and status; unknown paths share one entry."""
 
     def __init__(self) -> None:
         self.answered: Counter[tuple[str, int]] = Counter()
@@ -22,31 +22,36 @@ class Requests:
         self.answered[route, status] += 1
 
 
-def metrics_text(stats: Stats, state: State, requests: Requests) -> str:
+def metrics_text(stats: Stats, state: State, requests: RequestCounts) -> str:
     """Return all metrics.
 
     Args:
-        stats: of the model's process.
-        state: whether it can answer.
-        requests: what HTTP answered.
+        stats: Counters and gauges of the model's process.
+        state: Whether it can answer.
+        requests: Counts of HTTP answers.
     """
     n_read, n_written = stats.n_prompt_tokens, stats.n_generated_tokens
     table: list[tuple[str, str, str, float]] = [
-        ("llamacpp:prompt_tokens_total", "counter", "Prompt positions evaluated.", n_read),
-        ("llamacpp:prompt_seconds_total", "counter", "Spent evaluating prompts.", stats.prefill_s),
-        ("llamacpp:tokens_predicted_total", "counter", "Tokens written.", n_written),
-        ("llamacpp:tokens_predicted_seconds_total", "counter", "Spent writing tokens.", stats.decode_s),
-        ("llamacpp:prompt_tokens_seconds", "gauge", "Prompt positions a second.", _rate(n_read, stats.prefill_s)),
-        ("llamacpp:predicted_tokens_seconds", "gauge", "Tokens a second.", _rate(n_written, stats.decode_s)),
-        ("llamacpp:kv_cache_usage_ratio", "gauge", "Used part of the KV cache.", _rate(stats.kv_used, stats.kv_cells)),
-        ("llamacpp:kv_cache_tokens", "gauge", "Positions in the KV cache.", stats.kv_used),
-        ("llamacpp:requests_processing", "gauge", "Requests being worked on.", stats.n_active),
+        ("llamacpp:prompt_tokens_total", "counter", "Prompt positions prefilled.", n_read),
+        ("llamacpp:prompt_seconds_total", "counter", "Seconds spent in prefill.", stats.prefill_s),
+        ("llamacpp:tokens_predicted_total", "counter", "Tokens decoded.", n_written),
+        ("llamacpp:tokens_predicted_seconds_total", "counter", "Seconds spent in decode.", stats.decode_s),
+        (
+            "llamacpp:prompt_tokens_seconds",
+            "gauge",
+            "Positions prefilled a second.",
+            _rate(n_read, stats.prefill_s),
+        ),
+        ("llamacpp:predicted_tokens_seconds", "gauge", "Tokens decoded a second.", _rate(n_written, stats.decode_s)),
+        ("llamacpp:kv_cache_usage_ratio", "gauge", "Used share of the KV cache.", _rate(stats.kv_used, stats.kv_cells)),
+        ("llamacpp:kv_cache_tokens", "gauge", "Used cells of the KV cache.", stats.kv_used),
+        ("llamacpp:requests_processing", "gauge", "Requests in flight.", stats.n_active),
         ("llamacpp:requests_deferred", "gauge", "Requests that wait.", stats.n_queued),
-        ("bimedix:slots", "gauge", "Requests worked on at once, at most.", stats.n_slots),
-        ("bimedix:reused_tokens_total", "counter", "Prompt positions found in the cache.", stats.n_reused_tokens),
+        ("bimedix:slots", "gauge", "Most requests in flight at once.", stats.n_slots),
+        ("bimedix:reused_tokens_total", "counter", "Prompt positions found in the KV cache.", stats.n_reused_tokens),
         ("bimedix:images_encoded_total", "counter", "Images encoded.", stats.n_encodes),
-        ("bimedix:image_seconds_total", "counter", "Spent encoding images.", stats.encode_s),
-        ("bimedix:model_restarts_total", "counter", "Starts of the model's process after its death.", stats.n_restarts),
+        ("bimedix:image_seconds_total", "counter", "Seconds spent encoding images.", stats.encode_s),
+        ("bimedix:model_restarts_total", "counter", "Restarts of the model's process.", stats.n_restarts),
     ]
     lines = []
     for name, kind, text, value in table:

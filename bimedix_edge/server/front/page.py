@@ -1,7 +1,7 @@
-"""The web chat's files, and the key that encrypts what a tab keeps of it.
+"""The files of the web chat, and the key that encrypts what a tab keeps of a chat.
 
-The files hold no data of anybody, so they are sent without a key; everything they do then needs one. They are read
-once, at the start: no request names a path of the disk.
+The files hold no data, so they are sent without a key; everything that they do then needs one. The server reads them
+once, at its start, so no request names a path on the disk.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ _TYPES = {
     "js": "text/javascript; charset=utf-8",
     "svg": "image/svg+xml",
 }
-# nothing but our own files runs or is loaded, nothing is sent elsewhere, nobody frames the page, and the browser itself
-# refuses to read a string as markup (Trusted Types)
+# only our own files run or load, nothing is sent elsewhere, no site may frame the page, and the browser refuses to read
+# a string as markup (Trusted Types)
 _POLICY = {
     "default-src": "'none'",
     "script-src": "'self'",
@@ -62,13 +62,13 @@ class _File:
 
 
 def page_routes() -> list[Route]:
-    """Return the routes of the page: `/`, `/static/NAME`, and `/api/tab-key`, which only holders of a key reach."""
+    """Return the routes of the page: `/`, `/static/NAME`, and `/api/tab-key`, which needs a key."""
     known = {
         entry.name: _read(entry.name)
         for entry in (files("bimedix_edge.server") / "static").iterdir()
         if entry.is_file()
     }
-    # browsers write what a tab keeps to the disk; once this process has ended, nobody can read it
+    # browsers write what a tab keeps to the disk; without this secret, which ends with the process, it is unreadable
     secret = secrets.token_bytes(32)
 
     async def index(request: Request) -> Response:
@@ -77,12 +77,12 @@ def page_routes() -> list[Route]:
     async def static(request: Request) -> Response:
         file = known.get(request.path_params["name"])
         if file is None:
-            return Response("There is no such file.\n", 404, SECURITY_HEADERS, "text/plain")
+            return Response("This server has no such file.\n", 404, SECURITY_HEADERS, "text/plain")
         return _answer(request, file)
 
     async def tab_key(request: Request) -> Response:
-        """Return 32 bytes in base64, the same for one key's holder as long as this process lives."""
-        key = hmac.digest(secret, request.state.holder.encode(), "sha256")
+        """Return 32 bytes in base64, the same for one tenant until the server stops."""
+        key = hmac.digest(secret, request.state.tenant.encode(), "sha256")
         return JSONResponse({"key": base64.b64encode(key).decode()}, headers={"Cache-Control": "no-store"})
 
     return [
@@ -98,7 +98,7 @@ def _read(name: str) -> _File:
 
 
 def _answer(request: Request, file: _File) -> Response:
-    """Return a file, or 304 if the browser has the same."""
+    """Return a file, or 304 if the browser has it already."""
     headers = {**SECURITY_HEADERS, "Cache-Control": "no-cache", "ETag": file.etag}
     known = [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]
     if file.etag in known:

@@ -21,13 +21,12 @@ from bimedix_edge.server.link.messages import Failed, GenerateRequest, Numbered,
 
 __all__ = ["completion_routes"]
 
-# a stream begins with its status; what fails before this is told by the status, what fails later within the stream
+# a stream begins with its status: a failure before this time has its own status, a later one is an event
 _MOST_SILENCE_S = 5.0
 
 
 def completion_routes(service: Service) -> list[Route]:
     """Return the routes."""
-
     return [
         route("POST", "/v1/chat/completions", _chat, service),
         route("POST", "/v1/completions", _complete, service),
@@ -37,15 +36,15 @@ def completion_routes(service: Service) -> list[Route]:
 async def _chat(service: Service, request: Request) -> ASGIApp:
     asked = await read(service, request, ChatRequest)
     facts = service.facts()
-    holder: str = request.state.holder
-    requests = await chat_requests(asked, holder, facts, service.seed, service.limits.images)
+    tenant: str = request.state.tenant
+    requests = await chat_requests(asked, tenant, facts, service.seed, service.limits.images)
     return await _respond(service, request, asked, requests, ChatShape(facts, requests, asked.n or 1))
 
 
 async def _complete(service: Service, request: Request) -> ASGIApp:
     asked = await read(service, request, CompletionRequest)
     facts = service.facts()
-    requests = completion_requests(asked, request.state.holder, facts, service.seed)
+    requests = completion_requests(asked, request.state.tenant, facts, service.seed)
     return await _respond(service, request, asked, requests, CompletionShape(facts, requests, asked.n or 1))
 
 
@@ -71,11 +70,11 @@ async def _begin(events: Events, *, at_once: bool) -> AsyncIterator[Numbered]:
     """Wait until the work has begun, and return all events.
 
     Args:
-        events: of the answers.
-        at_once: whether a place in the queue is news enough.
+        events: Events of the answers.
+        at_once: Whether a place in the queue is enough to begin the stream.
 
     Raises:
-        ApiError: it failed before.
+        ApiError: The request failed before.
     """
     held: list[Numbered] = []
 

@@ -1,4 +1,4 @@
-"""What the web page asks for beside completions: facts, what the model sees of an image, and its key."""
+"""Routes of the web page besides completions: facts, what the model sees of an image, and the page's key."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from starlette.routing import Route
 
 from bimedix_edge.server.api.data_urls import data_url_bytes
 from bimedix_edge.server.api.errors import ApiError
-from bimedix_edge.server.api.requests import LookRequest, SessionRequest
-from bimedix_edge.server.api.responses import Facts, FactsLimits, LookAnswer, SessionAnswer
+from bimedix_edge.server.api.requests import PreviewRequest, SessionRequest
+from bimedix_edge.server.api.responses import Facts, FactsLimits, PreviewAnswer, SessionAnswer
 from bimedix_edge.server.front.service import Service, answer, ask, read, route
 from bimedix_edge.server.front.streams import unless_gone
 from bimedix_edge.server.link.messages import ImagePart
 
 __all__ = ["SESSION", "page_service_routes"]
 
-# where a page without a key gets one
+# a page without a key gets one here
 SESSION = "/api/session"
 
 
@@ -26,7 +26,7 @@ def page_service_routes(service: Service) -> list[Route]:
     """Return the routes."""
     return [
         route("GET", "/api/facts", _facts, service),
-        route("POST", "/api/look", _look, service),
+        route("POST", "/api/look", _preview, service),
         route("POST", SESSION, _session, service),
     ]
 
@@ -42,22 +42,22 @@ async def _facts(service: Service, request: Request) -> Response:
     )
 
 
-async def _look(service: Service, request: Request) -> Response:
-    asked = await read(service, request, LookRequest)
+async def _preview(service: Service, request: Request) -> Response:
+    asked = await read(service, request, PreviewRequest)
     known = service.facts()
     image = ImagePart(data_url_bytes(asked.image, "image"), asked.window, asked.frame)
-    seen = await unless_gone(request.receive, ask(service.model.look(image), "image"))
+    preview = await unless_gone(request.receive, ask(service.model.preview(image), "image"))
     return answer(
-        LookAnswer(
-            f"data:image/png;base64,{base64.b64encode(seen.png).decode('ascii')}",
-            seen.sha256,
-            seen.width_px,
-            seen.height_px,
-            seen.n_frames,
-            list(seen.notes),
-            list(seen.warnings),
-            seen.tags,
-            list(seen.presets),
+        PreviewAnswer(
+            f"data:image/png;base64,{base64.b64encode(preview.png).decode('ascii')}",
+            preview.sha256,
+            preview.width_px,
+            preview.height_px,
+            preview.n_frames,
+            list(preview.notes),
+            list(preview.warnings),
+            preview.tags,
+            list(preview.presets),
             known.notice,
         )
     )
@@ -70,7 +70,6 @@ async def _session(service: Service, request: Request) -> Response:
         raise ApiError(
             401,
             "invalid_token",
-            "Expected the token of the link that the server printed, but this is another or was used already; "
-            "enter the key itself, or start the server again.",
+            "The link's token is wrong or was used already. Enter the key, or restart the server for a new link.",
         )
     return answer(SessionAnswer(key))

@@ -1,4 +1,4 @@
-"""What there is beside completions: health, metrics, models, tokens, and the OpenAPI document."""
+"""Routes besides completions and the page: health, metrics, models, tokens, and the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from bimedix_edge.server.api.errors import ApiError
+from bimedix_edge.server.api.errors import ApiError, retry_after
 from bimedix_edge.server.api.openapi import document
 from bimedix_edge.server.api.requests import DetokenizeRequest, TokenizeRequest
-from bimedix_edge.server.api.responses import Health, Model, Models, Text, Tokens
+from bimedix_edge.server.api.responses import DetokenizeAnswer, Health, Model, Models, TokenizeAnswer
 from bimedix_edge.server.front.metrics import metrics_text
 from bimedix_edge.server.front.service import JSON, Service, answer, ask, read, route
 
 __all__ = ["HEALTH", "service_routes"]
 
-# a monitor has no key
+# monitors have no key
 HEALTH = "/health"
 _PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -39,8 +39,8 @@ async def _health(service: Service, request: Request) -> Response:
         raise ApiError(
             503,
             "loading",
-            f"Expected a model, but it is {service.model.state}; ask again in a moment.",
-            retry_after_s=2,
+            f"The model is {service.model.state}. Ask again in a moment.",
+            headers=retry_after(2),
         )
     return answer(Health())
 
@@ -58,22 +58,20 @@ async def _models(service: Service, request: Request) -> Response:
 async def _model(service: Service, request: Request) -> Response:
     facts = service.facts()
     if request.path_params["name"] != facts.name:
-        raise ApiError(
-            404, "model_not_found", f"Expected the model {facts.name}, but another was asked for; correct its name."
-        )
+        raise ApiError(404, "model_not_found", f"This server has only the model {facts.name}. Correct the name.")
     return answer(Model(facts.name, facts.created, facts.notice, facts.licence))
 
 
 async def _tokenize(service: Service, request: Request) -> Response:
     asked = await read(service, request, TokenizeRequest)
     service.facts()
-    return answer(Tokens(await ask(service.model.tokenize(asked.content))))
+    return answer(TokenizeAnswer(await ask(service.model.tokenize(asked.content))))
 
 
 async def _detokenize(service: Service, request: Request) -> Response:
     asked = await read(service, request, DetokenizeRequest)
     service.facts()
-    return answer(Text(await ask(service.model.detokenize(asked.tokens), "tokens")))
+    return answer(DetokenizeAnswer(await ask(service.model.detokenize(asked.tokens), "tokens")))
 
 
 async def _openapi(service: Service, request: Request) -> Response:

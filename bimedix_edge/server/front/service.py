@@ -1,4 +1,4 @@
-"""What the routes share, and how they read a request and write an answer."""
+"""What the routes share, and how they read requests and write answers."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from bimedix_edge.errors import BimedixEdgeError, HardwareError, InputError, UsageError
-from bimedix_edge.server.api.errors import ApiError, invalid
+from bimedix_edge.server.api.errors import ApiError, invalid, retry_after
 from bimedix_edge.server.api.fields import decode
 from bimedix_edge.server.front.access import OneTimeToken
 from bimedix_edge.server.front.limits import BodyRoom, Limits
-from bimedix_edge.server.front.metrics import Requests
+from bimedix_edge.server.front.metrics import RequestCounts
 from bimedix_edge.server.front.supervisor import ModelProcess
 from bimedix_edge.server.link.messages import ModelFacts
 
@@ -36,18 +36,18 @@ class Service:
     """What the routes share.
 
     Attributes:
-        model: what writes.
-        limits: what a client may take.
-        room: the memory for requests.
-        requests: counted for `/metrics`.
-        token: of the page's link; None where nobody gets a key by a link.
-        seed: of answers whose request has none; None draws one.
+        model: The model's process.
+        limits: What a client may take.
+        room: Memory for the bodies of requests.
+        requests: Counts for `/metrics`.
+        token: Token of the page's link; None where the operator gives out the keys.
+        seed: Seed of answers whose request has none; None draws one.
     """
 
     model: ModelProcess
     limits: Limits
     room: BodyRoom
-    requests: Requests
+    requests: RequestCounts
     token: OneTimeToken | None = None
     seed: int | None = None
 
@@ -55,27 +55,27 @@ class Service:
         """Return what the model is.
 
         Raises:
-            ApiError: 503, it is still being loaded, or could not be.
+            ApiError: 503, it is still being loaded, or cannot be.
         """
         if self.model.state == "failed":
             raise ApiError(
                 503,
                 "lost",
-                "Expected a model, but it cannot be loaded any more; see the server's messages and start it again.",
-                retry_after_s=60,
+                "The model cannot be loaded. See the server's messages, and start the server again.",
+                headers=retry_after(60),
             )
         if self.model.facts is None:
             raise ApiError(
                 503,
                 "loading",
-                "Expected a model, but it is still being loaded; ask again in a moment.",
-                retry_after_s=2,
+                "The model is still being loaded. Ask again in a moment.",
+                headers=retry_after(2),
             )
         return self.model.facts
 
 
 async def read(service: Service, request: Request, kind: type[Asked]) -> Asked:
-    """Return a request's JSON as a value of this type; its memory is counted until the request is answered.
+    """Return a request's JSON as a value of this type; it takes up memory until the request is answered.
 
     Raises:
         ApiError: 400, 413, 415 or 503.
@@ -85,7 +85,7 @@ async def read(service: Service, request: Request, kind: type[Asked]) -> Asked:
         raise ApiError(
             415,
             "unsupported_media_type",
-            f"Expected `Content-Type: {JSON}` without a Content-Encoding, but it is another; send JSON as it is.",
+            f"The body is not sent as `Content-Type: {JSON}` without a Content-Encoding. Send plain JSON.",
         )
     stack: contextlib.AsyncExitStack = request.state.until_answered
     length = request.headers.get("content-length")
@@ -99,21 +99,21 @@ def answer(value: msgspec.Struct | bytes) -> Response:
 
 
 async def ask(work: Awaitable[Result], param: str | None = None) -> Result:
-    """Return what the model's process answers.
+    """Return the reply of the model's process.
 
     Args:
-        work: a call of it.
-        param: the field of the request that it is about.
+        work: A call to it.
+        param: Field of the request that the call is about.
 
     Raises:
-        ApiError: it refuses, or is not there.
+        ApiError: The process refuses, or is gone.
     """
     try:
         return await work
     except (InputError, UsageError) as error:
         raise invalid(str(error), param) from None
     except HardwareError as error:
-        raise ApiError(503, "lost", str(error), retry_after_s=2) from None
+        raise ApiError(503, "lost", str(error), headers=retry_after(2)) from None
     except BimedixEdgeError as error:
         raise ApiError(500, "engine_failed", str(error)) from None
 
@@ -121,7 +121,7 @@ async def ask(work: Awaitable[Result], param: str | None = None) -> Result:
 def route(
     method: str, path: str, endpoint: Callable[[Service, Request], Awaitable[ASGIApp]], service: Service
 ) -> Route:
-    """Return a route whose endpoint has the service."""
+    """Return a route whose endpoint gets the service."""
 
     async def run(request: Request) -> Any:
         return await endpoint(service, request)

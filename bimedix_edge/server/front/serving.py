@@ -1,4 +1,4 @@
-"""Running an ASGI app on a socket until a signal comes: first one gracefully, second one at once."""
+"""Serving an ASGI app on a socket until a signal: the first stops it gracefully, the second at once."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from uvicorn.server import ServerState
 from bimedix_edge.server.front.connections import Connection
 from bimedix_edge.server.front.limits import Limits
 
-__all__ = ["log", "serve"]
+__all__ = ["log", "serve_app"]
 
 log = logging.getLogger("bimedix_edge.server")
 
@@ -33,7 +33,7 @@ _DATE_S = 0.5
 
 
 class _WithoutValues(logging.Formatter):
-    """Says of an exception where it was raised and its type: its message may hold what a user wrote."""
+    """Formats an exception as its type and where it was raised: its message may hold what a user wrote."""
 
     def formatException(self, ei: object) -> str:  # noqa: N802  logging's name
         kind, _, trace = ei if isinstance(ei, tuple) else (None, None, None)
@@ -50,8 +50,8 @@ def _configure_logs() -> None:
         logger.setLevel(level)
 
 
-class _Stop:
-    """What signals ask for."""
+class _Signals:
+    """What the signals so far ask for."""
 
     def __init__(self) -> None:
         self.asked = asyncio.Event()
@@ -74,7 +74,7 @@ class _Stop:
                 signal.signal(number, handler)
 
 
-async def serve(
+async def serve_app(
     app: ASGIApp,
     listener: socket.socket,
     work: Callable[[], Awaitable[None]],
@@ -84,18 +84,18 @@ async def serve(
 ) -> bool:
     """Answer requests until SIGINT or SIGTERM comes, or `work` ends.
 
-    The first signal closes the socket and idle connections and lets running answers end, for `limits.shutdown_s`; the
-    second cuts them.
+    The first signal closes the socket and idle connections, and waits up to `limits.shutdown_s` for running answers.
+    The second stops these at once.
 
     Args:
-        app: what answers.
-        listener: a socket that listens; closed afterwards.
-        work: run beside; if it raises, the server ends and that error is raised.
-        limits: see there.
-        tls: what makes it HTTPS.
+        app: The application.
+        listener: A listening socket; closed afterwards.
+        work: Runs beside the server; if it raises, the server ends and raises that error.
+        limits: What a client may take.
+        tls: TLS settings; None serves HTTP.
 
     Returns:
-        Whether it was cut by a second signal.
+        Whether a second signal stopped it.
     """
     _configure_logs()
     config = uvicorn.Config(
@@ -119,7 +119,7 @@ async def serve(
         ssl=tls,
         ssl_handshake_timeout=limits.handshake_s if tls else None,
     )
-    stop = _Stop()
+    stop = _Signals()
     with stop.listening():
         working = asyncio.ensure_future(work())
         try:
@@ -135,7 +135,7 @@ async def serve(
     return stop.at_once.is_set()
 
 
-async def _until_asked(stop: _Stop, working: asyncio.Future[None], state: ServerState) -> None:
+async def _until_asked(stop: _Signals, working: asyncio.Future[None], state: ServerState) -> None:
     asked = asyncio.ensure_future(stop.asked.wait())
     ends: tuple[asyncio.Future[Any], ...] = (asked, working)
     try:
@@ -146,14 +146,14 @@ async def _until_asked(stop: _Stop, working: asyncio.Future[None], state: Server
         asked.cancel()
 
 
-async def _let_end(stop: _Stop, state: ServerState, seconds: float) -> None:
-    """Close what is idle, wait for what is not, and cut the rest."""
+async def _let_end(stop: _Signals, state: ServerState, seconds: float) -> None:
+    """Close idle connections, wait for the others, and cut those that remain."""
     for connection in list(state.connections):
         connection.shutdown()
     deadline_s = time.monotonic() + seconds
     while (state.connections or state.tasks) and not stop.at_once.is_set() and time.monotonic() < deadline_s:
         await asyncio.sleep(_POLL_S)
-    # whoever works for a connection stops when it is gone
+    # the task of a connection ends when the connection does
     for connection in list(state.connections):
         connection.transport.abort()
     if state.tasks:

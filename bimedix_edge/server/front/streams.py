@@ -1,4 +1,4 @@
-"""Answers as they are written: one or several at once, until they end or nobody waits for them."""
+"""Answers in progress: one or several at once, until they end or their client leaves."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _HEARTBEAT_S = 10.0
 
 
 class Events:
-    """The events of some answers as they come, each with the number of its answer.
+    """The events of a request's answers as they come, each with the number of its answer.
 
     Args:
-        n_answers: how many have to end.
+        n_answers: How many answers there are.
     """
 
     def __init__(self, n_answers: int) -> None:
@@ -34,13 +34,13 @@ class Events:
         self._n_left = n_answers
 
     def put(self, item: Numbered | Exception) -> None:
-        """Add what happened."""
+        """Add an event, or an error that ends all answers."""
         self._queue.put_nowait(item)
 
     async def next(self) -> Numbered | None:
         """Return the next event, or None once all answers have ended; the first failure ends them all.
 
-        Cancelling the call loses nothing.
+        Cancelling the call loses no event.
         """
         if not self._n_left:
             return None
@@ -51,18 +51,18 @@ class Events:
         return item
 
     async def __aiter__(self) -> AsyncIterator[Numbered]:
-        """Yield the events that are left."""
+        """Yield the remaining events."""
         while (item := await self.next()) is not None:
             yield item
 
 
 @contextlib.asynccontextmanager
 async def writing(model: ModelProcess, requests: Sequence[GenerateRequest]) -> AsyncIterator[Events]:
-    """Have answers written as long as the block runs; when it ends before they do, they are cancelled.
+    """Have the model answer while the block runs; answers that are not complete at its end are cancelled.
 
     Args:
-        model: what writes.
-        requests: one for each answer.
+        model: The model's process.
+        requests: The request for each answer.
     """
     written = Events(len(requests))
 
@@ -72,7 +72,7 @@ async def writing(model: ModelProcess, requests: Sequence[GenerateRequest]) -> A
                 async for event in events:
                     written.put((index, event))
         except Exception as error:
-            # raised again by whoever reads
+            # `Events.next` raises it
             written.put(error)
 
     tasks = [asyncio.ensure_future(pump(index, request)) for index, request in enumerate(requests)]
@@ -85,10 +85,10 @@ async def writing(model: ModelProcess, requests: Sequence[GenerateRequest]) -> A
 
 
 async def unless_gone(receive: Receive, work: Coroutine[Any, Any, Result]) -> Result:
-    """Return what `work` returns; cancel it when the client goes.
+    """Return what `work` returns; cancel it when the client leaves.
 
     Raises:
-        ClientDisconnect: it has gone.
+        ClientDisconnect: The client has left.
     """
     task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_gone(receive))
     try:
@@ -106,14 +106,14 @@ class EventStream:
     """A response of server-sent events.
 
     Args:
-        chunks: what is sent, each the data of one event; an `ApiError` that they raise becomes the last event.
+        chunks: The data of each event; an `ApiError` that the iterator raises becomes the last event.
     """
 
     def __init__(self, chunks: AsyncIterator[bytes]) -> None:
         self._chunks = chunks
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it."""
+        """Send the response."""
         headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"x-accel-buffering", b"no")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await unless_gone(receive, self._write(send))
@@ -125,18 +125,18 @@ class EventStream:
 
         try:
             async for chunk in _with_pauses(self._chunks):
-                # a comment tells proxies that the stream lives, and us whether the client does
+                # a comment keeps proxies from closing the stream, and shows us whether the client is there
                 await out(b": waiting" if chunk is None else b"data: " + chunk)
         except ApiError as error:
             await out(b"data: " + error.body())
         except Exception:
-            # the status is sent already; whoever reads must not take the answer for whole
+            # the status is sent already, and the client must not take the answer for complete
             await out(b"data: " + defect().body())
             raise
 
 
 async def _with_pauses(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes | None]:
-    """Yield the chunks, and None whenever none has come for a while."""
+    """Yield the chunks, and None after each interval without one."""
     upcoming = asyncio.ensure_future(anext(chunks, None))
     try:
         while True:

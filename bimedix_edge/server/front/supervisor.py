@@ -1,9 +1,9 @@
-"""The parent's side of the model's process: it is started, restarted when it dies, and given one request a slot.
+"""The parent's side of the model's process: it starts the child, restarts it when it dies, and gives it requests.
 
-Nothing native is imported here: what can abort, run out of memory or be killed does so in the child. What a request
-needs is in the parent until it ends, so those that wait when the child dies wait on, and run in the next one; so does
-one that it was given and had not begun, once, for it may have been what ended the child. Those it was working on end
-with `Failed("lost")` and the text so far.
+Nothing native is imported here: what can abort, run out of memory or be killed does so in the child. The parent keeps
+every request until it ends. When the child dies, the requests that wait go to the next child. So do, once, the requests
+that the child had not begun; once only, since such a request may be what ended it. The requests that it was working on
+end with `Failed("lost")` and the text so far.
 """
 
 from __future__ import annotations
@@ -11,46 +11,69 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import json
 import math
-import sys
+import os
 import time
 from collections.abc import AsyncGenerator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
-from bimedix_edge import errors
-from bimedix_edge.errors import BimedixEdgeError, LostError
+from bimedix_edge import child, errors
+from bimedix_edge.child import FrameError
+from bimedix_edge.errors import BimedixEdgeError, LostError, PromptError
 from bimedix_edge.events import Done, Encode, Token
 from bimedix_edge.server.front.waiting import WaitingLine
 from bimedix_edge.server.link.messages import (
     Failed,
     GenerateRequest,
     ImagePart,
-    Look,
+    ImagePreview,
     ModelFacts,
     Queued,
     ServerEvent,
     State,
     Stats,
 )
-from bimedix_edge.server.link.wire import PREFIX, Frame, WireError, lengths, pack, unpack
+from bimedix_edge.server.link.wire import (
+    CancelRequest,
+    Cells,
+    CountCells,
+    Detokenize,
+    DetokenizedText,
+    ErrorReply,
+    EventFrame,
+    Generate,
+    ModelReady,
+    ModelRefused,
+    OpenModel,
+    Preview,
+    PreviewReply,
+    ReplyFrame,
+    RequestFrame,
+    TokenIds,
+    Tokenize,
+    UnsendableText,
+    event_frame_types,
+    pack,
+    unpack_reply,
+)
 from bimedix_edge.settings import Settings
 
 __all__ = ["ModelProcess"]
 
-_START = (
-    "import sys, json; sys.path[:] = json.loads(sys.argv[1]); "
-    "from bimedix_edge.server.model.process import main; main()"
-)
-# one that dies so often before it is ready is given up
+_ENTRY = "bimedix_edge.server.model.process:main"
+# a child that dies this often before it is ready is given up
 _MOST_FAILURES = 3
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 10.0
 _CLOSE_S = 5.0
 _FIRST_GUESS_S = 10.0
-_LOST = "Expected the model's process to finish the answer, but it ended; ask again, it is being restarted."
-_GIVEN_UP = "Expected the model's process to start, but it failed; see the server's first message, and start it again."
+_LOST = "The model's process ended before the answer was complete. It is being restarted; ask again."
+_GIVEN_UP = "The model's process cannot be started. See the server's first messages, and start the server again."
+_STOPPING = "The server is being stopped. Ask again later."
+_TOO_LARGE = f"The request is larger than {child.MAX_FRAME_BYTES >> 30} GiB. Send less text or smaller images."
+
+_Reply = TypeVar("_Reply", TokenIds, DetokenizedText, PreviewReply, Cells)
 
 
 class _Job:
@@ -63,22 +86,23 @@ class _Job:
         self.place: int | None = None
         self.text = ""
         self.begun_s = 0.0
-        # a request is given to the next child, too, unless it was begun, or was given twice, or nobody reads it
-        self.begun = self.given_again = self.left = False
+        # the next child gets a request, too, unless the last one had begun it, it is a requeued one, or its client left
+        self.begun = self.requeued = self.left = False
 
 
 class ModelProcess:
-    """The model in a process of its own, seen from the server's event loop; every method belongs to that loop.
+    """The model in a process of its own, seen from the server's event loop; call every method on that loop.
 
     Args:
-        settings: of the runtime, `parallel` and `queue` among them.
-        model: a bundle's directory or its name in the store; None is what `Runtime.open` takes then.
+        settings: Settings of the runtime, `parallel` and `queue` among them.
+        model: A bundle's directory or its name in the store; None is what `Runtime.open` takes then.
 
     Attributes:
-        state: `loading`, `ready`, `restarting` after it died, or `failed` when it was given up.
-        facts: about the model; None until it was ready once.
-        fault: why it failed; None unless it did.
-        pid: of the child, None while there is none.
+        state: `loading`, `ready`, `restarting` after the child died, or `failed` when it was given up.
+        facts: What the model is; None until it was ready once.
+        fault: Why it failed; None unless it did.
+        pid: Number of the child's process; None while there is none.
+        counters: What happened since the server started; see `stats` for the gauges.
     """
 
     def __init__(self, settings: Settings, model: str | Path | None = None) -> None:
@@ -86,29 +110,30 @@ class ModelProcess:
         self.facts: ModelFacts | None = None
         self.fault: BimedixEdgeError | None = None
         self.pid: int | None = None
-        self._settings = settings
-        self._model = None if model is None else str(model)
+        self.counters = Stats()
+        # where the model is given, the settings' own name for one has no use
+        self._settings = settings if model is None else replace(settings, model=None)
+        self._model = None if model is None else os.fsencode(model)
         self._numbers = itertools.count(1)
         self._line: WaitingLine[_Job] = WaitingLine()
         self._active: dict[int, _Job] = {}
-        self._calls: dict[int, asyncio.Future[Any]] = {}
+        self._calls: dict[int, asyncio.Future[ReplyFrame]] = {}
         self._process: asyncio.subprocess.Process | None = None
         self._task: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
         self._closing = False
-        self._stats = Stats()
         self._answer_s = _FIRST_GUESS_S
 
     async def start(self) -> None:
-        """Begin to start the child; `ready` waits for it, and requests may come already."""
+        """Begin to start the child. `ready` waits for it; requests may come already."""
         self._task = asyncio.create_task(self._keep_running())
 
     async def ready(self) -> None:
         """Wait until the model is loaded.
 
         Raises:
-            BimedixEdgeError: what the child said why it cannot load it, with that error's class and exit code; a
-                `LostError` if it died again and again.
+            BimedixEdgeError: The child cannot load the model; the error has the class and exit code of the child's.
+            LostError: The child died repeatedly before it was ready.
         """
         while self.state != "ready":
             if self.fault is not None:
@@ -124,10 +149,10 @@ class ModelProcess:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
             self._task = None
-        self._end_all("Expected the server to answer, but it is being stopped; ask again later.", waiting=True)
+        self._end_all(_STOPPING, waiting=True)
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[ServerEvent, None]:
-        """Yield what happens to a request; closing the iterator stops it within a step.
+        """Yield what happens to a request; closing the iterator cancels the request within a decode step.
 
         Yields:
             `Queued` while it waits, whenever its place changes; `Encode`, `Prefill` and `Token`; last, `Done` or
@@ -137,7 +162,7 @@ class ModelProcess:
             yield refused
             return
         job = _Job(request, next(self._numbers))
-        self._line.put(request.holder, job)
+        self._line.put(request.tenant, job)
         self._dispatch()
         try:
             while True:
@@ -147,46 +172,49 @@ class ModelProcess:
                     return
         finally:
             job.left = True
-            if self._line.remove(request.holder, job):
-                self._tell_places()
+            if self._line.remove(request.tenant, job):
+                self._announce_places()
             elif job.number in self._active:
-                self._send(Frame("cancel", job.number))
+                self._send(pack(CancelRequest(job.number)))
+
+    def in_flight(self, tenant: str) -> int:
+        """Return how many requests of a tenant the child works on."""
+        return sum(job.request.tenant == tenant for job in self._active.values())
 
     async def tokenize(self, text: str) -> list[int]:
         """Return the tokens of plain text.
 
         Raises:
-            LostError: the model is not there.
+            PromptError: The text is not valid Unicode.
+            LostError: There is no model to ask.
         """
-        return list(await self._call("tokenize", text))
+        return list((await self._call(Tokenize(next(self._numbers), text), TokenIds)).tokens)
 
     async def detokenize(self, tokens: list[int]) -> str:
         """Return the text of tokens.
 
         Raises:
-            UsageError: one is none of the vocabulary's.
-            LostError: the model is not there.
+            UsageError: A token is not in the vocabulary.
+            LostError: There is no model to ask.
         """
-        return str(await self._call("detokenize", tokens))
+        return (await self._call(Detokenize(next(self._numbers), tuple(tokens)), DetokenizedText)).text
 
-    async def look(self, image: ImagePart) -> Look:
+    async def preview(self, image: ImagePart) -> ImagePreview:
         """Return what the model sees of a picture, which the child decodes.
 
         Raises:
-            ImageError, UsageError: as `imaging.picture.load_picture`.
-            LostError: the model is not there, or died of it.
+            ImageError, UsageError: See `imaging.picture.load_picture`.
+            LostError: There is no model to ask, or the picture ended it.
         """
-        look = await self._call("look", image)
-        assert isinstance(look, Look)
-        return look
+        return (await self._call(Preview(next(self._numbers), image), PreviewReply)).preview
 
     async def stats(self) -> Stats:
-        """Return the counters; the gauges of the KV cache are 0 while the model is not there."""
+        """Return counters and gauges; those of the KV cache are 0 while there is no model to ask."""
         used = 0
         with contextlib.suppress(LostError):
-            used = int(await self._call("kv_used", None))
+            used = (await self._call(CountCells(next(self._numbers)), Cells)).n_used
         return replace(
-            self._stats,
+            self.counters,
             n_queued=len(self._line),
             n_active=len(self._active),
             n_slots=self._settings.parallel,
@@ -196,18 +224,18 @@ class ModelProcess:
 
     async def _keep_running(self) -> None:
         failures, pause_s = 0, _FIRST_PAUSE_S
-        # asked again here, since `wait_for` may lose a cancellation that comes when it ends
+        # `_closing` is asked, too, since `wait_for` may lose a cancellation that comes as it ends
         while self.fault is None and not self._closing:
             was_ready = await self._run_once()
             failures, pause_s = (0, _FIRST_PAUSE_S) if was_ready else (failures + 1, pause_s)
             if failures == _MOST_FAILURES and self.fault is None:
                 self.fault = LostError(
-                    f"Expected the model's process to load the model, but it died {failures} times while it did; see "
-                    "whether the memory suffices (`bimedix-edge doctor`)."
+                    f"The model's process died {failures} times while it loaded the model. `bimedix-edge doctor` shows "
+                    "whether there is enough memory."
                 )
             if self.fault is None and not self._closing:
                 self._set_state("restarting")
-                self._stats = replace(self._stats, n_restarts=self._stats.n_restarts + 1)
+                self.counters = replace(self.counters, n_restarts=self.counters.n_restarts + 1)
                 if failures:
                     await asyncio.sleep(pause_s)
                     pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
@@ -216,56 +244,46 @@ class ModelProcess:
 
     async def _run_once(self) -> bool:
         """Run a child until it ends; return whether it had the model loaded."""
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-I",
-            "-c",
-            _START,
-            json.dumps([place for place in sys.path if place]),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL,
-        )
+        process = await child.start_async(_ENTRY)
         self._process, self.pid = process, process.pid
         was_ready = False
         try:
-            self._send(Frame("open", 0, {"model": self._model, "settings": _plain(self._settings)}))
-            # a child that cannot load the model says so, and ends when it is asked nothing more
+            assert process.stdout is not None, "`child.start_async` gives it a pipe"
+            self._send(pack(OpenModel(0, self._model, self._settings)))
+            # a child that cannot load the model says so; it ends when its input does
             while self.fault is None:
-                frame = await _read(process)
-                was_ready = was_ready or frame.kind == "ready"
+                frame = unpack_reply(await child.read_frame_async(process.stdout))
+                was_ready = was_ready or isinstance(frame, ModelReady)
                 self._take(frame)
             return was_ready
-        except (asyncio.IncompleteReadError, ConnectionError, WireError):
+        except (EOFError, ConnectionError, FrameError):
             return was_ready
         finally:
             self._process, self.pid = None, None
             if self.state == "ready":
                 self._set_state("restarting")
-            self._wait_again()
+            self._requeue()
             self._end_all(_LOST, waiting=False)
-            await _end(process)
+            await child.stop_async(process, _CLOSE_S)
 
-    def _take(self, frame: Frame) -> None:
+    def _take(self, frame: ReplyFrame) -> None:
         """Do what a frame from the child says."""
-        if frame.kind == "ready":
-            self.facts = frame.value
+        if isinstance(frame, ModelReady):
+            self.facts = frame.facts
             self._set_state("ready")
             self._dispatch()
-        elif frame.kind == "failed":
-            self.fault = _error(frame.value)
-        elif frame.kind == "event":
-            self._take_event(frame.id, frame.value)
+        elif isinstance(frame, ModelRefused):
+            self.fault = _error(frame)
+        elif isinstance(frame, event_frame_types):
+            self._take_event(frame)
         elif (future := self._calls.pop(frame.id, None)) is not None and not future.done():
-            if frame.kind == "error":
-                future.set_exception(_error(frame.value))
-            else:
-                future.set_result(frame.value)
+            future.set_result(frame)
 
-    def _take_event(self, number: int, event: ServerEvent) -> None:
+    def _take_event(self, frame: EventFrame) -> None:
+        number, event = frame.id, frame.event
         job = self._active.get(number)
         if job is None:
-            raise WireError("an event of a request that the child does not have")
+            raise FrameError("An event names a request that the child does not have.")
         self._count(event)
         job.begun = True
         if isinstance(event, Token):
@@ -273,24 +291,24 @@ class ModelProcess:
         job.events.put_nowait(event)
         if isinstance(event, (Done, Failed)):
             del self._active[number]
-            # how long the next ones will wait: the older the answer, the less it counts
+            # an estimate for the requests that wait: the older an answer, the less it counts
             self._answer_s += 0.2 * (time.monotonic() - job.begun_s - self._answer_s)
             self._dispatch()
 
     def _count(self, event: ServerEvent) -> None:
-        stats = self._stats
+        counters = self.counters
         if isinstance(event, Token):
-            self._stats = replace(stats, n_generated_tokens=stats.n_generated_tokens + 1)
+            self.counters = replace(counters, n_generated_tokens=counters.n_generated_tokens + 1)
         elif isinstance(event, Encode) and event.done:
-            self._stats = replace(stats, n_encodes=stats.n_encodes + 1)
+            self.counters = replace(counters, n_encodes=counters.n_encodes + 1)
         elif isinstance(event, Done):
-            self._stats = replace(
-                stats,
-                n_prompt_tokens=stats.n_prompt_tokens + event.usage.prompt - event.usage.reused,
-                n_reused_tokens=stats.n_reused_tokens + event.usage.reused,
-                encode_s=stats.encode_s + event.timings.encode / 1e3,
-                prefill_s=stats.prefill_s + event.timings.prefill / 1e3,
-                decode_s=stats.decode_s + event.timings.decode / 1e3,
+            self.counters = replace(
+                counters,
+                n_prompt_tokens=counters.n_prompt_tokens + event.usage.prompt - event.usage.reused,
+                n_reused_tokens=counters.n_reused_tokens + event.usage.reused,
+                encode_s=counters.encode_s + event.timings.encode / 1e3,
+                prefill_s=counters.prefill_s + event.timings.prefill / 1e3,
+                decode_s=counters.decode_s + event.timings.decode / 1e3,
             )
 
     def _refusal(self) -> Failed | None:
@@ -301,42 +319,41 @@ class ModelProcess:
             return None
         return Failed(
             "queue_full",
-            f"Expected at most {self._settings.queue} requests to wait, but as many do; ask again later.",
+            f"The queue is full: {self._settings.queue} requests wait already. Ask again later.",
             place=waiting,
             retry_after_s=float(max(1, math.ceil(self._answer_s * (waiting + 1) / slots))),
         )
 
     def _dispatch(self) -> None:
-        """Give the child as many requests as it has slots; tell the others their places."""
+        """Give the child a request for each free slot, and the other requests their places in the queue."""
         while self.state == "ready" and len(self._line) and len(self._active) < self._settings.parallel:
             job = self._line.take()
             job.begun_s = time.monotonic()
             self._active[job.number] = job
             try:
-                self._send(Frame("generate", job.number, job.request))
-            except WireError:
+                self._send(pack(Generate(job.number, job.request)))
+            except FrameError as error:
                 del self._active[job.number]
-                job.events.put_nowait(
-                    Failed("prompt", "Expected a request of at most 1 GiB, but it is larger; shorten it.")
-                )
-        self._tell_places()
+                sentence = str(error) if isinstance(error, UnsendableText) else _TOO_LARGE
+                job.events.put_nowait(Failed("prompt", sentence))
+        self._announce_places()
 
-    def _tell_places(self) -> None:
+    def _announce_places(self) -> None:
         for place, job in enumerate(self._line, 1):
             if job.place != place:
                 job.place = place
                 job.events.put_nowait(Queued(place))
 
-    def _wait_again(self) -> None:
-        """Let what the child was given and had not begun wait for the next one, the oldest first; once each."""
+    def _requeue(self) -> None:
+        """Put the requests that the child had not begun back into the queue, the oldest first; each of them once."""
         for number, job in sorted(self._active.items(), reverse=True):
-            if not (job.begun or job.given_again or job.left or self._closing):
+            if not (job.begun or job.requeued or job.left or self._closing):
                 del self._active[number]
-                job.given_again = True
-                self._line.put_first(job.request.holder, job)
+                job.requeued = True
+                self._line.put_first(job.request.tenant, job)
 
     def _end_all(self, message: str, *, waiting: bool) -> None:
-        """End what the child was working on, and what waits, too, if there will be no other child."""
+        """End the requests that the child has; with `waiting`, those in the queue as well."""
         jobs = list(self._active.values())
         self._active.clear()
         while waiting and len(self._line):
@@ -348,19 +365,31 @@ class ModelProcess:
                 future.set_exception(LostError(message))
         self._calls.clear()
 
-    async def _call(self, kind: str, value: Any) -> Any:
-        if self.state != "ready" or self._process is None:
-            raise LostError(f"Expected the model to be ready, but it is {self.state}; ask again later.")
-        number = next(self._numbers)
-        future = self._calls[number] = asyncio.get_running_loop().create_future()
-        try:
-            self._send(Frame(kind, number, value))
-            return await future
-        finally:
-            self._calls.pop(number, None)
+    async def _call(self, frame: RequestFrame, wanted: type[_Reply]) -> _Reply:
+        """Return the reply to a frame.
 
-    def _send(self, frame: Frame) -> None:
-        pieces = pack(frame)
+        Raises:
+            BimedixEdgeError: The child replied with an error, or there is no child.
+        """
+        if self.state != "ready" or self._process is None:
+            raise LostError(f"The model is {self.state}. Ask again later.")
+        try:
+            pieces = pack(frame)
+        except FrameError as error:
+            raise PromptError(str(error) if isinstance(error, UnsendableText) else _TOO_LARGE) from None
+        future = self._calls[frame.id] = asyncio.get_running_loop().create_future()
+        try:
+            self._send(pieces)
+            reply = await future
+        finally:
+            self._calls.pop(frame.id, None)
+        if isinstance(reply, ErrorReply):
+            raise _error(reply)
+        if not isinstance(reply, wanted):
+            raise LostError(_LOST)
+        return reply
+
+    def _send(self, pieces: list[bytes]) -> None:
         if self._process is None or self._process.stdin is None or self._process.stdin.is_closing():
             return  # it has just ended, and `_run_once` is about to see that
         self._process.stdin.writelines(pieces)
@@ -370,34 +399,9 @@ class ModelProcess:
         self._changed.set()
 
 
-async def _read(process: asyncio.subprocess.Process) -> Frame:
-    assert process.stdout is not None
-    n_header, n_blobs = lengths(await process.stdout.readexactly(PREFIX.size))
-    return unpack(await process.stdout.readexactly(n_header), await process.stdout.readexactly(n_blobs))
-
-
-async def _end(process: asyncio.subprocess.Process) -> None:
-    """Let a child end: by itself if it can, which it does when nobody can ask it any more."""
-    assert process.stdin is not None
-    process.stdin.close()
-    try:
-        await asyncio.wait_for(process.wait(), _CLOSE_S)
-    except asyncio.TimeoutError:
-        pass  # it is killed
-    finally:
-        # also when this wait itself is cancelled, which whoever closes the server waits to see
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
-
-
-def _plain(settings: Settings) -> dict[str, Any]:
-    return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(settings).items()}
-
-
-def _error(value: Any) -> BimedixEdgeError:
-    """Return the exception that the child met, of the same class."""
-    kind = getattr(errors, value["kind"], BimedixEdgeError) if value["kind"] in errors.__all__ else BimedixEdgeError
-    error = kind(value["message"])
+def _error(reply: ModelRefused | ErrorReply) -> BimedixEdgeError:
+    """Return the child's error, of the same class."""
+    kind = getattr(errors, reply.error) if reply.error in errors.__all__ else BimedixEdgeError
+    error = kind(reply.message)
     assert isinstance(error, BimedixEdgeError)
     return error

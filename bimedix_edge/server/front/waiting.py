@@ -1,4 +1,4 @@
-"""Who is next: requests wait by holder, and the holders take turns, so that one with many does not keep others."""
+"""The queue: tenants take turns, so that one with many requests does not hold up the others."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ T = TypeVar("T", bound=Hashable)
 
 
 class WaitingLine(Generic[T]):
-    """A queue in which each holder's requests keep their order, and the holders take turns."""
+    """A queue in which each tenant's requests keep their order, and the tenants take turns."""
 
     def __init__(self) -> None:
         self._lines: collections.OrderedDict[str, collections.deque[T]] = collections.OrderedDict()
@@ -21,41 +21,41 @@ class WaitingLine(Generic[T]):
         return sum(map(len, self._lines.values()))
 
     def __iter__(self) -> Iterator[T]:
-        """Yield all in the order in which they would be taken."""
+        """Yield all requests in the order in which `take` would return them."""
         lines = [list(line) for line in self._lines.values()]
         for turn in range(max(map(len, lines), default=0)):
             yield from (line[turn] for line in lines if turn < len(line))
 
-    def put(self, holder: str, request: T) -> None:
-        """Let a request wait behind those of its holder."""
-        self._lines.setdefault(holder, collections.deque()).append(request)
+    def put(self, tenant: str, request: T) -> None:
+        """Add a request behind those of its tenant."""
+        self._lines.setdefault(tenant, collections.deque()).append(request)
 
-    def put_first(self, holder: str, request: T) -> None:
-        """Let a request that was taken wait again, before all others."""
-        self._lines.setdefault(holder, collections.deque()).appendleft(request)
-        self._lines.move_to_end(holder, last=False)
+    def put_first(self, tenant: str, request: T) -> None:
+        """Put a request that was taken back, before all others."""
+        self._lines.setdefault(tenant, collections.deque()).appendleft(request)
+        self._lines.move_to_end(tenant, last=False)
 
     def take(self) -> T:
-        """Return the next request, which waits no longer.
+        """Remove the next request and return it.
 
         Raises:
-            IndexError: none waits.
+            IndexError: The queue is empty.
         """
         if not self._lines:
-            raise IndexError("nobody waits")
-        holder, line = next(iter(self._lines.items()))
+            raise IndexError("the queue is empty")
+        tenant, line = next(iter(self._lines.items()))
         request = line.popleft()
-        self._lines.move_to_end(holder)
+        self._lines.move_to_end(tenant)
         if not line:
-            del self._lines[holder]
+            del self._lines[tenant]
         return request
 
-    def remove(self, holder: str, request: T) -> bool:
-        """Let a request wait no longer; return whether it did."""
-        line = self._lines.get(holder, collections.deque())
+    def remove(self, tenant: str, request: T) -> bool:
+        """Remove a request; return whether it was in the queue."""
+        line = self._lines.get(tenant, collections.deque())
         if request not in line:
             return False
         line.remove(request)
         if not line:
-            del self._lines[holder]
+            del self._lines[tenant]
         return True

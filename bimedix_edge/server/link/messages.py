@@ -1,27 +1,31 @@
-"""What the server's two processes say to each other, as values; neither engine nor decoder of images is imported here.
+"""What the server's two processes tell each other, as values; neither engine nor image decoder is imported here.
 
-The parent speaks HTTP and holds no native code; its child owns the model. A request goes down as a `GenerateRequest`,
-and comes back up as `ServerEvent`s, of which the last is `Done` or `Failed`.
+The parent speaks HTTP and holds no native code; its child owns the model. A request goes down as a `GenerateRequest`
+and comes back up as `ServerEvent`s, of which the last is `Done` or `Failed`. `wire` puts them into frames.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
 
 from bimedix_edge.events import Done, Encode, Prefill, Token
 from bimedix_edge.sampling import Sampling
 
 __all__ = [
+    "Count",
     "Failed",
     "FailureKind",
     "GenerateRequest",
     "ImagePart",
-    "Look",
-    "Message",
+    "ImagePreview",
+    "InputMessage",
     "ModelFacts",
     "Numbered",
     "Queued",
+    "Seconds",
     "ServerEvent",
     "State",
     "Stats",
@@ -30,26 +34,34 @@ __all__ = [
 
 State = Literal["loading", "ready", "restarting", "failed"]
 FailureKind = Literal["prompt", "image", "schema", "queue_full", "lost", "engine"]
+Count = Annotated[int, Meta(ge=0)]
+Positive = Annotated[int, Meta(ge=1)]
+Seconds = Annotated[float, Meta(ge=0)]
 
 
-@dataclass(frozen=True)
-class TextPart:
+class _Private(Struct, frozen=True, forbid_unknown_fields=True):
+    """What holds a user's texts or images, so its `repr` shows none of its fields."""
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}>"
+
+
+class TextPart(_Private, frozen=True, forbid_unknown_fields=True, tag="text"):
     """Text of a message."""
 
     text: str
 
 
-@dataclass(frozen=True)
-class ImagePart:
+class ImagePart(_Private, frozen=True, forbid_unknown_fields=True, tag="image"):
     """An image of a message.
 
     Attributes:
-        data: a whole file of any format that `imaging` reads, DICOM included.
-        window: of a DICOM file, as CENTER/WIDTH or the name of a preset.
-        frame: which of a DICOM file with several, from 1; None is the middle one.
+        data: A whole file of any format that `imaging` reads, DICOM included.
+        window: Window for a DICOM file, as CENTER/WIDTH or the name of a preset.
+        frame: Which frame of a DICOM file, from 1, or `middle`; None is the middle one, too.
     """
 
-    data: bytes = field(repr=False)
+    data: bytes
     window: str | None = None
     frame: int | str | None = None
 
@@ -57,71 +69,69 @@ class ImagePart:
 Part = TextPart | ImagePart
 
 
-@dataclass(frozen=True)
-class Message:
-    """One message; its images stand before its text, as the model was trained, and its texts are joined by newlines."""
+class InputMessage(_Private, frozen=True, forbid_unknown_fields=True):
+    """One message; its images come before its text, as in the model's training, and newlines join its texts."""
 
     role: Literal["system", "user", "assistant"]
     parts: tuple[Part, ...]
 
 
-@dataclass(frozen=True)
-class GenerateRequest:
-    """One answer that is asked for: `messages` or `prompt`, never both.
+class GenerateRequest(_Private, frozen=True, forbid_unknown_fields=True):
+    """A request for one answer, with `messages` or `prompt`, never both.
 
     Attributes:
-        holder: whose key it came with, as an opaque digest. What was computed for one holder, KV cache and image
-            embeddings, is never reused for another.
-        chat: a client's name for the conversation, which chooses among the holder's sessions; None is unnamed.
-        messages: a conversation that ends with a user's message; one system message may come first and replaces the
+        tenant: Whose key the request came with, as an opaque digest. What the model computed for one tenant, KV cache
+            and image embeddings, is never reused for another.
+        sampling: How tokens are chosen.
+        messages: A conversation that ends with a user's message. A system message may come first; it replaces the
             model's own.
-        prompt: plain text to go on with, without the model's template.
-        sampling: how tokens are chosen.
-        max_tokens: most tokens of the answer; None is the settings' value.
-        stop: texts that end the answer and are not part of it.
-        top_logprobs: how many of the most likely tokens are told with each; None is no probabilities at all.
+        prompt: Plain text to continue, without the model's template.
+        chat: The client's name for the conversation, which chooses among the tenant's sessions; None is unnamed.
+        max_tokens: Most tokens of the answer; None is the settings' value.
+        stop: Texts that end the answer and are not part of it.
+        top_logprobs: How many of the most likely tokens each token comes with; None is no probabilities at all.
     """
 
-    holder: str
+    tenant: str
     sampling: Sampling
-    messages: tuple[Message, ...] | None = None
-    prompt: str | None = field(default=None, repr=False)
+    messages: tuple[InputMessage, ...] | None = None
+    prompt: str | None = None
     chat: str | None = None
-    max_tokens: int | None = None
+    max_tokens: Positive | None = None
     stop: tuple[str, ...] = ()
-    top_logprobs: int | None = None
+    top_logprobs: Count | None = None
 
 
-@dataclass(frozen=True)
-class Queued:
+class Queued(Struct, frozen=True, forbid_unknown_fields=True):
     """The request waits; the next one to be served has place 1."""
 
-    place: int
+    place: Positive
 
 
-@dataclass(frozen=True)
-class Failed:
+class Failed(_Private, frozen=True, forbid_unknown_fields=True):
     """The request ends without an answer.
 
     Attributes:
-        kind: `prompt` (400: not valid, or too long, with the two counts), `image` (400), `schema` (400:
-            cannot be enforced), `queue_full` (429, with place
-            and seconds to wait), `lost` (503: the model's process died, or cannot be started), `engine` (500: it
-            failed).
-        message: one sentence.
-        text_so_far: what was written before.
-        n_prompt_tokens, n_ctx: of a prompt that is too long.
-        place: how many wait already.
-        retry_after_s: when it is worth asking again.
+        kind: Why: `prompt` (400, not valid or too long, the latter with both counts), `image` (400), `schema` (400,
+            cannot be enforced), `queue_full` (429, with place and seconds to wait), `lost` (503, the model's process
+            died or cannot be started), `engine` (500).
+        message: Sentences for the user.
+        text_so_far: What the model had written before.
+        n_prompt_tokens, n_ctx: Tokens of a prompt that is too long, and of the context.
+        place: How many requests wait already.
+        retry_after_s: When it is worth asking again.
     """
 
     kind: FailureKind
     message: str
-    text_so_far: str = field(default="", repr=False)
-    n_prompt_tokens: int | None = None
-    n_ctx: int | None = None
-    place: int | None = None
-    retry_after_s: float | None = None
+    text_so_far: str = ""
+    n_prompt_tokens: Count | None = None
+    n_ctx: Count | None = None
+    place: Count | None = None
+    retry_after_s: Seconds | None = None
+
+    def __repr__(self) -> str:
+        return f"<Failed {self.kind}: {self.message}>"
 
 
 ServerEvent = Queued | Encode | Prefill | Token | Done | Failed
@@ -129,74 +139,72 @@ ServerEvent = Queued | Encode | Prefill | Token | Done | Failed
 Numbered = tuple[int, ServerEvent]
 
 
-@dataclass(frozen=True)
-class ModelFacts:
+class ModelFacts(Struct, frozen=True, forbid_unknown_fields=True):
     """What the loaded model is.
 
     Attributes:
-        name, licence, notice: of the bundle; the notice belongs on every output.
-        n_ctx: tokens of context, which all answers share; also the most of one.
-        n_parallel: answers that are written together.
-        n_vocab: tokens of the vocabulary.
-        image_tokens: that one image takes.
-        max_tokens: most tokens of an answer unless a request says otherwise.
-        sampling: how tokens are chosen unless a request says otherwise; its seed is a fresh one each time.
-        presets: names of windows for CT.
-        created: seconds since 1970, of the bundle's manifest.
-        fingerprint: of weights, runtime and kernels: equal fingerprints, seeds and requests give equal answers.
+        name, licence, notice: From the bundle; the notice belongs on every output.
+        n_ctx: Tokens of context, which all answers share; also the most of one.
+        n_parallel: Most answers that are decoded in one batch.
+        n_vocab: Size of the vocabulary in tokens.
+        image_tokens: Tokens that one image takes.
+        max_tokens: Most tokens of an answer unless a request says otherwise.
+        sampling: How tokens are chosen unless a request says otherwise; its seed is a fresh one each time.
+        presets: Names of windows for CT.
+        created: When the bundle's manifest was written, in seconds since 1970.
+        fingerprint: Digest of weights, runtime and kernels. Equal fingerprints, seeds and requests give equal answers.
     """
 
     name: str
     licence: str
     notice: str
-    n_ctx: int
-    n_parallel: int
-    n_vocab: int
-    image_tokens: int
-    max_tokens: int
+    n_ctx: Positive
+    n_parallel: Positive
+    n_vocab: Positive
+    image_tokens: Positive
+    max_tokens: Positive
     sampling: Sampling
     presets: tuple[str, ...]
-    created: int
+    created: Count
     fingerprint: str
 
 
-@dataclass(frozen=True)
-class Look:
+class ImagePreview(_Private, frozen=True, forbid_unknown_fields=True):
     """What the model sees of a picture.
 
     Attributes:
-        png: a PNG file of its pixels after padding and resizing.
-        sha256: of the picture's file.
-        width_px, height_px, n_frames: of the picture.
-        notes, warnings: in words.
-        tags: of a DICOM file: `modality`, `body_part`, `view`, `laterality` and `window`, as far as stated.
-        presets: windows that can be asked for; empty unless the picture is CT.
+        png: PNG file of its pixels after padding and resizing.
+        sha256: Digest of the picture's file.
+        width_px, height_px, n_frames: Size of the picture, and how many frames its file holds.
+        notes, warnings: What was done to the picture, and what to know before believing an answer about it.
+        tags: From a DICOM file: `modality`, `body_part`, `view`, `laterality` and `window`, as far as stated.
+        presets: Windows that can be asked for; empty unless the picture is CT.
     """
 
-    png: bytes = field(repr=False)
+    png: bytes
     sha256: str
-    width_px: int
-    height_px: int
-    n_frames: int
+    width_px: Positive
+    height_px: Positive
+    n_frames: Positive
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
-    tags: dict[str, str] = field(default_factory=dict)
+    tags: dict[str, str] = {}
     presets: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Stats:
-    """Counters since the server started, and gauges.
+    """Counters since the server started, and gauges; they stay in the parent.
 
     Attributes:
-        n_queued: requests that wait.
-        n_active: requests that are being worked on.
-        n_slots: most of these at once.
-        n_prompt_tokens, n_reused_tokens, n_generated_tokens: positions evaluated, found in the cache, written.
-        n_encodes: images encoded.
-        n_restarts: times the model's process was started anew.
-        kv_used, kv_cells: positions of the KV cache.
-        encode_s, prefill_s, decode_s: spent in these.
+        n_queued: Requests that wait.
+        n_active: Requests that the child works on.
+        n_slots: Most requests that the child works on at once.
+        n_prompt_tokens, n_reused_tokens, n_generated_tokens: Positions prefilled, found in the KV cache, and decoded.
+        n_encodes: Images encoded.
+        n_restarts: Times that the model's process was started again.
+        kv_used, kv_cells: Cells of the KV cache in use, and all of them.
+        encode_s, prefill_s, decode_s: Seconds spent in these phases.
     """
 
     n_queued: int = 0

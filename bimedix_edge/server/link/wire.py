@@ -1,131 +1,262 @@
-"""Frames between the server's two processes: a line of lengths, a header in JSON, then raw bytes. No pickle.
+"""Frames between the server's two processes: a type for each kind, sent as MessagePack and decoded strictly. No pickle.
 
-    4 bytes   length of the header, little-endian
-    8 bytes   length of the blobs together
-    header    {"kind": …, "id": …, "value": …, "sizes": [length of each blob]} in UTF-8
-    blobs     one after the other
-
-A value is made of the dataclasses in `messages`, `events` and `sampling`, tuples, dicts with names as keys, and
-scalars. A dataclass is `{"is": its name, "of": {its fields}}`, a dict `{"map": {…}}`, bytes are `{"blob": its place in
-sizes}`, or where they are few, such as those of a token, `{"hex": …}`. What does not fit into that is a `WireError`, as
-is a frame that is longer than any request can be; so neither side trusts the other with its memory or with names of
-code.
+Files are bytes within a frame. A frame that is malformed, or longer than any request can be, is a `FrameError`, so
+neither side trusts the other with its memory or with names of code.
 """
 
 from __future__ import annotations
 
-import json
-import struct
-from dataclasses import dataclass, fields, is_dataclass
+import os
+from pathlib import Path
 from typing import Any
 
-from bimedix_edge import events, sampling
-from bimedix_edge.server.link import messages
+import msgspec
+from msgspec import Struct
 
-__all__ = ["MAX_BLOB_BYTES", "MAX_HEADER_BYTES", "PREFIX", "Frame", "WireError", "lengths", "pack", "unpack"]
+from bimedix_edge import child
+from bimedix_edge.child import FrameError
+from bimedix_edge.events import Done, Encode, Prefill, Token
+from bimedix_edge.server.link.messages import (
+    Count,
+    Failed,
+    GenerateRequest,
+    ImagePart,
+    ImagePreview,
+    ModelFacts,
+    ServerEvent,
+)
+from bimedix_edge.settings import Settings
 
-PREFIX = struct.Struct("<IQ")
-MAX_HEADER_BYTES = 64 << 20
-# sixteen files of the largest size that `imaging` reads would be 8 GiB; no server should hold that for one request
-MAX_BLOB_BYTES = 1 << 30
-_INLINE_BYTES = 64
-_KNOWN: dict[str, type] = {
-    kind.__name__: kind
-    for module in (events, messages, sampling)
-    for kind in vars(module).values()
-    if isinstance(kind, type) and is_dataclass(kind)
+__all__ = [
+    "CancelRequest",
+    "Cells",
+    "CountCells",
+    "Detokenize",
+    "DetokenizedText",
+    "ErrorReply",
+    "EventFrame",
+    "Frame",
+    "Generate",
+    "ModelReady",
+    "ModelRefused",
+    "OpenModel",
+    "Preview",
+    "PreviewReply",
+    "ReplyFrame",
+    "RequestFrame",
+    "TokenIds",
+    "Tokenize",
+    "UnsendableText",
+    "event_frame",
+    "event_frame_types",
+    "pack",
+    "unpack_reply",
+    "unpack_request",
+]
+
+
+class UnsendableText(FrameError):
+    """A text holds half of a surrogate pair, which UTF-8 has no bytes for."""
+
+
+class Frame(Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind"):
+    """What every frame has: the number of the request that it belongs to, or 0."""
+
+    id: Count
+
+
+class OpenModel(Frame, frozen=True, forbid_unknown_fields=True, tag="open"):
+    """Load a model.
+
+    Attributes:
+        model: A bundle's directory or its name in the store, as bytes, since a path need not be Unicode; None is the
+            settings' model.
+        settings: Settings of the runtime.
+    """
+
+    model: bytes | None
+    settings: Settings
+
+
+class Generate(Frame, frozen=True, forbid_unknown_fields=True, tag="generate"):
+    """Answer a request."""
+
+    request: GenerateRequest
+
+
+class CancelRequest(Frame, frozen=True, forbid_unknown_fields=True, tag="cancel"):
+    """Stop answering a request."""
+
+
+class Tokenize(Frame, frozen=True, forbid_unknown_fields=True, tag="tokenize"):
+    """Ask for the tokens of plain text."""
+
+    text: str
+
+
+class Detokenize(Frame, frozen=True, forbid_unknown_fields=True, tag="detokenize"):
+    """Ask for the text of tokens."""
+
+    tokens: tuple[int, ...]
+
+
+class Preview(Frame, frozen=True, forbid_unknown_fields=True, tag="preview"):
+    """Ask what the model sees of an image."""
+
+    image: ImagePart
+
+
+class CountCells(Frame, frozen=True, forbid_unknown_fields=True, tag="count_cells"):
+    """Ask how many cells of the KV cache are in use."""
+
+
+class ModelReady(Frame, frozen=True, forbid_unknown_fields=True, tag="ready"):
+    """The model is loaded."""
+
+    facts: ModelFacts
+
+
+class ModelRefused(Frame, frozen=True, forbid_unknown_fields=True, tag="refused"):
+    """The model cannot be loaded: the class of the error, and its sentence."""
+
+    error: str
+    message: str
+
+
+class EncodeEvent(Frame, frozen=True, forbid_unknown_fields=True, tag="encode"):
+    """An image is about to be encoded, or has been."""
+
+    event: Encode
+
+
+class PrefillEvent(Frame, frozen=True, forbid_unknown_fields=True, tag="prefill"):
+    """A chunk of the prompt has been prefilled."""
+
+    event: Prefill
+
+
+class TokenEvent(Frame, frozen=True, forbid_unknown_fields=True, tag="token"):
+    """A token of the answer has been decoded."""
+
+    event: Token
+
+
+class DoneEvent(Frame, frozen=True, forbid_unknown_fields=True, tag="done"):
+    """The answer is complete."""
+
+    event: Done
+
+
+class FailedEvent(Frame, frozen=True, forbid_unknown_fields=True, tag="failed"):
+    """The request failed."""
+
+    event: Failed
+
+
+class TokenIds(Frame, frozen=True, forbid_unknown_fields=True, tag="token_ids"):
+    """Replies to `Tokenize`."""
+
+    tokens: tuple[Count, ...]
+
+
+class DetokenizedText(Frame, frozen=True, forbid_unknown_fields=True, tag="text"):
+    """Replies to `Detokenize`."""
+
+    text: str
+
+
+class PreviewReply(Frame, frozen=True, forbid_unknown_fields=True, tag="preview"):
+    """Replies to `Preview`."""
+
+    preview: ImagePreview
+
+
+class Cells(Frame, frozen=True, forbid_unknown_fields=True, tag="cells"):
+    """Replies to `CountCells`."""
+
+    n_used: Count
+
+
+class ErrorReply(Frame, frozen=True, forbid_unknown_fields=True, tag="error"):
+    """Replies to any of them: the class of the error, and its sentence."""
+
+    error: str
+    message: str
+
+
+RequestFrame = OpenModel | Generate | CancelRequest | Tokenize | Detokenize | Preview | CountCells
+EventFrame = EncodeEvent | PrefillEvent | TokenEvent | DoneEvent | FailedEvent
+ReplyFrame = ModelReady | ModelRefused | EventFrame | TokenIds | DetokenizedText | PreviewReply | Cells | ErrorReply
+
+event_frame_types = (EncodeEvent, PrefillEvent, TokenEvent, DoneEvent, FailedEvent)
+_EVENT_FRAMES: dict[type, Any] = {
+    Encode: EncodeEvent,
+    Prefill: PrefillEvent,
+    Token: TokenEvent,
+    Done: DoneEvent,
+    Failed: FailedEvent,
 }
 
 
-class WireError(Exception):
-    """Bytes that are no frame, or a frame that is too long; the processes cannot go on talking."""
+def event_frame(number: int, event: ServerEvent) -> EventFrame:
+    """Return the frame of an event.
 
-
-@dataclass(frozen=True)
-class Frame:
-    """One message.
-
-    Attributes:
-        kind: what is asked or answered.
-        id: of the request that it belongs to; 0 is none.
-        value: see the module's text.
+    Args:
+        number: The request's.
+        event: Any event but `Queued`, which the parent makes itself.
     """
-
-    kind: str
-    id: int = 0
-    value: Any = None
+    frame: EventFrame = _EVENT_FRAMES[type(event)](number, event)
+    return frame
 
 
-def pack(frame: Frame) -> list[bytes]:
-    """Return a frame as pieces to be written one after the other.
+def pack(frame: RequestFrame | ReplyFrame) -> list[bytes]:
+    """Return a frame as pieces to write one after the other.
 
     Raises:
-        WireError: it is too long.
-    """
-    blobs: list[bytes] = []
-    value = _encode(frame.value, blobs)
-    header = {"kind": frame.kind, "id": frame.id, "value": value, "sizes": [len(blob) for blob in blobs]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    prefix = PREFIX.pack(len(text), sum(map(len, blobs)))
-    lengths(prefix)
-    return [prefix, text, *blobs]
-
-
-def lengths(prefix: bytes) -> tuple[int, int]:
-    """Return how many bytes of header and of blobs follow a prefix of `PREFIX.size` bytes.
-
-    Raises:
-        WireError: more than any frame has.
-    """
-    n_header, n_blobs = PREFIX.unpack(prefix)
-    if n_header > MAX_HEADER_BYTES or n_blobs > MAX_BLOB_BYTES:
-        raise WireError(f"a frame of {n_header} and {n_blobs} bytes is longer than any should be")
-    return n_header, n_blobs
-
-
-def unpack(header: bytes, blobs: bytes) -> Frame:
-    """Return the frame that a header and the bytes after it are.
-
-    Raises:
-        WireError: they are none.
+        FrameError: It is too long.
+        UnsendableText: It holds a text that is not valid Unicode.
     """
     try:
-        head = json.loads(header)
-        sizes, parts, at = head["sizes"], [], 0
-        for size in sizes:
-            parts.append(blobs[at : at + size])
-            at += size
-        if at != len(blobs) or any(len(part) != size for part, size in zip(parts, sizes, strict=True)):
-            raise WireError("the blobs of a frame are not as long as it says")
-        return Frame(str(head["kind"]), int(head["id"]), _decode(head["value"], parts))
-    except (ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
+        data = msgspec.msgpack.encode(frame, enc_hook=_plain)
+    except UnicodeEncodeError:
+        raise UnsendableText("The text is not valid Unicode (it holds half of a surrogate pair).") from None
+    return child.frame(data)
+
+
+def unpack_request(data: bytes) -> RequestFrame:
+    """Return the frame that the parent sent.
+
+    Raises:
+        FrameError: It is malformed.
+    """
+    return _unpack(data, RequestFrame)
+
+
+def unpack_reply(data: bytes) -> ReplyFrame:
+    """Return the frame that the child sent.
+
+    Raises:
+        FrameError: It is malformed.
+    """
+    return _unpack(data, ReplyFrame)
+
+
+def _unpack(data: bytes, kind: Any) -> Any:
+    try:
+        return msgspec.msgpack.decode(data, type=kind, dec_hook=_path)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         # without the exception's text, which could hold what a user wrote
-        raise WireError(f"a frame of {len(header)} bytes does not parse ({type(error).__name__})") from None
+        raise FrameError(f"A frame of {len(data)} bytes is malformed ({type(error).__name__}).") from None
 
 
-def _encode(value: Any, blobs: list[bytes]) -> Any:
-    if isinstance(value, bytes):
-        if len(value) <= _INLINE_BYTES:
-            return {"hex": value.hex()}
-        blobs.append(value)
-        return {"blob": len(blobs) - 1}
-    if is_dataclass(value):
-        name = type(value).__name__
-        return {"is": name, "of": {item.name: _encode(getattr(value, item.name), blobs) for item in fields(value)}}
-    if isinstance(value, dict):
-        return {"map": {name: _encode(item, blobs) for name, item in value.items()}}
-    if isinstance(value, (tuple, list)):
-        return [_encode(item, blobs) for item in value]
-    return value
+def _plain(value: Any) -> bytes:
+    # a path need not be Unicode
+    if isinstance(value, Path):
+        return os.fsencode(value)
+    raise NotImplementedError(f"{type(value).__name__} has no place in a frame")
 
 
-def _decode(value: Any, blobs: list[bytes]) -> Any:
-    if isinstance(value, list):
-        return tuple(_decode(item, blobs) for item in value)
-    if not isinstance(value, dict):
-        return value
-    if "is" in value:
-        return _KNOWN[value["is"]](**{name: _decode(item, blobs) for name, item in value["of"].items()})
-    if "map" in value:
-        return {name: _decode(item, blobs) for name, item in value["map"].items()}
-    return bytes.fromhex(value["hex"]) if "hex" in value else blobs[value["blob"]]
+def _path(kind: type, value: Any) -> Path:
+    if kind is not Path or not isinstance(value, bytes):
+        raise ValueError("not a path")
+    return Path(os.fsdecode(value))

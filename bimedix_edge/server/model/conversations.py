@@ -1,9 +1,9 @@
-"""Requests as prompts, and which of a holder's sessions a prompt goes on with.
+"""Requests as prompts, and which of a tenant's sessions a prompt continues.
 
-A client sends the whole conversation each time. What of it is in the KV cache already is found by content: among the
-holder's sessions that are not in use, that one is taken which has most in common with the prompt from its beginning on,
-item by item, an image being known by the key of its pixels. The holder's name is part of that key, so nothing that was
-computed about one holder's image can be found by another, whatever else went wrong.
+A client sends the whole conversation each time. What of it is in the KV cache already is found by content: of the
+tenant's idle sessions, the one with the longest common prefix is taken. Prefixes are compared item by item, and an
+image counts as equal when the key of its pixels does. The tenant's name is part of that key, so one tenant never finds
+what was computed for another's image.
 """
 
 from __future__ import annotations
@@ -33,32 +33,31 @@ from bimedix_edge.prompt import (
     user_turn,
 )
 from bimedix_edge.runtime import Runtime
-from bimedix_edge.server.link import messages
-from bimedix_edge.server.link.messages import GenerateRequest, ImagePart, TextPart
+from bimedix_edge.server.link.messages import GenerateRequest, ImagePart, InputMessage, TextPart
 
 __all__ = ["Conversations", "load_image"]
 
-# sessions whose place in the KV cache may still be of use; the table of sequences evicts the oldest of them itself
+# sessions whose cells in the KV cache may still be of use; the table of sequences evicts the oldest of them itself
 _MOST_IDLE = 64
 _MOST_ANSWERS = 1024
-# less than this beyond what all prompts begin with is not worth taking another conversation's session for
+# a prompt takes another conversation's session only if they share this many positions beyond the system prompt
 _LEAST_SHARED = 16
 
 
 @dataclass
 class _Held:
-    """A session, and whose it is."""
+    """A session, with its tenant and the name of its chat."""
 
-    holder: str
+    tenant: str
     chat: str | None
     session: Session
 
 
 class Conversations:
-    """Prompts and sessions of all holders; safe to use from several threads.
+    """Prompts and sessions of all tenants; safe to use from several threads.
 
     Args:
-        runtime: the opened model.
+        runtime: The opened model.
     """
 
     def __init__(self, runtime: Runtime) -> None:
@@ -66,15 +65,15 @@ class Conversations:
         self._spec = runtime.manifest.prompt
         self._lock = threading.Lock()
         self._idle: list[_Held] = []
-        # an answer's text does not always tokenize into the tokens that were written, which are what the cache holds
+        # the KV cache holds the tokens that were decoded, and an answer's text need not tokenize into the same ones
         self._answers: collections.OrderedDict[tuple[str, bytes, str], tuple[int, ...]] = collections.OrderedDict()
 
     def prompt(self, request: GenerateRequest) -> list[Item]:
         """Return a request's prompt, its images decoded.
 
         Raises:
-            PromptError: the messages are not in turn, or a text is empty or not valid.
-            ImageError, UsageError: an image cannot be read, or not so.
+            PromptError: Questions and answers do not alternate, or a text is empty or not valid.
+            ImageError, UsageError: An image cannot be read, or not with the window or frame asked for.
         """
         if request.messages is None:
             text = check_text(request.prompt or "", what="prompt")
@@ -84,21 +83,21 @@ class Conversations:
         if given and given[0].role == "system":
             spec = replace(spec, system=check_text(_text(given.pop(0)), what="system message"))
         plain = [Message(_role(message), _text(message), len(_images(message))) for message in given]
-        render(plain, spec)  # says what is wrong with them
+        render(plain, spec)  # raises what is wrong with them
         items = self._engine.items(opening(spec))
-        for message, told in zip(given, plain, strict=True):
-            if told.role == "user":
-                shown = [self._shown(part, request.holder) for part in _images(message)]
-                items += self._engine.items(user_turn(told.text, told.images), shown)
+        for message, turn in zip(given, plain, strict=True):
+            if turn.role == "user":
+                shown = [self._shown(part, request.tenant) for part in _images(message)]
+                items += self._engine.items(user_turn(turn.text, turn.images), shown)
             else:
                 items += self._engine.items(answer_header())
-                items += self._answer(request.holder, items, told.text)
+                items += self._answer(request.tenant, items, turn.text)
                 items += self._engine.items(closing())
         return items + self._engine.items(answer_header())
 
     @contextlib.contextmanager
     def session(self, request: GenerateRequest, prompt: Sequence[Item]) -> Iterator[Session]:
-        """Lend the session that knows most of a prompt, or a new one."""
+        """Lend the session that has most of a prompt in the KV cache, or a new one."""
         held = self._take(request, prompt)
         try:
             yield held.session
@@ -112,36 +111,36 @@ class Conversations:
                 self._engine.release(old.session)
 
     def remember(self, request: GenerateRequest, prompt: Sequence[Item], done: Done) -> None:
-        """Keep the tokens of an answer, for when its text comes back as part of the conversation."""
+        """Keep the tokens of an answer for the next turn, when its text comes back as part of the conversation."""
         if done.stop_reason == "stop" or not done.token_ids:
-            return  # its tokens say more than its text
+            return  # its tokens say more than its text, which ends before the stop text
         with self._lock:
-            self._answers[request.holder, _digest(prompt), done.text] = done.token_ids
+            self._answers[request.tenant, _digest(prompt), done.text] = done.token_ids
             if len(self._answers) > _MOST_ANSWERS:
                 self._answers.popitem(last=False)
 
-    def _shown(self, part: ImagePart, holder: str) -> PromptImage:
-        return self._engine.prompt_image(load_image(part), scope=f"{holder}|")
+    def _shown(self, part: ImagePart, tenant: str) -> PromptImage:
+        return self._engine.prompt_image(load_image(part), scope=f"{tenant}|")
 
-    def _answer(self, holder: str, before: Sequence[Item], text: str) -> Sequence[Item]:
+    def _answer(self, tenant: str, before: Sequence[Item], text: str) -> Sequence[Item]:
         with self._lock:
-            known = self._answers.get((holder, _digest(before), text))
+            known = self._answers.get((tenant, _digest(before), text))
         return known if known is not None else self._engine.items([Text(text)])
 
     def _take(self, request: GenerateRequest, prompt: Sequence[Item]) -> _Held:
         with self._lock:
             best = max(
-                (held for held in self._idle if held.holder == request.holder),
+                (held for held in self._idle if held.tenant == request.tenant),
                 key=lambda held: self._worth(held, request, prompt),
                 default=None,
             )
             if best is not None and self._worth(best, request, prompt) > 0:
                 self._idle.remove(best)
                 return best
-        return _Held(request.holder, request.chat, self._engine.session())
+        return _Held(request.tenant, request.chat, self._engine.session())
 
     def _worth(self, held: _Held, request: GenerateRequest, prompt: Sequence[Item]) -> int:
-        """Return how many positions taking a session saves, 0 if that would cost another conversation more."""
+        """Return how many positions a session saves, or 0 if taking it costs its own conversation more."""
         shared = common_prefix(held.session.items, prompt)
         if request.chat is not None and held.chat == request.chat:
             return shared + 1
@@ -154,23 +153,23 @@ def load_image(part: ImagePart) -> Picture:
     """Decode an image part.
 
     Raises:
-        ImageError, UsageError: as `imaging.picture.load_picture`.
+        ImageError, UsageError: See `imaging.picture.load_picture`.
     """
     frame = "middle" if part.frame is None else part.frame
     return load_picture(part.data, frame=frame, window=part.window)
 
 
-def _role(message: messages.Message) -> Literal["user", "assistant"]:
+def _role(message: InputMessage) -> Literal["user", "assistant"]:
     if message.role == "system":
-        raise PromptError("Expected one system message, and that first, but there is another; merge or remove it.")
+        raise PromptError("A system message comes after other messages. Send only one, as the first message.")
     return message.role
 
 
-def _text(message: messages.Message) -> str:
+def _text(message: InputMessage) -> str:
     return "\n".join(part.text for part in message.parts if isinstance(part, TextPart))
 
 
-def _images(message: messages.Message) -> list[ImagePart]:
+def _images(message: InputMessage) -> list[ImagePart]:
     return [part for part in message.parts if isinstance(part, ImagePart)]
 
 
