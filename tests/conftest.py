@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bimedix_edge.converters.convert import convert
+from bimedix_edge.converters.convert import ConvertOptions, convert
 from bimedix_edge.runtime import Runtime
 from bimedix_edge.settings import Settings
 from bimedix_edge.store import demo_checkpoint
@@ -37,7 +37,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("bundles")
     kinds = ("F32", "F16", "Q8_0", "Q4_K_M")
     for kind in kinds:
-        convert(demo_checkpoint(), root / kind, file_type=kind, name=f"demo:{kind.lower()}")
+        convert(demo_checkpoint(), root / kind, ConvertOptions(file_type=kind, name=f"demo:{kind.lower()}"))
     return {kind: root / kind for kind in kinds}
 
 

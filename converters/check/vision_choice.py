@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +26,7 @@ from bimedix_edge.converters.job.journal import Journal
 from bimedix_edge.converters.source.checkpoint import Checkpoint
 from bimedix_edge.converters.source.config import CheckpointConfig
 from bimedix_edge.converters.vision.graph import OPSET
-from bimedix_edge.converters.vision.weights import VISION_WEIGHTS, VisionWeights
+from bimedix_edge.converters.vision.weights import VisionChoice, VisionWeights, tried_weights
 from bimedix_edge.imaging.preprocess import preprocess
 
 __all__ = ["GATE", "VisionJudge", "write_chosen"]
@@ -68,15 +67,14 @@ class VisionJudge:
         self._weights.stopped = True
         self._pool.shutdown(cancel_futures=True)
 
-    def start(self, wanted: VisionWeights | Literal["auto"]) -> None:
+    def start(self, wanted: VisionChoice) -> None:
         """Begin to compute what graphs are compared with, unless the graph that will be written has been judged.
 
         Args:
             wanted: see `write_chosen`.
         """
-        tried = VISION_WEIGHTS if wanted == "auto" else (wanted,)
-        known = next((found for kind in tried if (found := self.known(kind)) is None or found[0] >= GATE), None)
-        if known is None:
+        known = (self.known(kind) for kind in tried_weights(wanted))
+        if next((found for found in known if found is None or found[0] >= GATE), None) is None:
             self._start()
 
     def _start(self) -> Future[NDArray[np.float32]]:
@@ -148,7 +146,7 @@ def write_chosen(
     judge: VisionJudge,
     journal: Journal,
     path: Path,
-    wanted: VisionWeights | Literal["auto"],
+    wanted: VisionChoice,
     write: Callable[[VisionWeights], None],
 ) -> tuple[VisionWeights, VisionFidelity]:
     """Write the graph that is asked for, or the first that is good enough, and judge it.
@@ -167,7 +165,8 @@ def write_chosen(
         CheckpointError, VisionError, OSError: see `VisionJudge.judge`.
     """
     failed = ""
-    for kind in VISION_WEIGHTS[:-1] if wanted == "auto" else ():
+    *first, last = tried_weights(wanted)
+    for kind in first:
         known = judge.known(kind)
         if known is None or known[0] >= GATE:
             _begin(journal, path.name, kind)
@@ -176,7 +175,6 @@ def write_chosen(
         if known[0] >= GATE:
             return kind, judge.fidelity(*known, f"{failed}{kind} passes {GATE}")
         failed += f"{kind} has a token at {known[0]:.6f}, below {GATE}; "
-    last = VISION_WEIGHTS[-1] if wanted == "auto" else wanted
     _begin(journal, path.name, last)
     write(last)
     choice = f"{failed}so it is {last}" if wanted == "auto" else "asked for"

@@ -19,14 +19,12 @@ from pathlib import Path
 
 from bimedix_edge.converters.decoder.quantize import FileType, row_bytes
 from bimedix_edge.converters.hub.hub import RemoteFile, Snapshot, download
+from bimedix_edge.converters.progress import StageProgress
 from bimedix_edge.converters.source.strict_json import Fields, read_json
 from bimedix_edge.errors import CheckpointError, HardwareError, NetworkError
 from bimedix_edge.staging import disk_errors, exclusive, fsync_directory
 
 __all__ = ["download_directory", "fetched"]
-
-# stage (`description`, `weights`, `check`), bytes done, bytes in all
-Progress = Callable[[str, int, int], None]
 
 _REQUIRED = ("config.json", "tokenizer.json", "tokenizer_config.json")
 _OPTIONAL = ("generation_config.json", "special_tokens_map.json", "preprocessor_config.json")
@@ -50,7 +48,7 @@ def download_directory(cache: Path, snapshot: Snapshot) -> Path:
 
 @contextlib.contextmanager
 def fetched(
-    snapshot: Snapshot, directory: Path, *, target: Path, file_type: FileType, progress: Progress
+    snapshot: Snapshot, directory: Path, *, target: Path, file_type: FileType, progress: StageProgress
 ) -> Iterator[None]:
     """Bring a checkpoint into a directory, or what is missing of it, and keep others from it while the block runs.
 
@@ -156,7 +154,7 @@ def _bundle_bytes(source_bytes: int, file_type: FileType) -> int:
     return int(source_bytes / 2 * bytes_per_weight * _MIXTURE) + min(2 * source_bytes, _MAX_VISION_BYTES)
 
 
-def _bring(snapshot: Snapshot, files: list[RemoteFile], directory: Path, stage: str, progress: Progress) -> None:
+def _bring(snapshot: Snapshot, files: list[RemoteFile], directory: Path, stage: str, progress: StageProgress) -> None:
     total = sum(file.size_bytes for file in files)
     before = 0
     for file in files:
@@ -169,7 +167,7 @@ def _bring(snapshot: Snapshot, files: list[RemoteFile], directory: Path, stage: 
         progress(stage, before, total)
 
 
-def _is_here(final: Path, file: RemoteFile, progress: Progress) -> bool:
+def _is_here(final: Path, file: RemoteFile, progress: StageProgress) -> bool:
     if not final.exists():
         return False
     if _size(final) == file.size_bytes and _digest(final, file, progress) == file.digest:
@@ -179,7 +177,7 @@ def _is_here(final: Path, file: RemoteFile, progress: Progress) -> bool:
 
 
 def _bring_file(
-    snapshot: Snapshot, file: RemoteFile, final: Path, arrived: Callable[[int], None], progress: Progress
+    snapshot: Snapshot, file: RemoteFile, final: Path, arrived: Callable[[int], None], progress: StageProgress
 ) -> None:
     part = _part(final)
     if _size(part) > file.size_bytes:
@@ -197,7 +195,7 @@ def _bring_file(
     fsync_directory(final.parent)
 
 
-def _digest(path: Path, file: RemoteFile, progress: Progress) -> str:
+def _digest(path: Path, file: RemoteFile, progress: StageProgress) -> str:
     """Return a file's hash by the algorithm that the hub states one in."""
     # git's hash of a file is that of a header and the content; its strength is not ours to choose
     digest = hashlib.sha256() if file.algorithm == "sha256" else hashlib.sha1(usedforsecurity=False)
@@ -214,7 +212,7 @@ def _algorithm(file: RemoteFile) -> str:
     return "sha256" if file.algorithm == "sha256" else "git hash"
 
 
-def _from(stage: str, before: int, total: int, progress: Progress) -> Callable[[int], None]:
+def _from(stage: str, before: int, total: int, progress: StageProgress) -> Callable[[int], None]:
     return lambda n_bytes: progress(stage, before + n_bytes, total)
 
 

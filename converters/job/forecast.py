@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -16,9 +16,10 @@ from gguf import GGMLQuantizationType
 
 from bimedix_edge.converters.decoder.gguf import PlannedTensor
 from bimedix_edge.converters.decoder.quantize import n_threads, quantized_rows
+from bimedix_edge.converters.job.job import Job
 from bimedix_edge.staging import left_bytes
 
-__all__ = ["Plan", "TypeRow", "free_bytes", "make_plan"]
+__all__ = ["Forecast", "TypeRow", "free_bytes", "make_forecast"]
 
 # measured: the interpreter with its libraries, a token with its merges in all the forms in which it is held, and what
 # each block in flight takes beside its float32 values
@@ -41,7 +42,7 @@ class TypeRow:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Forecast:
     """A conversion that was checked and not begun.
 
     Attributes:
@@ -69,41 +70,28 @@ class Plan:
         return self.decoder_bytes + self.vision_bytes <= self.free_bytes
 
 
-def make_plan(
-    file_type: str,
-    planned: Sequence[PlannedTensor],
-    *,
-    n_tokens: int,
-    decoder_bytes: int,
-    vision_bytes: int,
-    largest_vision_weight_bytes: int,
-    source_bytes: int,
-    target: Path,
-) -> Plan:
+def make_forecast(job: Job, target: Path) -> Forecast:
     """Sum up a conversion; the time is measured on random rows with ggml's own quantizer.
 
     Args:
-        file_type: of the decoder.
-        planned: its tensors.
-        n_tokens: of the vocabulary.
-        decoder_bytes, vision_bytes: sizes of the files.
-        largest_vision_weight_bytes: of the tower and the projector, in float32.
-        source_bytes: what is read.
-        target: where the bundle would be.
+        job: The checked conversion.
+        target: Directory where the bundle would be.
     """
+    planned, decoder_bytes = job.planned, job.decoder_bytes
     kinds = {tensor.kind: [item for item in planned if item.kind == tensor.kind] for tensor in planned}
     with ThreadPoolExecutor(n_threads()) as pool:
         rows = [_row(kind, tensors, _rate(kind, pool)) for kind, tensors in kinds.items()]
     ahead = 2 * n_threads() + 1
-    return Plan(
-        file_type=file_type,
+    largest_vision_weight_bytes = max(weight.size_bytes for weight in job.graph.weights.values())
+    return Forecast(
+        file_type=job.file_type.name,
         rows=tuple(sorted(rows, key=lambda row: -row.size_bytes)),
         decoder_bytes=decoder_bytes,
-        vision_bytes=vision_bytes,
-        source_bytes=source_bytes,
+        vision_bytes=job.size_bytes - decoder_bytes,
+        source_bytes=sum(path.stat().st_size for path in job.source_files.values()),
         # a weight of the tower is read, turned and written whole; blocks of the decoder take 4 + 4 bytes a value
         memory_bytes=_BASE_BYTES
-        + n_tokens * _BYTES_A_TOKEN
+        + len(job.vocabulary.tokens) * _BYTES_A_TOKEN
         + max(ahead * 8 * _BLOCK_VALUES, 3 * largest_vision_weight_bytes),
         seconds=sum(row.seconds for row in rows),
         free_bytes=free_bytes(target),

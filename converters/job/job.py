@@ -7,9 +7,11 @@ import importlib.metadata
 from dataclasses import dataclass
 from pathlib import Path
 
-from bimedix_edge.converters.decoder.gguf import About, PlannedTensor, decoder_parts, planned_bytes
+from bimedix_edge.converters.decoder.gguf import About, PlannedTensor, decoder_parts, plan_decoder, planned_bytes
+from bimedix_edge.converters.decoder.imatrix import read_imatrix, with_importance
 from bimedix_edge.converters.decoder.quantize import FileType, file_type_named
-from bimedix_edge.converters.job.additions import Additions
+from bimedix_edge.converters.decoder.recipe import apply_recipe, read_recipe
+from bimedix_edge.converters.options import ConvertOptions
 from bimedix_edge.converters.parts import Part
 from bimedix_edge.converters.source.card import CARD, Card, read_card
 from bimedix_edge.converters.source.checkpoint import Checkpoint
@@ -20,7 +22,7 @@ from bimedix_edge.converters.vision.onnx_file import Graph
 from bimedix_edge.converters.vision.weights import VisionWeights
 from bimedix_edge.prompt import PromptSpec
 
-__all__ = ["DECODER", "VISION", "Job", "created_by", "prepare", "read_job_card"]
+__all__ = ["DECODER", "VISION", "Job", "created_by", "open_checkpoint", "prepare"]
 
 DECODER = "decoder.gguf"
 VISION = "vision.onnx"
@@ -40,7 +42,7 @@ class Job:
     name: str
     card: Card
     prompt: PromptSpec
-    additions: Additions
+    options: ConvertOptions
     vision: VisionWeights = "float32"
 
     @property
@@ -57,7 +59,7 @@ class Job:
     def source_files(self) -> dict[str, Path]:
         """Return every file that the bytes of the bundle depend on, by a name that tells nothing about this machine."""
         tokenizer = {name: self.checkpoint.directory / name for name in _TOKENIZER_FILES}
-        return tokenizer | self.checkpoint.files | self.additions.files
+        return tokenizer | self.checkpoint.files | self.options.decoder_files
 
     def with_vision(self, kind: VisionWeights) -> Job:
         """Return the job with another vision graph."""
@@ -87,49 +89,68 @@ class Job:
         source = {"model_type": self.checkpoint.config.model_type, "layout": self.checkpoint.layout}
         named = {"repository": self.card.repository, "revision": self.card.revision}
         source |= {key: value for key, value in named.items() if value}
-        if self.additions.zero_nonfinite:
+        if self.options.zero_nonfinite:
             counts = self.checkpoint.nonfinite()
             source["zeroed"] = ", ".join(f"{name}: {count}" for name, count in counts.items()) or "none"
         return source | {f"sha256:{name}": digest for name, digest in hashes.items()}
 
 
-def prepare(
-    directory: Path,
-    file_type: str,
-    name: str | None,
-    card: Card,
-    bos: int | None,
-    aspect: Aspect | None,
-    vision_tower: Path | None,
-    additions: Additions,
-) -> Job:
+def prepare(directory: Path, options: ConvertOptions) -> Job:
     """Check everything that can be checked before a byte is written.
 
     Raises:
-        CheckpointError, InputError, UsageError: see `convert.convert`.
+        CheckpointError, InputError, UsageError: See `convert.convert`.
     """
-    kind = file_type_named(file_type)
-    checkpoint = additions.open(directory, vision_tower, aspect or card.aspect)
+    kind = file_type_named(options.file_type)
+    card = _card(directory, options.card)
+    checkpoint = open_checkpoint(directory, options, card.aspect)
     return Job(
         checkpoint=checkpoint,
         vocabulary=read_vocabulary(directory, checkpoint.config.decoder.n_vocab),
         file_type=kind,
-        planned=additions.plan(checkpoint, kind),
+        planned=_planned(checkpoint, kind, options),
         graph=build_vision(checkpoint),
-        name=name or card.name or directory.resolve().name,
+        name=options.name or card.name or directory.resolve().name,
         card=card,
-        prompt=PromptSpec(system=card.system, bos=card.bos if bos is None else bos),
-        additions=additions,
+        prompt=PromptSpec(system=card.system, bos=card.bos if options.bos is None else options.bos),
+        options=options,
     )
 
 
-def read_job_card(checkpoint: Path, card: Card | Path | None) -> Card:
-    """Return the card that is given, read it, or take the checkpoint's own if there is one."""
+def open_checkpoint(directory: Path, options: ConvertOptions, aspect: Aspect | None = None) -> Checkpoint:
+    """Open a checkpoint with its tower and the adapter merged into it.
+
+    Args:
+        directory, options: See `convert.convert`.
+        aspect: What the card says about images that are not square; the options override it.
+
+    Raises:
+        CheckpointError: See `Checkpoint` and `lora.read_adapter`.
+    """
+    return Checkpoint(
+        directory,
+        tower_directory=options.vision_tower,
+        aspect=options.aspect or aspect,
+        adapter_directory=options.lora,
+        zero_nonfinite=options.zero_nonfinite,
+    )
+
+
+def _card(checkpoint: Path, card: Card | Path | None) -> Card:
+    """Return the given card, read it from its file, or take the checkpoint's own if there is one."""
     if isinstance(card, Card):
         return card
     if card is not None:
         return read_card(card)
     return read_card(checkpoint / CARD) if (checkpoint / CARD).exists() else Card()
+
+
+def _planned(checkpoint: Checkpoint, file_type: FileType, options: ConvertOptions) -> list[PlannedTensor]:
+    """Declare the decoder's tensors with the recipe's types and the importance of their columns."""
+    planned = plan_decoder(checkpoint, file_type, has_imatrix=options.imatrix is not None)
+    if options.recipe is not None:
+        planned = apply_recipe(planned, read_recipe(options.recipe))
+    return planned if options.imatrix is None else with_importance(planned, read_imatrix(options.imatrix))
 
 
 def created_by() -> str:

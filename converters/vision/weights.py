@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,11 +25,12 @@ from onnx import TensorProto
 
 from bimedix_edge.converters.vision.onnx_file import Graph
 
-__all__ = ["VISION_WEIGHTS", "VisionWeights", "float_type", "product", "rounded_weight"]
+__all__ = ["VisionChoice", "VisionWeights", "float_type", "product", "rounded_weight", "tried_weights"]
 
 VisionWeights = Literal["float32", "float16", "int8", "int8_weights"]
-# those that `auto` tries, in this order; float16 is for devices only
-VISION_WEIGHTS: tuple[VisionWeights, ...] = ("int8", "int8_weights", "float32")
+VisionChoice: TypeAlias = VisionWeights | Literal["auto"]
+# without float16, which is for devices only
+_TRIED: tuple[VisionWeights, ...] = ("int8", "int8_weights", "float32")
 _LARGEST = 127
 Read = Callable[[], NDArray[np.float32]]
 
@@ -73,6 +74,11 @@ def rounded_weight(graph: Graph, weight: str, shape: tuple[int, int], read: Read
     pair = _Pair(read)
     scale = graph.weight(f"{weight}.scale", shape[1:], pair.scales)
     return graph.weight(f"{weight}.int8", shape, pair.rounded, TensorProto.INT8), scale
+
+
+def tried_weights(choice: VisionChoice) -> tuple[VisionWeights, ...]:
+    """Return the weights that a conversion tries, in this order."""
+    return _TRIED if choice == "auto" else (choice,)
 
 
 def float_type(kind: VisionWeights) -> int:

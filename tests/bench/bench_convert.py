@@ -39,8 +39,9 @@ CGROUP = Path("/sys/fs/cgroup/memory/bimedix-edge-bench")
 OURS = """
 import sys
 from pathlib import Path
-from bimedix_edge.converters.convert import convert
-convert(Path(sys.argv[1]), Path(sys.argv[2]), file_type=sys.argv[3], vision="auto", fresh=True)
+from bimedix_edge.converters.convert import ConvertOptions, convert
+options = ConvertOptions(file_type=sys.argv[3], vision="auto", fresh=True)
+convert(Path(sys.argv[1]), Path(sys.argv[2]), options)
 """
 THEIRS = """
 import os, sys, llama_cpp

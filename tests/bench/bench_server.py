@@ -29,7 +29,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from bimedix_edge.converters.convert import convert
+from bimedix_edge.converters.convert import ConvertOptions, convert
 from bimedix_edge.converters.synthetic.checkpoint import generate
 from bimedix_edge.converters.synthetic.config import SHAPES
 from bimedix_edge.events import Done, Token
@@ -53,7 +53,7 @@ def bundle_of(work: Path, vocabulary: Path | None) -> Path:
         work.mkdir(parents=True, exist_ok=True)
         if not source.is_dir():
             generate(source, shape=SHAPES["1b"], vocabulary=vocabulary)
-        convert(source, bundle, file_type="Q4_K_M", name="random-1b", vision="int8")
+        convert(source, bundle, ConvertOptions(file_type="Q4_K_M", name="random-1b", vision="int8"))
         shutil.rmtree(source)
     return bundle
 

@@ -37,7 +37,7 @@ from numpy.typing import NDArray
 from bimedix_edge.bundle import open_bundle
 from bimedix_edge.converters.check.parity import cosines
 from bimedix_edge.converters.check.reference import image_embeds
-from bimedix_edge.converters.convert import convert
+from bimedix_edge.converters.convert import ConvertOptions, convert
 from bimedix_edge.converters.decoder.quantize import file_type_named
 from bimedix_edge.converters.source.checkpoint import Checkpoint
 from bimedix_edge.converters.synthetic.checkpoint import generate
@@ -172,7 +172,7 @@ def prepared(work: Path, *, float32: bool) -> dict[str, Path]:
     for kind in ("int8", *(["float32"] if float32 else [])):
         found[kind] = work / kind
         if not found[kind].exists():
-            convert(source, found[kind], file_type="Q8_0", vision=kind)  # type: ignore[arg-type]
+            convert(source, found[kind], ConvertOptions(file_type="Q8_0", vision=kind))  # type: ignore[arg-type]
     return found
 
 

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from make_checkpoint import make_checkpoint
 
-from bimedix_edge.converters.convert import convert
+from bimedix_edge.converters.convert import ConvertOptions, convert
 
 
 @llama_cpp.llama_log_callback
@@ -40,7 +40,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return that checkpoint converted at F32."""
     target = tmp_path_factory.mktemp("bundle") / "tiny"
-    convert(checkpoint, target, file_type="F32")
+    convert(checkpoint, target, ConvertOptions(file_type="F32"))
     return target
 
 

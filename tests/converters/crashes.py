@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from bimedix_edge.bundle import verify_bundle
-from bimedix_edge.converters.convert import convert
+from bimedix_edge.converters.convert import ConvertOptions, convert
 from bimedix_edge.errors import BimedixEdgeError
 
 MODES = {"write": 1, "full": 2, "die": 3, "count": 1}
@@ -37,11 +37,11 @@ class Crashes:
             getattr(self.disk, f"failing_disk_{name}").restype = ctypes.c_long
         self.disk.failing_disk_begin.argtypes = [ctypes.c_int, ctypes.c_long]
         self.checkpoint, self.work, self.target = checkpoint, work, work / "out"
-        self.expected = convert(checkpoint, work / "expected", file_type=KIND, name="crashes").files
+        self.expected = convert(checkpoint, work / "expected", ConvertOptions(file_type=KIND, name="crashes")).files
 
     def count(self) -> dict[str, int]:
         self.disk.failing_disk_begin(MODES["count"], -1)
-        convert(self.checkpoint, self.target, file_type=KIND, name="crashes")
+        convert(self.checkpoint, self.target, ConvertOptions(file_type=KIND, name="crashes"))
         counted = {name: getattr(self.disk, f"failing_disk_{name}")() for name in ("calls", "bytes")}
         self.disk.failing_disk_begin(0, 0)
         shutil.rmtree(self.target)
@@ -55,7 +55,7 @@ class Crashes:
         with contextlib.suppress(BaseException):
             try:
                 self.disk.failing_disk_begin(mode, limit)
-                convert(self.checkpoint, self.target, file_type=KIND, name="crashes")
+                convert(self.checkpoint, self.target, ConvertOptions(file_type=KIND, name="crashes"))
                 code = 0
             except BimedixEdgeError as error:
                 code = error.exit_code

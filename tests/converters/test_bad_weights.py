@@ -12,7 +12,7 @@ import onnx
 import pytest
 from make_checkpoint import make_checkpoint
 
-from bimedix_edge.converters.convert import convert
+from bimedix_edge.converters.convert import ConvertOptions, convert
 from bimedix_edge.errors import CheckpointError
 
 UP, PROJECTOR = "model.layers.1.mlp.up_proj.weight", "model.mm_projector.2.bias"
@@ -30,17 +30,17 @@ def test_what_is_not_finite_becomes_zero_when_asked(kind: str, tmp_path: Path) -
 
     spoiled = make_checkpoint(tmp_path / "spoiled", edit_tensors=spoil)
     with pytest.raises(CheckpointError, match="NaN or infinity"):
-        convert(spoiled, tmp_path / "out", file_type=kind)
-    given = convert(spoiled, tmp_path / "out", file_type=kind, name="same", zero_nonfinite=True)
+        convert(spoiled, tmp_path / "out", ConvertOptions(file_type=kind))
+    given = convert(spoiled, tmp_path / "out", ConvertOptions(file_type=kind, name="same", zero_nonfinite=True))
     assert given.source["zeroed"] == "model.layers.1.mlp.up_proj.weight: 257, projector.2.bias: 1"
     by_hand = make_checkpoint(tmp_path / "by_hand", edit_tensors=zero)
-    expected = convert(by_hand, tmp_path / "expected", file_type=kind, name="same")
+    expected = convert(by_hand, tmp_path / "expected", ConvertOptions(file_type=kind, name="same"))
     assert given.files == expected.files
     assert "zeroed" not in expected.source
 
 
 def test_whole_weights_are_stated_to_be_whole(checkpoint: Path, tmp_path: Path) -> None:
-    asked = convert(checkpoint, tmp_path / "asked", zero_nonfinite=True)
+    asked = convert(checkpoint, tmp_path / "asked", ConvertOptions(zero_nonfinite=True))
     assert asked.source["zeroed"] == "none"
     assert asked.files == convert(checkpoint, tmp_path / "plain").files
 
@@ -52,8 +52,8 @@ def test_mixed_dtypes_are_read_one_by_one(tmp_path: Path) -> None:
             if array.dtype != np.int64:
                 tensors[name] = array.astype(dtypes[index % 3])
 
-    mixed = convert(make_checkpoint(tmp_path / "mixed", edit_tensors=mix), tmp_path / "a", name="same")
-    plain = convert(make_checkpoint(tmp_path / "plain"), tmp_path / "b", name="same")
+    mixed = convert(make_checkpoint(tmp_path / "mixed", edit_tensors=mix), tmp_path / "a", ConvertOptions(name="same"))
+    plain = convert(make_checkpoint(tmp_path / "plain"), tmp_path / "b", ConvertOptions(name="same"))
     assert mixed.files == plain.files
 
 
@@ -81,7 +81,7 @@ def test_a_pickle_is_known_by_its_bytes(start: bytes, name: str, tmp_path: Path)
 
 def test_a_bias_that_was_zeroed_is_zero_in_the_graph(tmp_path: Path) -> None:
     spoiled = make_checkpoint(tmp_path / "spoiled", edit_tensors=spoil)
-    convert(spoiled, tmp_path / "out", file_type="F32", zero_nonfinite=True)
+    convert(spoiled, tmp_path / "out", ConvertOptions(file_type="F32", zero_nonfinite=True))
     tensors = {tensor.name: tensor for tensor in onnx.load(tmp_path / "out/vision.onnx").graph.initializer}
     assert onnx.numpy_helper.to_array(tensors["projector.2.bias"])[3] == 0
     up = next(t for t in gguf.GGUFReader(tmp_path / "out/decoder.gguf").tensors if t.name == "blk.1.ffn_up.weight")

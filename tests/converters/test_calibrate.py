@@ -11,7 +11,7 @@ import pytest
 from make_checkpoint import Shape, make_checkpoint
 
 from bimedix_edge.converters.check import reference
-from bimedix_edge.converters.convert import convert
+from bimedix_edge.converters.convert import ConvertOptions, convert
 from bimedix_edge.converters.decoder import calibrate as calibrate_module
 from bimedix_edge.converters.decoder.calibrate import calibrate
 from bimedix_edge.converters.decoder.imatrix import read_imatrix
@@ -62,7 +62,7 @@ def test_squares_of_what_each_matrix_is_multiplied_with(
 def test_a_conversion_takes_it(text: Path, tmp_path: Path) -> None:
     source = make_checkpoint(tmp_path / "source")
     calibrate(Checkpoint(source), text, tmp_path / "imatrix.gguf")
-    manifest = convert(source, tmp_path / "out", imatrix=tmp_path / "imatrix.gguf", strict=True)
+    manifest = convert(source, tmp_path / "out", ConvertOptions(imatrix=tmp_path / "imatrix.gguf", strict=True))
     assert manifest.files["decoder"].sha256 != convert(source, tmp_path / "plain").files["decoder"].sha256
     first = (tmp_path / "imatrix.gguf").read_bytes()
     calibrate(Checkpoint(source), text, tmp_path / "imatrix.gguf")

@@ -18,9 +18,8 @@ from make_checkpoint import Shape, edit_json, make_checkpoint
 
 from bimedix_edge.bundle import open_bundle, verify_bundle
 from bimedix_edge.converters import convert as convert_module
-from bimedix_edge.converters.convert import convert
+from bimedix_edge.converters.convert import ConvertOptions, convert
 from bimedix_edge.converters.decoder.quantize import FILE_TYPES
-from bimedix_edge.converters.job.additions import Additions
 from bimedix_edge.converters.job.job import prepare
 from bimedix_edge.converters.source.card import LICENCE, NOTICE, Card, read_card
 from bimedix_edge.converters.source.naming import LAYOUTS
@@ -31,11 +30,11 @@ from bimedix_edge.prompt import SYSTEM
 CHILD = """
 import sys, time
 from pathlib import Path
-from bimedix_edge.converters.convert import convert
+from bimedix_edge.converters.convert import ConvertOptions, convert
 def slowly(stage, done, total):
     print(stage, done, flush=True)
     time.sleep({delay})
-convert(Path(sys.argv[1]), Path(sys.argv[2]), file_type="F16", progress=slowly)
+convert(Path(sys.argv[1]), Path(sys.argv[2]), ConvertOptions(file_type="F16"), slowly)
 """
 
 
@@ -53,7 +52,7 @@ def visible(directory: Path) -> list[str]:
 
 @pytest.mark.parametrize("file_type", FILE_TYPES)
 def test_bundle_opens(file_type: str, checkpoint: Path, tmp_path: Path) -> None:
-    manifest = convert(checkpoint, tmp_path / "out", file_type=file_type)
+    manifest = convert(checkpoint, tmp_path / "out", ConvertOptions(file_type=file_type))
     bundle = open_bundle(tmp_path / "out")
     assert bundle.manifest == manifest
     assert manifest.decoder.file_type == file_type
@@ -62,7 +61,7 @@ def test_bundle_opens(file_type: str, checkpoint: Path, tmp_path: Path) -> None:
 
 
 def test_manifest(checkpoint: Path, tmp_path: Path) -> None:
-    manifest = convert(checkpoint, tmp_path / "out", file_type="q4_0")
+    manifest = convert(checkpoint, tmp_path / "out", ConvertOptions(file_type="q4_0"))
     assert manifest.name == "tiny"
     decoder = manifest.decoder
     assert (decoder.architecture, decoder.file_type, decoder.n_ctx_train) == ("llama", "Q4_0", 131072)
@@ -76,7 +75,7 @@ def test_manifest(checkpoint: Path, tmp_path: Path) -> None:
 
 
 def test_source_names_what_was_read_and_no_path(checkpoint: Path, tmp_path: Path) -> None:
-    manifest = convert(checkpoint, tmp_path / "out", file_type="F16")
+    manifest = convert(checkpoint, tmp_path / "out", ConvertOptions(file_type="F16"))
     shards = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
     configs = ("config.json", "vision_tower/config.json", "tokenizer.json", "tokenizer_config.json")
     assert {key[7:] for key in manifest.source if key.startswith("sha256:")} == {*configs, *shards}
@@ -95,7 +94,7 @@ def test_layouts_dtypes_shards_and_merges_give_the_same_bytes(tmp_path: Path) ->
     for index, (layout, dtype, n_shards, pairs) in enumerate([*variants, ("original", "f16", 2, False)]):
         source = tmp_path / f"source{index}"
         make_checkpoint(source, layout=layout, dtype=dtype, n_shards=n_shards, pairs=pairs)
-        manifest = convert(source, tmp_path / f"out{index}", file_type="Q4_K_M", name="same")
+        manifest = convert(source, tmp_path / f"out{index}", ConvertOptions(file_type="Q4_K_M", name="same"))
         hashes.add(tuple(entry.sha256 for entry in manifest.files.values()))
     assert len(hashes) == 1
 
@@ -119,9 +118,15 @@ def test_card_beside_the_checkpoint(tmp_path: Path) -> None:
     assert (manifest.name, manifest.licence, manifest.notice) == ("demo", "Apache-2.0", "It knows no medicine.")
     assert (manifest.prompt.bos, manifest.prompt.system, manifest.preprocessing.aspect) == (1, "Hi.", "crop")
     assert (manifest.source["repository"], manifest.source["revision"]) == ("org/demo", "abc")
-    said = convert(tmp_path / "source", tmp_path / "other", name="mine", bos=2, aspect="pad", card=Card(licence="MIT"))
+    said = convert(
+        tmp_path / "source",
+        tmp_path / "other",
+        ConvertOptions(name="mine", bos=2, aspect="pad", card=Card(licence="MIT")),
+    )
     assert (said.name, said.prompt.bos, said.preprocessing.aspect, said.licence) == ("mine", 2, "pad", "MIT")
-    assert convert(tmp_path / "source", tmp_path / "third", card=tmp_path / "source/card.toml") == manifest
+    assert (
+        convert(tmp_path / "source", tmp_path / "third", ConvertOptions(card=tmp_path / "source/card.toml")) == manifest
+    )
 
 
 @pytest.mark.parametrize(
@@ -160,20 +165,20 @@ def test_progress_counts_each_stage_to_its_end(checkpoint: Path, tmp_path: Path)
 
 
 def test_existing_target(checkpoint: Path, tmp_path: Path) -> None:
-    convert(checkpoint, tmp_path / "out", file_type="F16")
+    convert(checkpoint, tmp_path / "out", ConvertOptions(file_type="F16"))
     with pytest.raises(UsageError, match="exists"):
-        convert(checkpoint, tmp_path / "out", file_type="Q8_0")
+        convert(checkpoint, tmp_path / "out", ConvertOptions(file_type="Q8_0"))
     assert verify_bundle(tmp_path / "out").decoder.file_type == "F16"
-    convert(checkpoint, tmp_path / "out", file_type="Q8_0", replace=True)
+    convert(checkpoint, tmp_path / "out", ConvertOptions(file_type="Q8_0", replace=True))
     assert verify_bundle(tmp_path / "out").decoder.file_type == "Q8_0"
 
 
 def test_a_bad_checkpoint_leaves_the_old_bundle(checkpoint: Path, tmp_path: Path) -> None:
-    convert(checkpoint, tmp_path / "out", file_type="F16")
+    convert(checkpoint, tmp_path / "out", ConvertOptions(file_type="F16"))
     make_checkpoint(tmp_path / "source")
     edit_json(tmp_path / "source/config.json", lambda c: c.update(model_type="phi3_v"))
     with pytest.raises(CheckpointError):
-        convert(tmp_path / "source", tmp_path / "out", replace=True)
+        convert(tmp_path / "source", tmp_path / "out", ConvertOptions(replace=True))
     assert verify_bundle(tmp_path / "out").decoder.file_type == "F16"
 
 
@@ -197,8 +202,8 @@ def test_the_estimate_of_the_size_is_an_upper_bound(tmp_path: Path) -> None:
     for index, shape in enumerate((Shape(n_layer=1), Shape(n_layer=8, vision_layers=2, image_px=70))):
         make_checkpoint(tmp_path / f"source{index}", shape=shape)
         for kind in ("F32", "Q4_K_M"):
-            job = prepare(tmp_path / f"source{index}", kind, None, Card(), None, None, None, Additions())
-            convert(tmp_path / f"source{index}", tmp_path / f"out{index}{kind}", file_type=kind)
+            job = prepare(tmp_path / f"source{index}", ConvertOptions(file_type=kind))
+            convert(tmp_path / f"source{index}", tmp_path / f"out{index}{kind}", ConvertOptions(file_type=kind))
             size = sum(path.stat().st_size for path in (tmp_path / f"out{index}{kind}").iterdir())
             assert size <= job.size_bytes < 2 * size + (4 << 20)
 
@@ -209,7 +214,7 @@ def test_interrupt_keeps_what_is_whole(stage: str, checkpoint: Path, tmp_path: P
         if now == stage and done:
             raise KeyboardInterrupt
 
-    expected = convert(checkpoint, tmp_path / "expected", name="tiny")
+    expected = convert(checkpoint, tmp_path / "expected", ConvertOptions(name="tiny"))
     with pytest.raises(KeyboardInterrupt):
         convert(checkpoint, tmp_path / "out", progress=interrupt)
     assert visible(tmp_path) == ["expected"]
@@ -221,7 +226,7 @@ def test_interrupt_keeps_what_is_whole(stage: str, checkpoint: Path, tmp_path: P
 
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is POSIX")
 def test_kill_at_many_moments_then_success(checkpoint: Path, tmp_path: Path) -> None:
-    expected = convert(checkpoint, tmp_path / "expected", file_type="F16", name="tiny")
+    expected = convert(checkpoint, tmp_path / "expected", ConvertOptions(file_type="F16", name="tiny"))
     rng = random.Random(1)
     for attempt in range(6):
         process = child(checkpoint, tmp_path / "out", delay=0.005)
@@ -233,7 +238,7 @@ def test_kill_at_many_moments_then_success(checkpoint: Path, tmp_path: Path) -> 
         assert process.returncode == -signal.SIGKILL
         assert visible(tmp_path) == ["expected"], f"attempt {attempt}"
         assert len([path for path in tmp_path.iterdir() if path.suffix == ".part"]) <= 1
-    assert convert(checkpoint, tmp_path / "out", file_type="F16").files == expected.files
+    assert convert(checkpoint, tmp_path / "out", ConvertOptions(file_type="F16")).files == expected.files
     assert sorted(path.name for path in tmp_path.iterdir()) == ["expected", "out"]
 
 
@@ -249,7 +254,7 @@ def test_no_room_for_a_file(limit: int, checkpoint: Path, tmp_path: Path) -> Non
     assert process.returncode == 1
     assert "HardwareError: Expected room to write" in errors
     assert visible(tmp_path) == []
-    convert(checkpoint, tmp_path / "out", file_type="F16")
+    convert(checkpoint, tmp_path / "out", ConvertOptions(file_type="F16"))
     assert list(tmp_path.iterdir()) == [tmp_path / "out"]
 
 

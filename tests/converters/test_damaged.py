@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from make_checkpoint import Shape, make_checkpoint, write_json
 
-from bimedix_edge.converters.convert import convert
+from bimedix_edge.converters.convert import ConvertOptions, convert
 from bimedix_edge.errors import CheckpointError, HardwareError
 
 JSON_FILES = (
@@ -90,7 +90,7 @@ def test_bytes_changed_cut_or_added(seed: int, source: Path, tmp_path: Path) -> 
 def _convert(directory: Path, tmp_path: Path) -> None:
     """Convert, and if that is refused, check that it is refused as it should be."""
     try:
-        convert(directory, tmp_path / "out", file_type="Q4_0")
+        convert(directory, tmp_path / "out", ConvertOptions(file_type="Q4_0"))
     except (CheckpointError, HardwareError) as error:
         message = str(error)
         assert message.startswith("Expected "), message

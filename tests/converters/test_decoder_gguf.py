@@ -13,7 +13,7 @@ from llama_model import LlamaModel
 from make_checkpoint import SPECIALS, Shape, make_checkpoint
 
 from bimedix_edge.converters.check import reference
-from bimedix_edge.converters.convert import convert
+from bimedix_edge.converters.convert import ConvertOptions, convert
 from bimedix_edge.converters.decoder.gguf import permuted_rows, rope_factors
 from bimedix_edge.converters.source.card import Card
 from bimedix_edge.converters.source.checkpoint import Checkpoint
@@ -71,7 +71,7 @@ def test_keys(reader: gguf.GGUFReader) -> None:
 
 def test_source_is_named_when_the_card_names_it(checkpoint: Path, tmp_path: Path) -> None:
     card = Card(repository="MBZUAI/BiMediX2-8B", licence="Apache-2.0", languages=("ar",))
-    convert(checkpoint, tmp_path / "out", file_type="F16", card=card)
+    convert(checkpoint, tmp_path / "out", ConvertOptions(file_type="F16", card=card))
     reader = gguf.GGUFReader(tmp_path / "out/decoder.gguf")
     assert _key(reader, "general.source.url") == "https://huggingface.co/MBZUAI/BiMediX2-8B"
     assert _key(reader, "general.license") == "apache-2.0"
@@ -93,7 +93,7 @@ def test_full_size_has_292_tensors() -> None:
 
 @pytest.mark.parametrize("kind", ["F16", "Q4_K_M", "Q8_0"])
 def test_norms_and_frequencies_stay_f32(kind: str, checkpoint: Path, tmp_path: Path) -> None:
-    convert(checkpoint, tmp_path / "out", file_type=kind)
+    convert(checkpoint, tmp_path / "out", ConvertOptions(file_type=kind))
     for tensor in gguf.GGUFReader(tmp_path / "out/decoder.gguf").tensors:
         assert (tensor.tensor_type.name == "F32") == (len(tensor.shape) == 1), tensor.name
 
@@ -152,7 +152,7 @@ def test_tokens_fill_the_embedding(reader: gguf.GGUFReader) -> None:
 )
 def test_logits_equal_the_reference(shape: Shape, tmp_path: Path) -> None:
     source = Checkpoint(make_checkpoint(tmp_path / "source", shape=shape))
-    convert(tmp_path / "source", tmp_path / "out", file_type="F32")
+    convert(tmp_path / "source", tmp_path / "out", ConvertOptions(file_type="F32"))
     embeds = source.rows("model.embed_tokens.weight", np.array(TOKENS))
     expected = reference.decoder_logits(source, embeds)
     with LlamaModel(tmp_path / "out/decoder.gguf") as model:
@@ -166,7 +166,7 @@ def test_logits_equal_the_reference(shape: Shape, tmp_path: Path) -> None:
 def test_logits_after_a_long_text(tmp_path: Path) -> None:
     # 2500 positions: far enough that unscaled frequencies, or scaled ones in the wrong order, give other logits
     source = Checkpoint(make_checkpoint(tmp_path / "source", shape=Shape(n_layer=1)))
-    convert(tmp_path / "source", tmp_path / "out", file_type="F32")
+    convert(tmp_path / "source", tmp_path / "out", ConvertOptions(file_type="F32"))
     tokens = np.random.default_rng(5).integers(0, 264, 2500).tolist()
     expected = reference.decoder_logits(source, source.rows("model.embed_tokens.weight", np.array(tokens)))
     with LlamaModel(tmp_path / "out/decoder.gguf", n_ctx=2560) as model:

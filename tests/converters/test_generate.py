@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from bimedix_edge.converters.convert import convert
+from bimedix_edge.converters.convert import ConvertOptions, convert
 from bimedix_edge.converters.source.checkpoint import Checkpoint
 from bimedix_edge.converters.synthetic.checkpoint import LAYOUTS, generate, weight_blocks
 from bimedix_edge.converters.synthetic.config import SHAPES, Shape, tensor_shapes
@@ -28,7 +28,7 @@ def test_layouts_dtypes_and_shards_hold_the_same_values(tmp_path: Path) -> None:
         generate(source, shape=TINY, layout=layout, dtype=dtype, n_shards=n_shards, seed=7)
         assert Checkpoint(source).layout == LAYOUTS[layout]
         assert len(list(source.glob("*.safetensors"))) == n_shards
-        manifest = convert(source, tmp_path / f"out{index}", file_type="Q8_0", name="same")
+        manifest = convert(source, tmp_path / f"out{index}", ConvertOptions(file_type="Q8_0", name="same"))
         hashes.add(tuple(entry.sha256 for entry in manifest.files.values()))
     assert len(hashes) == 1
 
@@ -63,7 +63,7 @@ def test_shapes_of_the_published_models() -> None:
 def test_the_real_vocabulary(llama3_vocab: Path, tmp_path: Path) -> None:
     shape = Shape(n_embd=32, n_ff=32, n_layer=1, n_head=2, n_head_kv=1, n_vocab=128257, vision_layers=2)
     generate(tmp_path / "source", shape=shape, vocabulary=llama3_vocab)
-    convert(tmp_path / "source", tmp_path / "out", file_type="F16")
+    convert(tmp_path / "source", tmp_path / "out", ConvertOptions(file_type="F16"))
 
 
 def test_command(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from llama_quantizer import quantized_by_llama_cpp
 from make_checkpoint import Shape, make_checkpoint
 
-from bimedix_edge.converters.convert import convert
+from bimedix_edge.converters.convert import ConvertOptions, convert
 from bimedix_edge.converters.decoder.imatrix import read_imatrix, write_imatrix
 from bimedix_edge.converters.decoder.quantize import FILE_TYPES
 from bimedix_edge.decoder.gguf_header import read_header
@@ -27,7 +27,7 @@ WEIGHTED = [kind for kind in FILE_TYPES if kind not in ("F32", "F16", "BF16")]
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("imatrix")
-    convert(make_checkpoint(root / "source", shape=SHAPE), root / "f32", file_type="F32")
+    convert(make_checkpoint(root / "source", shape=SHAPE), root / "f32", ConvertOptions(file_type="F32"))
     write_imatrix(root / "imatrix.gguf", sums(), N_TOKENS, 512)
     return root / "source"
 
@@ -47,7 +47,7 @@ def sums(shape: Shape = SHAPE) -> dict[str, Any]:
 @pytest.mark.parametrize("kind", WEIGHTED)
 def test_equal_to_llama_cpp(kind: str, source: Path, tmp_path: Path) -> None:
     path = source.with_name("imatrix.gguf")
-    convert(source, tmp_path / "ours", file_type=kind, imatrix=path)
+    convert(source, tmp_path / "ours", ConvertOptions(file_type=kind, imatrix=path))
     theirs = quantized_by_llama_cpp(
         source.with_name("f32") / "decoder.gguf", tmp_path / "theirs.gguf", kind, imatrix=read_imatrix(path)
     )
@@ -57,7 +57,7 @@ def test_equal_to_llama_cpp(kind: str, source: Path, tmp_path: Path) -> None:
 
 
 def test_it_changes_what_is_written_and_is_named(source: Path, tmp_path: Path) -> None:
-    weighted = convert(source, tmp_path / "weighted", imatrix=source.with_name("imatrix.gguf"))
+    weighted = convert(source, tmp_path / "weighted", ConvertOptions(imatrix=source.with_name("imatrix.gguf")))
     plain = convert(source, tmp_path / "plain")
     assert weighted.files["decoder"].sha256 != plain.files["decoder"].sha256
     assert weighted.files["decoder"].size_bytes == plain.files["decoder"].size_bytes
@@ -117,7 +117,7 @@ def test_imatrix_of_another_model(edit: Any, message: str, source: Path, tmp_pat
     edit(changed)
     write_imatrix(tmp_path / "a.gguf", changed, N_TOKENS, 512)
     with pytest.raises(InputError, match=message):
-        convert(source, tmp_path / "out", imatrix=tmp_path / "a.gguf")
+        convert(source, tmp_path / "out", ConvertOptions(imatrix=tmp_path / "a.gguf"))
     assert [path.name for path in tmp_path.iterdir()] == ["a.gguf"]
 
 

@@ -13,7 +13,7 @@ import pytest
 from make_checkpoint import Shape, edit_json, make_checkpoint, published_name, tensor_values, write_json
 from safetensors.numpy import load_file, save_file
 
-from bimedix_edge.converters.convert import convert
+from bimedix_edge.converters.convert import ConvertOptions, convert
 from bimedix_edge.converters.source.checkpoint import Checkpoint
 from bimedix_edge.converters.source.naming import LAYOUTS
 from bimedix_edge.converters.vision import onnx_file
@@ -74,17 +74,17 @@ def merged_by_hand(source: Path, target: Path) -> Path:
 @pytest.mark.parametrize("file_type", ["F32", "Q4_K_M"])
 def test_bytes_equal_those_of_a_merged_checkpoint(file_type: str, checkpoint: Path, tmp_path: Path) -> None:
     by_hand = merged_by_hand(checkpoint, tmp_path / "by_hand")
-    expected = convert(by_hand, tmp_path / "expected", file_type=file_type, name="same")
+    expected = convert(by_hand, tmp_path / "expected", ConvertOptions(file_type=file_type, name="same"))
     adapter = make_adapter(tmp_path / "adapter")
-    given = convert(checkpoint, tmp_path / "given", file_type=file_type, name="same", lora=adapter)
+    given = convert(checkpoint, tmp_path / "given", ConvertOptions(file_type=file_type, name="same", lora=adapter))
     assert given.files == expected.files
-    plain = convert(checkpoint, tmp_path / "plain", file_type=file_type, name="same")
+    plain = convert(checkpoint, tmp_path / "plain", ConvertOptions(file_type=file_type, name="same"))
     assert given.files["decoder"] != plain.files["decoder"]
     assert given.files["vision"] != plain.files["vision"]
 
 
 def test_q_and_k_are_merged_before_they_are_permuted(checkpoint: Path, tmp_path: Path) -> None:
-    convert(checkpoint, tmp_path / "out", file_type="F32", lora=make_adapter(tmp_path / "adapter"))
+    convert(checkpoint, tmp_path / "out", ConvertOptions(file_type="F32", lora=make_adapter(tmp_path / "adapter")))
     written = {tensor.name: tensor.data for tensor in gguf.GGUFReader(tmp_path / "out/decoder.gguf").tensors}
     for part, n_head in (("q", 4), ("k", 2)):
         rows = merged(f"model.layers.2.self_attn.{part}_proj.weight")
@@ -123,13 +123,13 @@ def test_saved_modules_replace_the_checkpoints(checkpoint: Path, tmp_path: Path)
 def test_blocks_do_not_change_the_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = make_checkpoint(tmp_path / "source")
     adapter = make_adapter(tmp_path / "adapter")
-    whole = convert(source, tmp_path / "whole", file_type="F32", lora=adapter)
+    whole = convert(source, tmp_path / "whole", ConvertOptions(file_type="F32", lora=adapter))
     monkeypatch.setattr("bimedix_edge.converters.decoder.quantize._JOB_VALUES", 700)
-    assert convert(source, tmp_path / "blocks", file_type="F32", lora=adapter).files == whole.files
+    assert convert(source, tmp_path / "blocks", ConvertOptions(file_type="F32", lora=adapter)).files == whole.files
 
 
 def test_the_manifest_names_the_adapter_by_its_hashes(checkpoint: Path, tmp_path: Path) -> None:
-    manifest = convert(checkpoint, tmp_path / "out", lora=make_adapter(tmp_path / "adapter"))
+    manifest = convert(checkpoint, tmp_path / "out", ConvertOptions(lora=make_adapter(tmp_path / "adapter")))
     hashed = {key for key in manifest.source if "lora" in key}
     assert hashed == {"sha256:lora:adapter_config.json", "sha256:lora:adapter_model.safetensors"}
     assert str(tmp_path) not in (tmp_path / "out/manifest.json").read_text()
@@ -156,7 +156,7 @@ def test_what_is_no_plain_lora_is_refused_by_name(
 ) -> None:
     adapter = make_adapter(tmp_path / "adapter", **config)
     with pytest.raises(CheckpointError, match=message):
-        convert(checkpoint, tmp_path / "out", lora=adapter)
+        convert(checkpoint, tmp_path / "out", ConvertOptions(lora=adapter))
     assert list(tmp_path.iterdir()) == [adapter]
 
 
@@ -188,7 +188,7 @@ def test_what_does_not_fit_is_named(edit: Any, message: str, checkpoint: Path, t
     edit(tensors)
     save_file(tensors, adapter / "adapter_model.safetensors")
     with pytest.raises(CheckpointError, match=message):
-        convert(checkpoint, tmp_path / "out", lora=adapter)
+        convert(checkpoint, tmp_path / "out", ConvertOptions(lora=adapter))
     assert list(tmp_path.iterdir()) == [adapter]
 
 
@@ -205,7 +205,7 @@ def test_pickles_are_not_opened(name: str, checkpoint: Path, tmp_path: Path) -> 
         (adapter / "adapter_model.safetensors").unlink()
     (adapter / name).write_bytes(b"\x80\x02" + b"cos\nsystem\n" * 9)
     with pytest.raises(CheckpointError, match=rf"{name}.* pickle, which can run any|in {name}, but it is a pickle"):
-        convert(checkpoint, tmp_path / "out", lora=adapter)
+        convert(checkpoint, tmp_path / "out", ConvertOptions(lora=adapter))
 
 
 def test_no_adapter_at_all(checkpoint: Path, tmp_path: Path) -> None:
@@ -223,7 +223,7 @@ def test_no_adapter_at_all(checkpoint: Path, tmp_path: Path) -> None:
 def test_the_graph_is_written_from_merged_weights(checkpoint: Path, tmp_path: Path) -> None:
     import onnx
 
-    convert(checkpoint, tmp_path / "out", file_type="F16", lora=make_adapter(tmp_path / "adapter"))
+    convert(checkpoint, tmp_path / "out", ConvertOptions(file_type="F16", lora=make_adapter(tmp_path / "adapter")))
     tensors = {tensor.name: tensor for tensor in onnx.load(tmp_path / "out/vision.onnx").graph.initializer}
     written = onnx.numpy_helper.to_array(tensors["projector.2.weight"])
     np.testing.assert_array_equal(written.T, merged("projector.2.weight"))

@@ -12,7 +12,7 @@ from make_checkpoint import Shape, make_checkpoint
 from test_vision_onnx import encoder, pixels
 
 from bimedix_edge.converters.check.parity import TensorError, decoder_errors, token_cosines
-from bimedix_edge.converters.convert import convert
+from bimedix_edge.converters.convert import ConvertOptions, convert
 from bimedix_edge.converters.decoder import gguf as decoder_gguf
 from bimedix_edge.converters.decoder import quantize
 from bimedix_edge.converters.source.checkpoint import Checkpoint
@@ -25,7 +25,7 @@ BOUNDS = {"F32": 0, "BF16": 0, "F16": 1e-7, "Q8_0": 0.008, "Q6_K": 0.025, "Q5_K_
 
 
 def errors(source: Path, tmp_path: Path, file_type: str = "F32") -> dict[str, TensorError]:
-    convert(source, tmp_path / "out", file_type=file_type)
+    convert(source, tmp_path / "out", ConvertOptions(file_type=file_type))
     return {error.name: error for error in decoder_errors(tmp_path / "out/decoder.gguf", Checkpoint(source))}
 
 
@@ -62,7 +62,7 @@ def test_q_and_k_swapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_frequencies_left_out(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = decoder_gguf.plan_decoder
     monkeypatch.setattr(
-        "bimedix_edge.converters.job.additions.plan_decoder", lambda *given, **more: plan(*given, **more)[:-1]
+        "bimedix_edge.converters.job.job.plan_decoder", lambda *given, **more: plan(*given, **more)[:-1]
     )
     with pytest.raises(CheckpointError, match=r"Expected 31 tensors .* rope_freqs\.weight"):
         errors(checkpoint, tmp_path)
@@ -81,7 +81,7 @@ def test_another_type_than_the_recipes(checkpoint: Path, tmp_path: Path, monkeyp
     source = Checkpoint(checkpoint)
     plan = decoder_gguf.plan_decoder(source, quantize.file_type_named("Q4_K_M"))
     monkeypatch.setattr(decoder_gguf, "tensor_type", mutated)
-    convert(checkpoint, tmp_path / "out", file_type="Q4_K_M")
+    convert(checkpoint, tmp_path / "out", ConvertOptions(file_type="Q4_K_M"))
     types = {tensor.name: tensor.kind for tensor in plan}
     with pytest.raises(CheckpointError, match=r"but blk\.2\.attn_v\.weight is Q4_0 instead of Q6_K; convert"):
         list(decoder_errors(tmp_path / "out/decoder.gguf", source, types=types))
@@ -89,7 +89,7 @@ def test_another_type_than_the_recipes(checkpoint: Path, tmp_path: Path, monkeyp
 
 @pytest.mark.parametrize(("kind", "size"), [("Q8_0", 34), ("Q4_0", 18), ("Q4_K_M", 144)])
 def test_one_block_with_another_scale(kind: str, size: int, checkpoint: Path, tmp_path: Path) -> None:
-    convert(checkpoint, tmp_path / "out", file_type=kind)
+    convert(checkpoint, tmp_path / "out", ConvertOptions(file_type=kind))
     path, name = tmp_path / "out/decoder.gguf", "blk.1.ffn_up.weight"
     start = read_header(path.read_bytes()).tensors[name].start + 11 * size
     data = bytearray(path.read_bytes())
@@ -103,7 +103,7 @@ def test_one_block_with_another_scale(kind: str, size: int, checkpoint: Path, tm
 
 @pytest.mark.parametrize("max_values", [256, 5_000, 20_000, 1 << 20])
 def test_some_rows_tell_nearly_what_all_do(max_values: int, checkpoint: Path, tmp_path: Path) -> None:
-    convert(checkpoint, tmp_path / "out", file_type="Q4_K_M")
+    convert(checkpoint, tmp_path / "out", ConvertOptions(file_type="Q4_K_M"))
     path, source = tmp_path / "out/decoder.gguf", Checkpoint(checkpoint)
     for whole, some in zip(
         decoder_errors(path, source), decoder_errors(path, source, max_values=max_values), strict=True
@@ -114,7 +114,7 @@ def test_some_rows_tell_nearly_what_all_do(max_values: int, checkpoint: Path, tm
 
 
 def test_a_file_that_ends_early(checkpoint: Path, tmp_path: Path) -> None:
-    convert(checkpoint, tmp_path / "out", file_type="Q8_0")
+    convert(checkpoint, tmp_path / "out", ConvertOptions(file_type="Q8_0"))
     path = tmp_path / "out/decoder.gguf"
     for size in (3, 100, 20_000, path.stat().st_size - 40):
         (tmp_path / "short.gguf").write_bytes(path.read_bytes()[:size])

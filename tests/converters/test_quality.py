@@ -16,19 +16,19 @@ from bimedix_edge.bundle import Quality, open_bundle, read_manifest
 from bimedix_edge.converters.check.parity import TensorError
 from bimedix_edge.converters.check.pictures import calibration_pictures
 from bimedix_edge.converters.check.quality import LIMITS, check_limits
-from bimedix_edge.converters.convert import convert
+from bimedix_edge.converters.convert import ConvertOptions, convert
 from bimedix_edge.converters.decoder import gguf as decoder_gguf
 from bimedix_edge.converters.decoder import quantize
 from bimedix_edge.converters.decoder.quantize import FILE_TYPES
 from bimedix_edge.converters.decoder.recipe import TENSOR_TYPES
-from bimedix_edge.converters.job import additions
+from bimedix_edge.converters.job import job
 from bimedix_edge.converters.vision import graph as vision_onnx
 from bimedix_edge.errors import CheckpointError
 
 
 @pytest.mark.parametrize("file_type", FILE_TYPES)
 def test_every_type_passes_its_limit(file_type: str, checkpoint: Path, tmp_path: Path) -> None:
-    manifest = convert(checkpoint, tmp_path / "out", file_type=file_type, strict=True)
+    manifest = convert(checkpoint, tmp_path / "out", ConvertOptions(file_type=file_type, strict=True))
     base = FILE_TYPES[file_type].base.name
     assert base in manifest.quality.types
     assert sum(found.n_tensors for found in manifest.quality.types.values()) == 31
@@ -48,7 +48,7 @@ def test_every_type_of_a_recipe_has_a_limit(checkpoint: Path, tmp_path: Path) ->
         f'"blk.{layer}.{part}.weight" = "{name}"' for layer in range(3) for part in parts if (name := next(names, ""))
     ]
     (tmp_path / "recipe.toml").write_text("\n".join(["[types]", *lines]))
-    manifest = convert(checkpoint, tmp_path / "out", recipe=tmp_path / "recipe.toml", strict=True)
+    manifest = convert(checkpoint, tmp_path / "out", ConvertOptions(recipe=tmp_path / "recipe.toml", strict=True))
     assert manifest.quality.types.keys() >= TENSOR_TYPES.keys()
 
 
@@ -82,7 +82,7 @@ def swapped(patch: pytest.MonkeyPatch) -> None:
 
 def no_rope_freqs(patch: pytest.MonkeyPatch) -> None:
     plan = decoder_gguf.plan_decoder
-    patch.setattr(additions, "plan_decoder", lambda *given, **more: plan(*given, **more)[:-1])
+    patch.setattr(job, "plan_decoder", lambda *given, **more: plan(*given, **more)[:-1])
 
 
 def unscaled_rope(patch: pytest.MonkeyPatch) -> None:
@@ -144,11 +144,11 @@ def test_each_mistake_on_purpose_is_refused(
     mistake: Any, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = make_checkpoint(tmp_path / "source", shape=Shape(n_head_kv=4))
-    convert(source, tmp_path / "right", strict=True)
+    convert(source, tmp_path / "right", ConvertOptions(strict=True))
     with monkeypatch.context() as patch:
         mistake(patch)
         with pytest.raises(CheckpointError, match=message):
-            convert(source, tmp_path / "wrong", strict=True, fresh=True)
+            convert(source, tmp_path / "wrong", ConvertOptions(strict=True, fresh=True))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["right", "source"]
 
 

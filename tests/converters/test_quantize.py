@@ -11,7 +11,7 @@ import pytest
 from gguf import GGMLQuantizationType as Type
 from make_checkpoint import Shape, make_checkpoint
 
-from bimedix_edge.converters.convert import convert
+from bimedix_edge.converters.convert import ConvertOptions, convert
 from bimedix_edge.converters.decoder import quantize
 from bimedix_edge.converters.decoder.quantize import FILE_TYPES, file_type_named
 from bimedix_edge.errors import CheckpointError, UsageError
@@ -39,13 +39,13 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("sources")
     made = {name: make_checkpoint(root / name, shape=shape) for name, shape in SHAPES.items()}
     for name, directory in made.items():
-        convert(directory, root / f"{name}-f32", file_type="F32")
+        convert(directory, root / f"{name}-f32", ConvertOptions(file_type="F32"))
     return made
 
 
 @pytest.mark.parametrize(("shape", "kind"), CASES)
 def test_equal_to_llama_cpp(shape: str, kind: str, sources: dict[str, Path], tmp_path: Path) -> None:
-    convert(sources[shape], tmp_path / "ours", file_type=kind)
+    convert(sources[shape], tmp_path / "ours", ConvertOptions(file_type=kind))
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype = int(FILE_TYPES[kind].number)
     f32 = sources[shape].with_name(f"{shape}-f32") / "decoder.gguf"
@@ -60,9 +60,9 @@ def test_equal_to_llama_cpp(shape: str, kind: str, sources: dict[str, Path], tmp
 
 def test_equal_in_many_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = make_checkpoint(tmp_path / "source", shape=Shape(n_layer=1))
-    whole = convert(source, tmp_path / "whole", file_type="Q4_K_M")
+    whole = convert(source, tmp_path / "whole", ConvertOptions(file_type="Q4_K_M"))
     monkeypatch.setattr("bimedix_edge.converters.decoder.quantize._JOB_VALUES", 700)
-    assert convert(source, tmp_path / "blocks", file_type="Q4_K_M").files == whole.files
+    assert convert(source, tmp_path / "blocks", ConvertOptions(file_type="Q4_K_M")).files == whole.files
 
 
 def test_name_in_any_case() -> None:
@@ -84,7 +84,7 @@ def test_weight_that_is_not_finite_is_named(value: float, kind: str, tmp_path: P
     with pytest.raises(
         CheckpointError, match=r"finite weights, but blk\.1\.ffn_up\.weight has NaN or infinity in rows 0"
     ):
-        convert(source, tmp_path / "out", file_type=kind)
+        convert(source, tmp_path / "out", ConvertOptions(file_type=kind))
     assert not list(tmp_path.glob("*out*"))
 
 
@@ -95,7 +95,7 @@ def test_weight_beyond_the_type_is_named(kind: str, tmp_path: Path) -> None:
 
     source = make_checkpoint(tmp_path / "source", edit_tensors=spoil)
     with pytest.raises(CheckpointError, match=r"within the range of \w+, but blk\.0\.ffn_up\.weight exceeds it"):
-        convert(source, tmp_path / "out", file_type=kind)
+        convert(source, tmp_path / "out", ConvertOptions(file_type=kind))
 
 
 def _types(reader: gguf.GGUFReader) -> dict[str, str]:

@@ -10,7 +10,7 @@ import pytest
 from llama_quantizer import quantized_by_llama_cpp
 from make_checkpoint import Shape, make_checkpoint
 
-from bimedix_edge.converters.convert import convert
+from bimedix_edge.converters.convert import ConvertOptions, convert
 from bimedix_edge.converters.decoder.recipe import read_recipe
 from bimedix_edge.errors import UsageError
 
@@ -30,8 +30,8 @@ def write(path: Path, text: str) -> Path:
 
 def test_first_match_wins_and_the_rest_keeps_its_type(checkpoint: Path, tmp_path: Path) -> None:
     recipe = write(tmp_path / "recipe.toml", RECIPE)
-    manifest = convert(checkpoint, tmp_path / "out", file_type="Q4_K_M", recipe=recipe)
-    convert(checkpoint, tmp_path / "plain", file_type="Q4_K_M")
+    manifest = convert(checkpoint, tmp_path / "out", ConvertOptions(file_type="Q4_K_M", recipe=recipe))
+    convert(checkpoint, tmp_path / "plain", ConvertOptions(file_type="Q4_K_M"))
     types, plain = (_types(tmp_path / name / "decoder.gguf") for name in ("out", "plain"))
     assert types["blk.0.ffn_down.weight"] == "Q8_0"
     assert types["blk.1.ffn_down.weight"] == types["blk.2.ffn_down.weight"] == "Q5_0"
@@ -47,8 +47,8 @@ def test_bytes_equal_llama_cpp_with_the_same_overrides(tmp_path: Path) -> None:
     recipe = write(
         tmp_path / "recipe.toml", '[types]\n"blk.*.ffn_down.weight" = "Q5_1"\n"blk.1.attn_v.weight" = "Q2_K"\n'
     )
-    convert(source, tmp_path / "ours", file_type="Q4_K_M", recipe=recipe)
-    convert(source, tmp_path / "f32", file_type="F32")
+    convert(source, tmp_path / "ours", ConvertOptions(file_type="Q4_K_M", recipe=recipe))
+    convert(source, tmp_path / "f32", ConvertOptions(file_type="F32"))
     overrides = {r"blk\..*\.ffn_down\.weight": "Q5_1", r"blk\.1\.attn_v\.weight": "Q2_K"}
     theirs = quantized_by_llama_cpp(tmp_path / "f32/decoder.gguf", tmp_path / "theirs.gguf", "Q4_K_M", types=overrides)
     expected = {tensor.name: (tensor.tensor_type, tensor.data.tobytes()) for tensor in theirs.tensors}
@@ -75,7 +75,7 @@ def test_bytes_equal_llama_cpp_with_the_same_overrides(tmp_path: Path) -> None:
 def test_bad_recipe(text: str, message: str, checkpoint: Path, tmp_path: Path) -> None:
     recipe = write(tmp_path / "recipe.toml", text)
     with pytest.raises(UsageError, match=message):
-        convert(checkpoint, tmp_path / "out", recipe=recipe)
+        convert(checkpoint, tmp_path / "out", ConvertOptions(recipe=recipe))
     assert list(tmp_path.iterdir()) == [recipe]
 
 
@@ -83,7 +83,7 @@ def test_rows_that_are_no_whole_blocks(tmp_path: Path) -> None:
     source = make_checkpoint(tmp_path / "source", shape=Shape(n_layer=1, n_ff=288))
     recipe = write(tmp_path / "recipe.toml", '[types]\n"blk.*" = "Q6_K"')
     with pytest.raises(UsageError, match=r"blocks of 256 for Q6_K, but blk\.0\.ffn_down\.weight, .* rows of 288"):
-        convert(source, tmp_path / "out", recipe=recipe)
+        convert(source, tmp_path / "out", ConvertOptions(recipe=recipe))
 
 
 def test_no_recipe_and_a_long_one(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from make_checkpoint import Shape, make_checkpoint
 
 from bimedix_edge.bundle import Manifest
 from bimedix_edge.converters.check import vision_choice
-from bimedix_edge.converters.convert import convert
+from bimedix_edge.converters.convert import ConvertOptions, convert
 from bimedix_edge.converters.job import journal
 from bimedix_edge.errors import CheckpointError, HardwareError, UsageError
 
@@ -35,7 +35,7 @@ def interrupt(source: Path, target: Path, *, file_type: str = "Q8_0", stage: str
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        convert(source, target, file_type=file_type, progress=stop, **more)
+        convert(source, target, ConvertOptions(file_type=file_type, **more), progress=stop)
     return target.with_name(f".{target.name}.part")
 
 
@@ -45,16 +45,15 @@ def go_on(source: Path, target: Path, *, file_type: str = "Q8_0", fresh: bool = 
     manifest = convert(
         source,
         target,
-        file_type=file_type,
-        fresh=fresh,
-        progress=lambda stage, done, _: starts.setdefault(stage, done),  # type: ignore[arg-type,return-value]
+        ConvertOptions(file_type=file_type, fresh=fresh),
+        progress=lambda stage, done, _: starts.setdefault(stage, done),
     )
     assert {path.name for path in target.iterdir()} == {"decoder.gguf", "vision.onnx", "manifest.json"}
     return manifest, starts["decoder"]
 
 
 def test_what_is_whole_is_not_made_again(source: Path, tmp_path: Path) -> None:
-    expected = convert(source, tmp_path / "out", file_type="Q8_0")
+    expected = convert(source, tmp_path / "out", ConvertOptions(file_type="Q8_0"))
     shutil.rmtree(tmp_path / "out")
     part = interrupt(source, tmp_path / "out")
     made = (part / "decoder.gguf").stat().st_ino
@@ -112,7 +111,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], bool]] = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_part_directory(damage: str, source: Path, tmp_path: Path) -> None:
-    expected = convert(source, tmp_path / "expected", file_type="Q8_0", name="source")
+    expected = convert(source, tmp_path / "expected", ConvertOptions(file_type="Q8_0", name="source"))
     part = interrupt(source, tmp_path / "out")
     act, keeps = DAMAGES[damage]
     act(part)
@@ -142,14 +141,14 @@ def test_a_trial_that_was_made_is_not_made_again(
 ) -> None:
     # the tokens of this tower are at 0.99 and better in int8: below the second gate, int8 and 8-bit weights fail
     monkeypatch.setattr(vision_choice, "GATE", 0.5 if passes else 0.99999999)
-    expected = convert(source, tmp_path / "expected", file_type="Q8_0", name="source", vision="auto")
+    expected = convert(source, tmp_path / "expected", ConvertOptions(file_type="Q8_0", name="source", vision="auto"))
     made = ["int8"] if passes else ["int8", "int8_weights", "float32"]
     assert trials == made
     trials.clear()
     interrupt(source, tmp_path / "out", stage="verify", vision="auto")
     assert trials == made
     trials.clear()
-    assert convert(source, tmp_path / "out", file_type="Q8_0", vision="auto") == expected
+    assert convert(source, tmp_path / "out", ConvertOptions(file_type="Q8_0", vision="auto")) == expected
     assert trials == []
 
 
@@ -171,7 +170,7 @@ def test_a_trial_is_known_by_the_pictures_and_by_the_hash_of_the_graph(
 def test_a_graph_with_other_weights_is_not_gone_on_with(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = convert(source, tmp_path / "expected", file_type="Q8_0", name="source", vision="float32")
+    expected = convert(source, tmp_path / "expected", ConvertOptions(file_type="Q8_0", name="source", vision="float32"))
     begun = []
 
     def stop(stage: str, done: int, total: int) -> None:
@@ -185,20 +184,20 @@ def test_a_graph_with_other_weights_is_not_gone_on_with(
 
     monkeypatch.setattr(vision_choice, "GATE", 0.99999999)
     with pytest.raises(KeyboardInterrupt):
-        convert(source, tmp_path / "out", file_type="Q8_0", vision="auto", progress=stop)
+        convert(source, tmp_path / "out", ConvertOptions(file_type="Q8_0", vision="auto"), progress=stop)
     assert (tmp_path / ".out.part/vision.onnx").stat().st_size > 0
-    assert convert(source, tmp_path / "out", file_type="Q8_0", vision="auto").files == expected.files
+    assert convert(source, tmp_path / "out", ConvertOptions(file_type="Q8_0", vision="auto")).files == expected.files
 
 
 def test_a_disk_that_gives_back_other_bytes_is_found_out(source: Path, tmp_path: Path) -> None:
-    expected = convert(source, tmp_path / "expected", file_type="Q8_0", name="source")
+    expected = convert(source, tmp_path / "expected", ConvertOptions(file_type="Q8_0", name="source"))
 
     def rot(stage: str, _done: int, _total: int) -> None:
         if stage == "source":
             flip(tmp_path / ".out.part/decoder.gguf", 100_000)
 
     with pytest.raises(HardwareError, match=r"decoder\.gguf as it was written, with the SHA-256 .* gives back"):
-        convert(source, tmp_path / "out", file_type="Q8_0", progress=rot)
+        convert(source, tmp_path / "out", ConvertOptions(file_type="Q8_0"), progress=rot)
     assert not (tmp_path / "out").exists()
     manifest, kept = go_on(source, tmp_path / "out")
     assert manifest == expected
@@ -224,7 +223,7 @@ def test_fresh_begins_anew(source: Path, tmp_path: Path) -> None:
 
 
 def test_interrupted_again_and_again(source: Path, tmp_path: Path) -> None:
-    expected = convert(source, tmp_path / "expected", file_type="Q8_0", name="source")
+    expected = convert(source, tmp_path / "expected", ConvertOptions(file_type="Q8_0", name="source"))
     starts = []
     for wanted in range(1, 9):
 
@@ -235,7 +234,7 @@ def test_interrupted_again_and_again(source: Path, tmp_path: Path) -> None:
 
         starts.clear()
         with pytest.raises(KeyboardInterrupt):
-            convert(source, tmp_path / "out", file_type="Q8_0", progress=stop)
+            convert(source, tmp_path / "out", ConvertOptions(file_type="Q8_0"), progress=stop)
     assert starts[0] > 0
     assert go_on(source, tmp_path / "out")[0] == expected
 
@@ -246,7 +245,7 @@ def test_a_bad_weight_keeps_nothing(tmp_path: Path) -> None:
 
     source = make_checkpoint(tmp_path / "source", edit_tensors=spoil)
     with pytest.raises(CheckpointError, match=r"output\.weight has NaN"):
-        convert(source, tmp_path / "out", file_type="F16")
+        convert(source, tmp_path / "out", ConvertOptions(file_type="F16"))
     assert list(tmp_path.iterdir()) == [source]
 
 
@@ -261,19 +260,19 @@ def test_a_source_that_changes_meanwhile_is_refused(source: Path, tmp_path: Path
 
 
 def test_a_replacement_is_resumed_and_the_old_bundle_stays(source: Path, tmp_path: Path) -> None:
-    old = convert(source, tmp_path / "out", file_type="F16")
+    old = convert(source, tmp_path / "out", ConvertOptions(file_type="F16"))
 
     def stop(stage: str, done: int, _total: int) -> None:
         if stage == "vision" and done:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        convert(source, tmp_path / "out", file_type="Q8_0", replace=True, progress=stop)
+        convert(source, tmp_path / "out", ConvertOptions(file_type="Q8_0", replace=True), progress=stop)
     with pytest.raises(UsageError, match="exists"):
-        convert(source, tmp_path / "out", file_type="Q8_0")
+        convert(source, tmp_path / "out", ConvertOptions(file_type="Q8_0"))
     assert json.loads((tmp_path / "out/manifest.json").read_text())["decoder"]["file_type"] == old.decoder.file_type
     assert (tmp_path / ".out.part").is_dir()
-    manifest = convert(source, tmp_path / "out", file_type="Q8_0", replace=True)
+    manifest = convert(source, tmp_path / "out", ConvertOptions(file_type="Q8_0", replace=True))
     assert manifest.decoder.file_type == "Q8_0"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
 
@@ -284,7 +283,7 @@ def test_what_is_kept_counts_as_room(source: Path, tmp_path: Path, monkeypatch: 
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=size // 2 + (1 << 20)))
     with pytest.raises(HardwareError):
-        convert(source, tmp_path / "other", file_type="Q8_0")
+        convert(source, tmp_path / "other", ConvertOptions(file_type="Q8_0"))
     assert go_on(source, tmp_path / "out")[1] > 0
 
 
@@ -319,7 +318,7 @@ def test_targets_that_a_rename_would_refuse_are_refused_first(tmp_path: Path) ->
     (tmp_path / "file").write_text("x")
     for name, message in (("link", "exists"), ("dangling", "exists"), ("file", "is a file")):
         with pytest.raises(UsageError, match=message):
-            convert(source, tmp_path / name, replace=True)
+            convert(source, tmp_path / name, ConvertOptions(replace=True))
     assert (tmp_path / "file").read_text() == "x"
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
@@ -346,11 +345,11 @@ def mounted(tmp_path: Path) -> Callable[[str], Path]:
 @pytest.mark.skipif(sys.platform != "linux", reason="mounts as Linux does")
 def test_other_file_systems(mounted: Callable[[str], Path], source: Path) -> None:
     place = mounted("size=64m")
-    convert(source, place / "out", file_type="Q8_0")
+    convert(source, place / "out", ConvertOptions(file_type="Q8_0"))
     with pytest.raises(UsageError, match="is a mounted file system"):
-        convert(source, place, file_type="Q8_0", replace=True)
+        convert(source, place, ConvertOptions(file_type="Q8_0", replace=True))
     closed = mounted("size=64m,ro")
     with pytest.raises(UsageError, match="Read-only file system"):
-        convert(source, closed / "out", file_type="Q8_0")
+        convert(source, closed / "out", ConvertOptions(file_type="Q8_0"))
     with pytest.raises(HardwareError, match=r"Expected \d MB free"):
-        convert(source, mounted("size=1m") / "out", file_type="Q8_0")
+        convert(source, mounted("size=1m") / "out", ConvertOptions(file_type="Q8_0"))

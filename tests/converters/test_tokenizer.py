@@ -12,7 +12,7 @@ import pytest
 from llama_model import LlamaModel
 from make_checkpoint import Shape, edit_json, make_checkpoint, tokenizer_config, tokenizer_json, write_json
 
-from bimedix_edge.converters.convert import convert
+from bimedix_edge.converters.convert import ConvertOptions, convert
 from bimedix_edge.converters.source.tokenizer import SPLIT_PATTERN, TokenKind, byte_alphabet, read_vocabulary
 from bimedix_edge.converters.synthetic.tokenizer import published_vocabulary, real_tokenizer_json
 from bimedix_edge.errors import CheckpointError
@@ -43,7 +43,7 @@ def llama3_checkpoint(llama3_vocab: Path, tmp_path_factory: pytest.TempPathFacto
     directory = tmp_path_factory.mktemp("llama3") / "checkpoint"
     real = real_tokenizer_json(llama3_vocab)
     make_checkpoint(directory, shape=SMALL, edit_tokenizer=lambda value: value.update(real))
-    convert(directory, directory.with_name("bundle"), file_type="F16")
+    convert(directory, directory.with_name("bundle"), ConvertOptions(file_type="F16"))
     return directory
 
 

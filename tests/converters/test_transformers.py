@@ -16,10 +16,10 @@ from test_vision_onnx import encoder, pixels
 
 from bimedix_edge.converters import convert as convert_module
 from bimedix_edge.converters.check import reference
-from bimedix_edge.converters.convert import convert
+from bimedix_edge.converters.convert import ConvertOptions, convert
 from bimedix_edge.converters.decoder import gguf as decoder_gguf
 from bimedix_edge.converters.decoder.gguf import rope_factors
-from bimedix_edge.converters.job import additions
+from bimedix_edge.converters.job import job
 from bimedix_edge.converters.source.checkpoint import Checkpoint
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("default")]
@@ -40,7 +40,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.fixture(scope="module")
 def out(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("hf") / "out"
-    convert(checkpoint, target, file_type="F32")
+    convert(checkpoint, target, ConvertOptions(file_type="F32"))
     return target
 
 
@@ -100,7 +100,7 @@ def test_what_transformers_saves_is_read_back(model: Any, out: Path, tmp_path: P
         (tmp_path / "saved" / name).write_bytes((checkpoint / name).read_bytes())
     saved = json.loads((tmp_path / "saved/config.json").read_text())
     assert saved["model_type"] == transformers_config(SHAPE)["model_type"]
-    convert(tmp_path / "saved", tmp_path / "again", file_type="F32", name="tiny")
+    convert(tmp_path / "saved", tmp_path / "again", ConvertOptions(file_type="F32", name="tiny"))
     for name in ("decoder.gguf", "vision.onnx"):
         assert (tmp_path / "again" / name).read_bytes() == (out / name).read_bytes()
 
@@ -127,9 +127,9 @@ def test_rotations_up_to_position_100_000(model: Any, out: Path, checkpoint: Pat
     assert (given.argmax(-1) == expected.argmax(-1)).all()
     plan = decoder_gguf.plan_decoder
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(additions, "plan_decoder", lambda *rest, **more: plan(*rest, **more)[:-1])
+        patch.setattr(job, "plan_decoder", lambda *rest, **more: plan(*rest, **more)[:-1])
         patch.setattr(convert_module, "measure_decoder", lambda *_: [])
-        convert(checkpoint, tmp_path / "unscaled", file_type="F32")
+        convert(checkpoint, tmp_path / "unscaled", ConvertOptions(file_type="F32"))
     with LlamaModel(tmp_path / "unscaled/decoder.gguf") as llama:
         assert np.abs(_llama_with_jumps(llama, tokens) - expected).max() > 0.2
     # without jumps, so that one call does it: the numpy model, with and without the scaling

@@ -13,7 +13,7 @@ from make_checkpoint import Shape, make_checkpoint
 
 from bimedix_edge.converters.check import reference
 from bimedix_edge.converters.check.parity import token_cosines
-from bimedix_edge.converters.convert import convert
+from bimedix_edge.converters.convert import ConvertOptions, convert
 from bimedix_edge.converters.source.checkpoint import Checkpoint
 from bimedix_edge.converters.vision import onnx_file
 from bimedix_edge.errors import CheckpointError
@@ -70,7 +70,7 @@ def test_no_block_after_the_feature_layer_and_no_post_norm(bundle: Path) -> None
 )
 def test_every_token_as_the_reference(shape: Shape, tmp_path: Path) -> None:
     directory = make_checkpoint(tmp_path / "source", shape=shape)
-    convert(directory, tmp_path / "out", file_type="F16")
+    convert(directory, tmp_path / "out", ConvertOptions(file_type="F16"))
     encode = encoder(tmp_path / "out/vision.onnx")
     for seed in range(2):
         values = pixels(shape, seed)
@@ -84,7 +84,7 @@ def test_exact_gelu_tower(tmp_path: Path) -> None:
         config["vision_config"]["hidden_act"] = "gelu"
 
     directory = make_checkpoint(tmp_path / "source", layout="transformers_new", edit_config=edit)
-    convert(directory, tmp_path / "out", file_type="F16")
+    convert(directory, tmp_path / "out", ConvertOptions(file_type="F16"))
     cosines = token_cosines(Checkpoint(directory), encoder(tmp_path / "out/vision.onnx"), pixels(Shape()))
     assert cosines.min() >= PARITY
 

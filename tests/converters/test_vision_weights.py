@@ -16,7 +16,7 @@ from test_vision_onnx import encoder, pixels
 from bimedix_edge.bundle import open_bundle
 from bimedix_edge.converters.check.parity import token_cosines
 from bimedix_edge.converters.check.vision_choice import GATE
-from bimedix_edge.converters.convert import convert
+from bimedix_edge.converters.convert import ConvertOptions, convert
 from bimedix_edge.converters.source.checkpoint import Checkpoint
 from bimedix_edge.converters.vision.weights import _rounded, _scales
 from bimedix_edge.errors import CheckpointError
@@ -42,7 +42,7 @@ def outliers(tensors: dict[str, Any]) -> None:
     ("kind", "lowest"), [("int8", 0.999), ("int8_weights", 0.999), ("float16", 0.9999), ("float32", 0.999999)]
 )
 def test_tokens_stay_close(kind: Any, lowest: float, wide: Path, tmp_path: Path) -> None:
-    manifest = convert(wide, tmp_path / "out", vision=kind)
+    manifest = convert(wide, tmp_path / "out", ConvertOptions(vision=kind))
     assert manifest.vision.weights == kind
     assert manifest.quality.vision.cosine_min >= lowest
     for seed in range(2):
@@ -53,8 +53,8 @@ def test_tokens_stay_close(kind: Any, lowest: float, wide: Path, tmp_path: Path)
 
 @pytest.mark.parametrize("kind", ["int8", "int8_weights"])
 def test_the_file_is_checked_and_small(kind: Any, wide: Path, tmp_path: Path) -> None:
-    small = convert(wide, tmp_path / "small", vision=kind).files["vision"].size_bytes
-    large = convert(wide, tmp_path / "large", vision="float32").files["vision"].size_bytes
+    small = convert(wide, tmp_path / "small", ConvertOptions(vision=kind)).files["vision"].size_bytes
+    large = convert(wide, tmp_path / "large", ConvertOptions(vision="float32")).files["vision"].size_bytes
     assert small < 0.4 * large
     model = onnx.load(tmp_path / "small/vision.onnx")
     onnx.checker.check_model(model, full_check=True)
@@ -78,7 +78,7 @@ def test_the_file_is_checked_and_small(kind: Any, wide: Path, tmp_path: Path) ->
 
 
 def test_float16_is_half_as_large_and_float32_at_its_ends_and_between_blocks(wide: Path, tmp_path: Path) -> None:
-    half = convert(wide, tmp_path / "half", vision="float16").files["vision"].size_bytes
+    half = convert(wide, tmp_path / "half", ConvertOptions(vision="float16")).files["vision"].size_bytes
     assert half < 0.6 * convert(wide, tmp_path / "whole").files["vision"].size_bytes
     model = onnx.load(tmp_path / "half/vision.onnx")
     onnx.checker.check_model(model, full_check=True)
@@ -102,32 +102,32 @@ def test_a_weight_too_large_for_float16_is_named(tmp_path: Path) -> None:
     with pytest.raises(
         CheckpointError, match=r"projector\.2\.weight of the vision tower has NaN or infinity in float16"
     ):
-        convert(source, tmp_path / "out", vision="float16")
+        convert(source, tmp_path / "out", ConvertOptions(vision="float16"))
 
 
 def test_auto_takes_int8_where_it_passes(wide: Path, tmp_path: Path) -> None:
-    manifest = convert(wide, tmp_path / "auto", vision="auto", name="same")
+    manifest = convert(wide, tmp_path / "auto", ConvertOptions(vision="auto", name="same"))
     assert manifest.vision.weights == "int8"
     assert manifest.quality.vision.choice == "int8 passes 0.999"
-    assert manifest.files == convert(wide, tmp_path / "int8", vision="int8", name="same").files
+    assert manifest.files == convert(wide, tmp_path / "int8", ConvertOptions(vision="int8", name="same")).files
     assert not [path for path in (tmp_path / "auto").iterdir() if "trial" in path.name]
 
 
 def test_outliers_spoil_int8_and_not_8_bit_weights(tmp_path: Path) -> None:
     source = make_checkpoint(tmp_path / "source", shape=SHAPE, edit_tensors=outliers)
-    manifest = convert(source, tmp_path / "out", vision="auto")
+    manifest = convert(source, tmp_path / "out", ConvertOptions(vision="auto"))
     assert manifest.vision.weights == "int8_weights"
     choice = manifest.quality.vision.choice
     assert choice.startswith("int8 has a token at 0.")
     assert choice.endswith("int8_weights passes 0.999")
     assert manifest.quality.vision.cosine_min >= GATE
     with pytest.raises(CheckpointError, match=r"an image token has the cosine 0\.\d+, below 0\.999"):
-        convert(source, tmp_path / "strict", vision="int8", strict=True)
+        convert(source, tmp_path / "strict", ConvertOptions(vision="int8", strict=True))
 
 
 def test_auto_ends_at_float32(wide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bimedix_edge.converters.check.vision_choice.GATE", 0.9999999)
-    manifest = convert(wide, tmp_path / "out", vision="auto")
+    manifest = convert(wide, tmp_path / "out", ConvertOptions(vision="auto"))
     assert manifest.vision.weights == "float32"
     choice = manifest.quality.vision.choice
     assert "int8_weights has a token at" in choice
@@ -135,9 +135,9 @@ def test_auto_ends_at_float32(wide: Path, tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_the_slower_way_gives_the_same_tokens(wide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fast = convert(wide, tmp_path / "fast", vision="int8", name="same")
+    fast = convert(wide, tmp_path / "fast", ConvertOptions(vision="int8", name="same"))
     monkeypatch.setattr("bimedix_edge.vision.encoder.products_overflow", lambda: True)
-    slow = convert(wide, tmp_path / "slow", vision="int8", name="same")
+    slow = convert(wide, tmp_path / "slow", ConvertOptions(vision="int8", name="same"))
     assert slow == fast
 
 
@@ -161,5 +161,5 @@ def test_weights_that_are_not_finite(kind: Any, tmp_path: Path) -> None:
 
     make_checkpoint(tmp_path / "source", edit_tensors=spoil)
     with pytest.raises(CheckpointError, match=r"projector\.2\.weight.* of the vision tower has NaN or infinity|finite"):
-        convert(tmp_path / "source", tmp_path / "out", vision=kind)
+        convert(tmp_path / "source", tmp_path / "out", ConvertOptions(vision=kind))
     assert [path.name for path in tmp_path.iterdir()] == ["source"]

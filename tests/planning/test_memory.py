@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from bimedix_edge.bundle import DecoderSpec, read_manifest
-from bimedix_edge.converters.convert import convert
+from bimedix_edge.converters.convert import ConvertOptions, convert
 from bimedix_edge.converters.decoder.quantize import FILE_TYPES
 from bimedix_edge.converters.synthetic.decoder import write_random_decoder
 from bimedix_edge.decoder.placement import Placement
@@ -51,7 +51,7 @@ def test_the_demo_takes_what_was_estimated(
 @on_linux
 @pytest.mark.parametrize("kernels", ["auto", "off"])
 def test_an_int8_encoder_takes_what_was_estimated(kernels: str, samples: Path, tmp_path: Path) -> None:
-    convert(demo_checkpoint(), tmp_path / "int8", file_type="Q8_0", vision="int8")
+    convert(demo_checkpoint(), tmp_path / "int8", ConvertOptions(file_type="Q8_0", vision="int8"))
     image = samples / "nodule_right_upper.png"
     assert compare(tmp_path / "int8", image, 2048, "f16", kernels) == pytest.approx(1, abs=TOLERANCE)
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from bimedix_edge.bundle import open_bundle
-from bimedix_edge.converters.convert import convert
+from bimedix_edge.converters.convert import ConvertOptions, convert
 from bimedix_edge.errors import HardwareError, UsageError, VisionError
 from bimedix_edge.hardware.facts import CudaDriver, NvidiaGpu
 from bimedix_edge.imaging.picture import load_picture
@@ -45,7 +45,7 @@ def opened(directory: Path, device: str = "cpu", weights: str | None = None, *, 
 @pytest.fixture(scope="module")
 def int8(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("int8") / "bundle"
-    convert(demo_checkpoint(), directory, file_type="Q8_0", vision="int8")
+    convert(demo_checkpoint(), directory, ConvertOptions(file_type="Q8_0", vision="int8"))
     return directory
 
 
@@ -88,7 +88,7 @@ def test_our_kernels_agree_with_the_graphs_definitions(int8: Path, samples: Path
 def test_a_graph_that_calls_no_function_has_no_use_for_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bimedix_edge.converters.vision.graph.is_layer", lambda *_: False)
     monkeypatch.setattr("bimedix_edge.converters.vision.graph.has_heads", lambda *_: False)
-    convert(demo_checkpoint(), tmp_path / "plain", file_type="Q8_0", vision="int8")
+    convert(demo_checkpoint(), tmp_path / "plain", ConvertOptions(file_type="Q8_0", vision="int8"))
     encoder = opened(tmp_path / "plain")
     assert encoder.kernels.name is None
     if choose_vision_kernels("auto").name is not None:
@@ -118,7 +118,7 @@ def test_the_way_over_fixed_places_gives_the_same(bundles: dict[str, Path], samp
 
 
 def test_float16_agrees_with_float32(bundles: dict[str, Path], samples: Path, tmp_path: Path) -> None:
-    convert(demo_checkpoint(), tmp_path / "half", file_type="Q8_0", vision="float16")
+    convert(demo_checkpoint(), tmp_path / "half", ConvertOptions(file_type="Q8_0", vision="float16"))
     half, whole = opened(tmp_path / "half", "auto"), opened(bundles["F16"])
     images = [load_picture(samples / f"{name}.png").pixels for name in NAMES]
     for found, expected in zip(half.encode(images), whole.encode(images), strict=True):

@@ -20,11 +20,12 @@ from bimedix_edge.cli.bars import StageBars
 from bimedix_edge.cli.convert_options import WeightOptions, weight_options
 from bimedix_edge.cli.report import report
 from bimedix_edge.cli.terminal import plain_console
+from bimedix_edge.converters.convert import ConvertOptions
 from bimedix_edge.converters.convert import convert as convert_checkpoint
 from bimedix_edge.converters.convert import dry_run as plan_conversion
 from bimedix_edge.converters.decoder.quantize import FILE_TYPES
-from bimedix_edge.converters.job.additions import Additions
-from bimedix_edge.converters.job.forecast import Plan
+from bimedix_edge.converters.job.forecast import Forecast
+from bimedix_edge.converters.job.job import open_checkpoint
 from bimedix_edge.errors import HardwareError, UsageError
 from bimedix_edge.imaging.picture import load_picture
 from bimedix_edge.settings import load_settings
@@ -86,42 +87,32 @@ def convert(
     store = Store(settings.store_dir, settings.cache_dir)
     label = f"{name or _default_name(source, demo=demo)}:{file_type.lower()}"
     target = output or store.target(label)
-    square = cast("Literal['pad', 'crop'] | None", aspect)
-    additions = Additions(weights.lora, weights.recipe, weights.imatrix, weights.zero_nonfinite)
+    options = ConvertOptions(
+        file_type=file_type.upper(),
+        name=label,
+        bos=bos,
+        aspect=cast("Literal['pad', 'crop'] | None", aspect),
+        vision_tower=vision_tower,
+        lora=weights.lora,
+        recipe=weights.recipe,
+        imatrix=weights.imatrix,
+        zero_nonfinite=weights.zero_nonfinite,
+        vision=weights.vision,
+        strict=weights.strict,
+        replace=force,
+        fresh=fresh,
+    )
     if dry_run:
-        plan = plan_conversion(
-            source,
-            target,
-            file_type=file_type.upper(),
-            aspect=square,
-            vision_tower=vision_tower,
-            additions=additions,
-            vision=weights.vision,
-            replace=force,
-        )
+        plan = plan_conversion(source, target, options)
         click.echo(json.dumps(asdict(plan), indent=2) if as_json else _plan_text(plan, target))
         if not plan.fits:
             raise HardwareError(f"Expected room for {target}, but there is too little; see `free` above.")
         return
     with contextlib.ExitStack() as stack:
         bars = stack.enter_context(StageBars(plain_console(stderr=True)))
-        additions = stack.enter_context(_calibrated(source, vision_tower, additions, weights, bars))
-        manifest = convert_checkpoint(
-            source,
-            target,
-            file_type=file_type.upper(),
-            name=label,
-            bos=bos,
-            aspect=square,
-            vision_tower=vision_tower,
-            **vars(additions),
-            vision=weights.vision,
-            pictures=_sample_pictures(source) if demo else (),
-            strict=weights.strict,
-            replace=force,
-            fresh=fresh,
-            progress=bars.show,
-        )
+        options = stack.enter_context(_calibrated(source, options, weights, bars))
+        options = replace(options, pictures=_sample_pictures(source) if demo else ())
+        manifest = convert_checkpoint(source, target, options, bars.show)
     report(manifest, target)
 
 
@@ -131,7 +122,7 @@ def convert_demo(store: Store, console: Console) -> None:
     while not target.is_dir():
         try:
             with StageBars(console) as bars:
-                convert_checkpoint(demo_checkpoint(), target, file_type=DEMO_TYPE, name=name, progress=bars.show)
+                convert_checkpoint(demo_checkpoint(), target, ConvertOptions(file_type=DEMO_TYPE, name=name), bars.show)
         except InUseError:
             time.sleep(_POLL_S)
         except UsageError:
@@ -142,18 +133,18 @@ def convert_demo(store: Store, console: Console) -> None:
 
 @contextlib.contextmanager
 def _calibrated(
-    source: Path, vision_tower: Path | None, additions: Additions, weights: WeightOptions, bars: StageBars
-) -> Iterator[Additions]:
+    source: Path, options: ConvertOptions, weights: WeightOptions, bars: StageBars
+) -> Iterator[ConvertOptions]:
     """Measure an importance matrix first, if a text is given; it is thrown away after the block, unless it is saved."""
     if weights.calibrate is None:
-        yield additions
+        yield options
         return
     from bimedix_edge.converters.decoder.calibrate import calibrate
 
     with tempfile.TemporaryDirectory(prefix="bimedix-edge-") as temporary:
         output = weights.save_imatrix or Path(temporary) / "imatrix.gguf"
-        calibrate(additions.open(source, vision_tower, None), weights.calibrate, output, bars.show)
-        yield replace(additions, imatrix=output)
+        calibrate(open_checkpoint(source, options), weights.calibrate, output, bars.show)
+        yield replace(options, imatrix=output)
 
 
 def _sample_pictures(checkpoint: Path) -> list[NDArray[np.uint8]]:
@@ -165,7 +156,7 @@ def _default_name(source: Path, *, demo: bool) -> str:
     return DEMO if demo else source.resolve().name.lower()
 
 
-def _plan_text(plan: Plan, target: Path) -> str:
+def _plan_text(plan: Forecast, target: Path) -> str:
     lines = [f"{'type':8} {'tensors':>7} {'weights':>15} {'MB':>9} {'seconds':>8}"]
     for row in plan.rows:
         numbers = f"{row.n_tensors:7d} {row.n_weights:15,d} {row.size_bytes / 1e6:9.1f} {row.seconds:8.1f}"

@@ -11,7 +11,7 @@ import click
 from bimedix_edge.cli.bars import StageBars
 from bimedix_edge.cli.report import report
 from bimedix_edge.cli.terminal import plain_console
-from bimedix_edge.converters.convert import convert
+from bimedix_edge.converters.convert import ConvertOptions, convert
 from bimedix_edge.converters.hub.fetch import download_directory, fetched
 from bimedix_edge.converters.hub.hub import Snapshot, describe
 from bimedix_edge.converters.hub.published import find_published
@@ -56,12 +56,8 @@ def pull(model: str, name: str | None, accept_licence: bool, delete_source: bool
         manifest = convert(
             source,
             target,
-            file_type=reference.file_type.name,
-            name=label,
-            card=card,
-            vision="auto",
-            replace=force,
-            progress=bars.show,
+            ConvertOptions(file_type=reference.file_type.name, name=label, card=card, vision="auto", replace=force),
+            bars.show,
         )
     _end_source(source, delete=delete_source)
     report(manifest, target)
