@@ -13,10 +13,12 @@ import sys
 import threading
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from bimedix_edge.errors import BimedixEdgeError, ImageError, UsageError
 from bimedix_edge.imaging.decoded import Decoded
+from bimedix_edge.imaging.notes import Note
 
 __all__ = ["close_worker", "decode_isolated", "describe_isolated"]
 
@@ -115,8 +117,8 @@ def decode_isolated(work: str, data: bytes, name: str, **options: Any) -> Decode
     answer, pixels = _ask({"work": work, "name": name, **options}, data, name, seconds)
     return Decoded(
         np.frombuffer(pixels, np.uint8).reshape(answer["shape"]),
-        tuple(answer["notes"]),
-        tuple(answer["warnings"]),
+        msgspec.convert(answer["notes"], tuple[Note, ...]),
+        msgspec.convert(answer["warnings"], tuple[Note, ...]),
         dict(answer["tags"]),
         int(answer["n_frames"]),
     )

@@ -13,6 +13,8 @@ import threading
 import warnings
 from typing import IO, Any
 
+import msgspec
+
 __all__ = ["IDLE_S", "main"]
 
 IDLE_S = 20.0
@@ -87,8 +89,8 @@ def _work(request: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytes]:
         decoded = decode_raster(data, request["name"], request["work"])
     described = {
         "shape": decoded.pixels.shape,
-        "notes": decoded.notes,
-        "warnings": decoded.warnings,
+        "notes": msgspec.to_builtins(decoded.notes),
+        "warnings": msgspec.to_builtins(decoded.warnings),
         "tags": decoded.tags,
         "n_frames": decoded.n_frames,
     }
