@@ -1,4 +1,4 @@
-"""Opening a model for a command: the demo model converted on first use, hashing shown, and said which model answers."""
+"""Open a model for a command: convert the demo model on first use, show progress and the plan."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from bimedix_edge.bundle import Bundle, open_bundle
+from bimedix_edge.cli.language import warning_line
+from bimedix_edge.cli.terminal import displayed, reorders
 from bimedix_edge.decoder.kernels import AUTO
+from bimedix_edge.imaging.words import Language
 from bimedix_edge.planning.fit import Plan
 from bimedix_edge.runtime import Runtime
 from bimedix_edge.settings import Settings
@@ -21,13 +24,14 @@ __all__ = ["model_directory", "open_model", "open_runtime", "show_plan", "work_p
 _SHOW_PROGRESS_ABOVE_BYTES = 200_000_000
 
 
-def open_runtime(settings: Settings, console: Console, *, quiet: bool = False) -> Runtime:
-    """Open the model the settings name, or the demo model if none is installed, and say so.
+def open_runtime(settings: Settings, console: Console, *, quiet: bool = False, language: Language = "en") -> Runtime:
+    """Open the model that the settings name, or the demo model if none is installed, and print its plan.
 
     Args:
-        settings: which model, and how.
-        console: standard error.
-        quiet: whether to say nothing but errors.
+        settings: The model, and how it runs.
+        console: Standard error.
+        quiet: Whether to print nothing but errors.
+        language: Language of warnings.
     """
     directory = model_directory(settings, console, quiet=quiet)
     with _checking(directory, console, quiet=quiet) as progress:
@@ -35,7 +39,7 @@ def open_runtime(settings: Settings, console: Console, *, quiet: bool = False) -
             directory, settings=settings, progress=progress, notify=lambda text: console.print(text, style="yellow")
         )
     if not quiet:
-        show_plan(runtime.plan, console)
+        show_plan(runtime.plan, console, settings, language)
     if runtime.kernels.name is None and settings.kernels == AUTO and not quiet:
         console.print(f"llama.cpp's own kernels compute: {runtime.kernels.reason}.", style="yellow")
     if runtime.engine.vision.fault and not quiet:
@@ -43,18 +47,27 @@ def open_runtime(settings: Settings, console: Console, *, quiet: bool = False) -
     return runtime
 
 
-def show_plan(plan: Plan, console: Console) -> None:
-    """Say what goes where, and what is to be said about it."""
+def show_plan(plan: Plan, console: Console, settings: Settings, language: Language = "en") -> None:
+    """Print a plan in one line, and its warnings.
+
+    Args:
+        plan: The plan.
+        console: Where to print.
+        settings: Their `bidi` says whether Arabic lines are reordered.
+        language: Language of warnings.
+    """
     console.print(plan.line, style="dim", soft_wrap=True)
     for warning in plan.warnings:
-        console.print(f"Warning: {warning}.", style="yellow", soft_wrap=True)
+        line = warning_line(warning, language)
+        shown = displayed(line, console.file, reorder=reorders(settings, console.file))
+        console.print(shown, style="yellow", soft_wrap=True)
 
 
 def open_model(settings: Settings, console: Console, *, quiet: bool = False) -> Bundle:
     """Verify the model that `open_runtime` would open, without loading it.
 
     Args:
-        settings, console, quiet: as for `open_runtime`.
+        settings, console, quiet: See `open_runtime`.
     """
     directory = model_directory(settings, console, quiet=quiet)
     with _checking(directory, console, quiet=quiet) as progress:
@@ -62,10 +75,10 @@ def open_model(settings: Settings, console: Console, *, quiet: bool = False) -> 
 
 
 def model_directory(settings: Settings, console: Console, *, quiet: bool = False) -> Path:
-    """Return where the model that the settings name is; the demo model is there afterwards.
+    """Return the directory of the model that the settings name; the demo model is converted if it is missing.
 
     Args:
-        settings, console, quiet: as for `open_runtime`.
+        settings, console, quiet: See `open_runtime`.
     """
     store = Store(settings.store_dir, settings.cache_dir)
     directory = store.find(settings.model) if settings.model else store.default()
@@ -88,7 +101,7 @@ def model_directory(settings: Settings, console: Console, *, quiet: bool = False
 
 @contextlib.contextmanager
 def _checking(directory: Path, console: Console, *, quiet: bool) -> Iterator[Callable[[int], None] | None]:
-    """Show how far the hashing of a large model is."""
+    """Show a bar while a large model is hashed."""
     size = sum(file.stat().st_size for file in directory.iterdir()) if directory.is_dir() else 0
     if quiet or size < _SHOW_PROGRESS_ABOVE_BYTES or not console.is_terminal:
         yield None
@@ -99,7 +112,7 @@ def _checking(directory: Path, console: Console, *, quiet: bool) -> Iterator[Cal
 
 @contextlib.contextmanager
 def work_progress(console: Console, what: str, total_bytes: int) -> Iterator[Callable[[int], None]]:
-    """Show a bar of bytes while the block runs; it is gone afterwards."""
+    """Show a bar of bytes while the block runs, and remove it afterwards."""
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(what, total=total_bytes)

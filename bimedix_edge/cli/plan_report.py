@@ -1,4 +1,4 @@
-"""What a plan for a model says, as a table or as JSON."""
+"""The plan for a model as a table or as JSON."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from rich.table import Table
 from bimedix_edge.bundle import read_manifest
 from bimedix_edge.cli.opening import model_directory, show_plan
 from bimedix_edge.cli.terminal import plain_console
+from bimedix_edge.imaging.words import Language
 from bimedix_edge.planning.fit import Plan
 from bimedix_edge.planning.plan import plan_model
 from bimedix_edge.settings import Settings
@@ -21,7 +22,7 @@ __all__ = ["plan_json", "plan_table", "show_dry_run"]
 
 _HOST = {
     "weights": "weights",
-    "repacked": "weights, rearranged by llama.cpp",
+    "repacked": "weights, repacked by llama.cpp",
     "kv": "context",
     "compute": "results of a batch",
     "vision": "image encoder",
@@ -29,30 +30,31 @@ _HOST = {
 }
 
 
-def show_dry_run(settings: Settings, console: Console, *, as_json: bool = False) -> None:
+def show_dry_run(settings: Settings, console: Console, *, as_json: bool = False, language: Language = "en") -> None:
     """Print the plan of the model that `open_runtime` would open, without loading or hashing it.
 
     Args:
-        settings, console: as for `opening.open_runtime`.
-        as_json: whether JSON is printed instead of a table.
+        settings, console: See `opening.open_runtime`.
+        as_json: Whether to print JSON instead of a table.
+        language: Language of warnings.
     """
     directory = model_directory(settings, console, quiet=as_json)
     plan = plan_model(directory, read_manifest(directory), settings)
     if as_json:
         click.echo(json.dumps(plan_json(plan), ensure_ascii=False, indent=2))
         return
-    show_plan(plan, plain_console())
+    show_plan(plan, plain_console(), settings, language)
     plain_console().print(plan_table(plan))
 
 
 def plan_table(plan: Plan) -> Table:
-    """Return what the plan takes where."""
+    """Return a table of the memory that the plan takes, by place."""
     table = Table("memory", "MB", "where", box=None, pad_edge=False)
     table.columns[1].justify = "right"
     for name, n_bytes in asdict(plan.host).items():
         if n_bytes:
             table.add_row(_HOST[name], _megabytes(n_bytes), "machine")
-    table.add_row("together", _megabytes(plan.host.total), "machine")
+    table.add_row("total", _megabytes(plan.host.total), "machine")
     for use in plan.devices:
         what = f"{use.n_layers} layers with their context" if use.n_layers else "image encoder"
         table.add_row(what, _megabytes(use.need_bytes), f"{use.name}, {_megabytes(use.free_bytes)} MB free")
@@ -60,7 +62,7 @@ def plan_table(plan: Plan) -> Table:
 
 
 def plan_json(plan: Plan) -> dict[str, Any]:
-    """Return the same as JSON values."""
+    """Return the plan as JSON values."""
     return {
         "line": plan.line,
         "speed": plan.speed,
@@ -71,7 +73,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "kv_on_gpu": plan.placement.kv_on_gpu,
         "host_bytes": {**asdict(plan.host), "total": plan.host.total},
         "devices": [asdict(use) for use in plan.devices],
-        "warnings": list(plan.warnings),
+        "warnings": [warning.report() for warning in plan.warnings],
     }
 
 

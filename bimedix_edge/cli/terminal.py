@@ -1,4 +1,4 @@
-"""What the terminal shows while an answer is made: a progress line, the streamed text, timings."""
+"""The terminal while a model answers: a progress line, the streamed text, timings."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import TextIO
+from typing import IO, TextIO
 
 import click
 from rich.console import Console
@@ -23,6 +23,7 @@ __all__ = [
     "AnswerPrinter",
     "ProgressLine",
     "cancel_on_interrupt",
+    "displayed",
     "echo",
     "plain_console",
     "printable",
@@ -35,7 +36,7 @@ _MIN_COLUMNS = 20
 
 
 class ProgressLine:
-    """One line on standard error that is rewritten as work goes on; nothing if that is no terminal."""
+    """One line on standard error that is rewritten as work proceeds; nothing if standard error is not a terminal."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -43,9 +44,9 @@ class ProgressLine:
         self._shown = False
 
     def show(self, event: Event) -> None:
-        """Show what `event` says about the work; any other event than `Encode` and `Prefill` clears the line."""
+        """Show the progress in an `Encode` or `Prefill` event; any other event clears the line."""
         if isinstance(event, Encode) and not event.done:
-            self._write(f"looking at image {event.image + 1} of {event.n_images} …")
+            self._write(f"encoding image {event.image + 1} of {event.n_images} …")
         elif isinstance(event, Prefill) and event.n_done < event.n_total:
             done, total = event.n_done - event.n_reused, event.n_total - event.n_reused
             self._write(f"reading the prompt: {done} of {total} tokens, {100 * done // total} % …")
@@ -67,12 +68,12 @@ class ProgressLine:
 
 
 class AnswerPrinter:
-    """Writes an answer as it comes.
+    """Writes an answer as it streams.
 
     Args:
-        stream: standard output.
-        reorder: whether right-to-left lines are put into visual order. The text is then wrapped here, and the line
-            being written is drawn again with each token, since its order changes until it is complete.
+        stream: Standard output.
+        reorder: Whether to put right-to-left lines into visual order. The text is then wrapped here, and the last line
+            is drawn again with each token, since its order changes until it is complete.
     """
 
     def __init__(self, stream: TextIO, *, reorder: bool) -> None:
@@ -109,11 +110,10 @@ class AnswerPrinter:
         columns = _columns() - 1
         rtl = is_rtl(self._paragraph)
         lines = wrap(self._paragraph, columns)
-        # a complete line never changes again, since only the end grows
+        # a complete line never changes, since only the end grows
         for index in range(self._lines_done, len(lines)):
-            line = shape(lines[index], rtl=rtl)
-            margin = " " * max(0, columns - display_width(line)) if rtl else ""
-            self._stream.write(_ERASE_LINE + margin + line + ("\n" if index < len(lines) - 1 else ""))
+            end = "\n" if index < len(lines) - 1 else ""
+            self._stream.write(_ERASE_LINE + _visual(lines[index], columns, rtl=rtl) + end)
         self._lines_done = len(lines) - 1
 
     def _end_paragraph(self) -> None:
@@ -122,33 +122,56 @@ class AnswerPrinter:
 
 
 def printable(text: str) -> str:
-    """Return `text` without control characters, which a terminal would obey."""
+    """Return `text` without control characters, which a terminal would execute."""
     return "".join(
         character for character in text if character in "\n\t" or unicodedata.category(character) not in ("Cc", "Cs")
     )
 
 
-def echo(text: str, *, err: bool = False) -> None:
-    """Print lines, cut at spaces to fit if it is a terminal, as they are otherwise."""
+def echo(text: str, *, err: bool = False, reorder: bool = False) -> None:
+    """Print lines: see `displayed`."""
     stream = sys.stderr if err else sys.stdout
-    if stream.isatty():
-        text = "\n".join(part for line in text.split("\n") for part in wrap(line, _columns() - 1))
-    click.echo(text, file=stream)
+    click.echo(displayed(text, stream, reorder=reorder), file=stream)
 
 
-def reorders(settings: Settings, stream: TextIO) -> bool:
-    """Return whether right-to-left lines are reordered for `stream`: never unless it is a terminal."""
+def displayed(text: str, stream: IO[str], *, reorder: bool) -> str:
+    """Return lines for a stream: cut at spaces to fit if it is a terminal, unchanged otherwise.
+
+    Args:
+        text: Lines in logical order.
+        stream: Where they will be written.
+        reorder: Whether to put right-to-left lines into visual order, at the right edge of the terminal.
+    """
+    if not stream.isatty():
+        return text
+    columns = _columns() - 1
+    shown: list[str] = []
+    for paragraph in text.split("\n"):
+        rtl = is_rtl(paragraph)
+        lines = wrap(paragraph, columns)
+        shown += [_visual(line, columns, rtl=rtl) for line in lines] if reorder else lines
+    return "\n".join(shown)
+
+
+def _visual(line: str, columns: int, *, rtl: bool) -> str:
+    """Return one line in visual order, at the right edge if its paragraph runs from right to left."""
+    line = shape(line, rtl=rtl)
+    return " " * max(0, columns - display_width(line)) + line if rtl else line
+
+
+def reorders(settings: Settings, stream: IO[str]) -> bool:
+    """Return whether to reorder right-to-left lines for `stream`; never unless it is a terminal."""
     if not stream.isatty():
         return False
     return settings.bidi == "on" or (settings.bidi == "auto" and not terminal_reorders())
 
 
 def timing_line(done: Done, load_ms: float | None = None) -> str:
-    """Return one line about where the time of an answer went."""
+    """Return one line with the timings of an answer."""
     times, usage = done.timings, done.usage
     evaluated = usage.prompt - usage.reused
     read_rate = evaluated / times.prefill * 1e3 if times.prefill else 0.0
-    # the first token comes with the prompt
+    # prefill yields the first token
     written = max(usage.generated - 1, 0)
     write_rate = written / times.decode * 1e3 if times.decode else 0.0
     parts = [] if load_ms is None else [f"load {load_ms:.0f} ms"]
@@ -182,7 +205,7 @@ def cancel_on_interrupt() -> Iterator[Cancel]:
 
 
 def plain_console(*, stderr: bool = False) -> Console:
-    """Return a console that takes text as it is: a path or a name may look like rich's markup."""
+    """Return a console that prints text unchanged: a path or a name may look like rich's markup."""
     return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
 
 

@@ -1,50 +1,52 @@
-"""What pixels themselves say against an answer about them: almost blank, tiny, photographed from a screen."""
+"""Warnings that pixels themselves give: almost blank, tiny, photographed from a screen."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bimedix_edge.imaging.notes import Note, note
+
 __all__ = ["has_moire", "picture_warnings"]
 
 _TINY_PX = 64
-# a picture of which fewer pixels differ from the most common level shows nothing
+# a picture is blank if fewer of its pixels than this differ from the most common level
 _BLANK_SHARE = 0.005
 _BLANK_LEVELS = 4
 _SPECTRUM_PX = 512
-# how far a peak stands out of its neighbourhood, in units of the median magnitude there
+# a peak is at least this many times the median magnitude around it
 _PEAK = 40.0
 _MIN_PEAKS = 2
 _AXIS_BINS = 3
 
 
-def picture_warnings(pixels: NDArray[np.uint8], *, raster: bool) -> list[str]:
-    """Return what a user should know of a picture, in words.
+def picture_warnings(pixels: NDArray[np.uint8], *, raster: bool) -> list[Note]:
+    """Return the warnings that the pixels of a picture give.
 
     Args:
         pixels: uint8 (h, w) or (h, w, 3).
-        raster: whether it may be a photograph of a screen; DICOM comes from the device itself.
+        raster: Whether it may be a photograph of a screen; DICOM comes from the device itself.
     """
     height, width = pixels.shape[:2]
     warnings = []
     if min(height, width) < _TINY_PX:
-        warnings.append(f"tiny: {width} x {height} pixels show the model little")
+        warnings.append(note("tiny", width=width, height=height))
     if _is_blank(pixels):
-        warnings.append("almost blank: nearly all pixels have the same value")
+        warnings.append(note("almost_blank"))
     if raster and has_moire(pixels):
-        warnings.append("it looks like a photograph of a screen (a regular pattern lies over it); use the file itself")
+        warnings.append(note("photographed_screen"))
     return warnings
 
 
 def has_moire(pixels: NDArray[np.uint8]) -> bool:
-    """Return whether a regular fine pattern lies slanted over a picture, as a camera sees the grid of a screen.
+    """Return whether a fine regular grid lies slanted over a picture, as in a photograph of a screen.
 
-    Such a grid is a few sharp, isolated peaks in the spectrum, away from its axes, where upright structures, text and
-    JPEG's blocks lie. A grid that the camera does not resolve, or that is parallel to the picture's sides, is missed;
-    a woven or printed pattern in the scene is taken for a screen.
+    Such a grid makes a few sharp, isolated peaks in the spectrum. They lie off its axes, where upright structures, text
+    and JPEG's blocks do not. The test misses a grid that the camera does not resolve or that is parallel to the
+    picture's sides, and takes a woven or printed pattern in the scene for a screen.
 
     Args:
-        pixels: uint8 (h, w) or (h, w, 3); the middle 512 x 512 are looked at, unscaled.
+        pixels: uint8 (h, w) or (h, w, 3); only the middle 512 x 512 count, unscaled.
     """
     height, width = pixels.shape[:2]
     side = min(height, width, _SPECTRUM_PX)
@@ -64,16 +66,16 @@ def _n_peaks(magnitude: NDArray[np.floating], side: int) -> int:
     columns = np.fft.rfftfreq(side)[None]
     radius = np.hypot(rows, columns)
     off_axis = (np.abs(rows) * side > _AXIS_BINS) & (np.abs(columns) * side > _AXIS_BINS)
-    looked_at = off_axis & (radius > 0.1) & (radius < 0.5)
+    examined = off_axis & (radius > 0.1) & (radius < 0.5)
     count = 0
-    for ring in range(10, 50, 4):  # what is usual changes with frequency, so each ring is judged by itself
-        inside = looked_at & (radius * 100 >= ring) & (radius * 100 < ring + 4)
+    for ring in range(10, 50, 4):  # usual magnitudes fall with frequency, so each ring has its own threshold
+        inside = examined & (radius * 100 >= ring) & (radius * 100 < ring + 4)
         values = magnitude[inside]
         if not values.size:
             continue
         usual = max(float(np.median(values)), 1.0)
         peaks = inside & (magnitude > _PEAK * usual)
-        # edges and text make lines of many bins; a grid makes a peak of a few
+        # edges and text make lines of many bins, a grid peaks of a few
         found = int(peaks.sum())
         count += 0 < found <= 24
     return count

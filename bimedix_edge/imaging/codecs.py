@@ -1,4 +1,4 @@
-"""Which of DICOM's transfer syntaxes can be decoded here."""
+"""The DICOM transfer syntaxes that can be decoded here."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class Codec:
     """One transfer syntax.
 
     Attributes:
-        uid: of the standard, PS3.5, chapter 10.
-        name: of the standard.
-        available: whether it can be decoded.
-        missing: what cannot be decoded of it, in words; empty where all can.
+        uid: Its UID in the standard, PS3.5, chapter 10.
+        name: Its name in the standard.
+        available: Whether it can be decoded.
+        missing: The part of it that cannot be decoded, in words; empty if all can.
     """
 
     uid: str
@@ -32,8 +32,8 @@ class Codec:
 
 def codecs() -> tuple[Codec, ...]:
     """Return all transfer syntaxes for pictures that pydicom knows."""
-    # for its own downloads pydicom imports requests where that is installed, and with it what opens a socket at once,
-    # to see whether there is IPv6
+    # pydicom imports requests, if installed, for downloads of its own, and requests imports a module that opens a
+    # socket at once, to test for IPv6
     with _without("requests"):
         from pydicom.pixels.decoders.base import _PIXEL_DATA_DECODERS
         from pydicom.uid import UID, JPEGExtended12Bit
@@ -50,11 +50,11 @@ def codecs() -> tuple[Codec, ...]:
 
 @contextmanager
 def _without(module: str) -> Iterator[None]:
-    """Let imports of a module fail inside the block, unless it is loaded already."""
+    """Make imports of a module fail inside the block, unless it is loaded already."""
     if module in sys.modules:
         yield
         return
-    sys.modules[module] = None  # type: ignore[assignment]  # what the import system takes for a module to refuse
+    sys.modules[module] = None  # type: ignore[assignment]  # None makes the import fail
     try:
         yield
     finally:

@@ -1,6 +1,6 @@
-"""What a compressed frame states of itself, compared with the DICOM header before a codec sees it.
+"""Compare the header inside a compressed frame with the DICOM header, before a codec sees the frame.
 
-A codec allocates what the codestream asks for, whatever the header around it says: 100 bytes that state 30000 x 30000
+A codec allocates what the codestream asks for, whatever the DICOM header says: 100 bytes that state 30000 x 30000
 pixels, or 65,535 tiles, take gigabytes.
 """
 
@@ -15,11 +15,11 @@ from bimedix_edge.errors import ImageError
 
 __all__ = ["HeaderSize", "check_codestream", "check_rle", "check_scans", "jpeg_size"]
 
-# a progressive JPEG is decoded once a scan; cameras and programs write about ten
+# a progressive JPEG is decoded once per scan; cameras and programs write about ten
 _MAX_SCANS = 100
-# a codec keeps about 6 kB a tile; usual ones have 128 x 128 pixels or more, so 32 x 32 leaves room
+# a codec keeps about 6 kB per tile; usual tiles have 128 x 128 pixels or more, so 32 x 32 is generous
 _MIN_TILE_PIXELS, _MAX_TILES = 32 * 32, 16384
-# a codec keeps a state for each layer of each precinct; pictures have a few thousand precincts and up to 12 layers
+# a codec keeps state for each layer of each precinct; pictures have a few thousand precincts and up to 12 layers
 _MAX_LAYERS, _MAX_PACKETS = 256, 1 << 20
 _J2K_START = b"\xff\x4f\xff\x51"
 _JPEG_START = b"\xff\xd8\xff"
@@ -33,7 +33,7 @@ _MAX_SEGMENTS = 1000
 
 @dataclass(frozen=True)
 class HeaderSize:
-    """What the DICOM header states of a frame: columns, rows and samples a pixel."""
+    """Columns, rows and samples per pixel of a frame, as the DICOM header states them."""
 
     columns: int
     rows: int
@@ -44,12 +44,12 @@ def check_codestream(frame: bytes | memoryview, stated: HeaderSize, name: str) -
     """Refuse a frame whose codestream contradicts the header, or asks for more than any picture needs.
 
     Args:
-        frame: JPEG, JPEG-LS, JPEG 2000 or HTJ2K, or the start of it; anything else is left to the codec.
-        stated: the header's.
-        name: what messages call the file.
+        frame: JPEG, JPEG-LS, JPEG 2000 or HTJ2K, or the start of it; the codec checks anything else.
+        stated: The DICOM header's values.
+        name: The file's name in messages.
 
     Raises:
-        ImageError: another size or other samples, or too many tiles, layers, precincts or scans.
+        ImageError: The size or the samples differ, or there are too many tiles, layers, precincts or scans.
 
     Source: ITU-T T.81 B.2.2 (SOF), T.87 C.2.2 (JPEG-LS), T.800 A.5.1 and A.6.1 (SIZ, COD).
     """
@@ -62,12 +62,12 @@ def check_codestream(frame: bytes | memoryview, stated: HeaderSize, name: str) -
 
 
 def jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """Return the width and height that a JPEG states, or None."""
+    """Return the width and height in the header of a JPEG, or None."""
     return next(((columns, rows) for columns, rows, _ in _jpeg_frames(data)), None)
 
 
 def check_rle(frame: bytes | memoryview, stated: HeaderSize, bytes_per_sample: int, name: str) -> None:
-    """Refuse RLE data that are longer than the worst way to write the frame, since they decode to up to 64 times that.
+    """Refuse RLE data longer than the least efficient coding of the frame: they decode to up to 64 times their size.
 
     Source: DICOM PS3.5 Annex G; a literal run of one byte takes two.
     """
@@ -75,8 +75,8 @@ def check_rle(frame: bytes | memoryview, stated: HeaderSize, bytes_per_sample: i
     most = 64 + n_segments * (2 * stated.columns * stated.rows + 2)
     if len(frame) > most:
         raise ImageError(
-            f"Expected at most {most} bytes of RLE for {stated.columns} x {stated.rows} pixels, but {name} has "
-            f"{len(frame)}; export it again."
+            f"{name} has {len(frame)} bytes of RLE, and {stated.columns} x {stated.rows} pixels take at most {most}. "
+            "Export it again."
         )
 
 
@@ -84,13 +84,12 @@ def check_scans(data: bytes | memoryview, name: str) -> None:
     """Refuse a JPEG of more than 100 scans, which would take minutes."""
     if sum(1 for _ in re.finditer(b"\xff\xda", data)) > _MAX_SCANS:
         raise ImageError(
-            f"Expected at most {_MAX_SCANS} scans in a JPEG, but {name} has more, which would take minutes; "
-            "export it again."
+            f"{name} is a JPEG of more than {_MAX_SCANS} scans, which would take minutes to decode. Export it again."
         )
 
 
 def _unboxed(frame: bytes | memoryview) -> bytes | memoryview:
-    """Return the codestream in the boxes of a JP2 file, which some write although DICOM wants it bare; T.800 I.4."""
+    """Return the codestream in a JP2 file, which some programs write although DICOM wants it bare; T.800 I.4."""
     position = 0
     for _ in range(_MAX_SEGMENTS):
         head = bytes(frame[position : position + 16])
@@ -111,9 +110,8 @@ def _unboxed(frame: bytes | memoryview) -> bytes | memoryview:
 def _check_size(columns: int, rows: int, n_samples: int, stated: HeaderSize, name: str) -> None:
     if HeaderSize(columns, rows, n_samples) != stated:
         raise ImageError(
-            f"Expected a picture of {stated.columns} x {stated.rows} with {stated.n_samples} value"
-            f"{'s' * (stated.n_samples > 1)} a pixel, as its header states, but what is inside {name} is "
-            f"{columns} x {rows} with {n_samples}; export it again."
+            f"{name} contradicts its header: the compressed picture is {columns} x {rows} with {n_samples} samples per "
+            f"pixel, the header states {stated.columns} x {stated.rows} with {stated.n_samples}. Export it again."
         )
 
 
@@ -153,13 +151,13 @@ def _check_j2k(frame: bytes | memoryview, stated: HeaderSize, name: str) -> None
 def _check_count(given: int, what: str, most: int, name: str) -> None:
     if given > most:
         raise ImageError(
-            f"Expected at most {most} {what} in a JPEG 2000 picture, but {name} states {given}; export it again."
+            f"{name} states {given} {what} of a JPEG 2000 picture, more than the limit of {most}. Export it again."
         )
 
 
 @dataclass(frozen=True)
 class _Grid:
-    """The reference grid of a JPEG 2000 picture, in (x, y): its end and start, the size and the start of its tiles."""
+    """The reference grid of a JPEG 2000 picture, in (x, y): its end and start, and the size and start of its tiles."""
 
     end: tuple[int, int]
     start: tuple[int, int]
@@ -167,7 +165,7 @@ class _Grid:
     tile_start: tuple[int, int]
 
     def n_tiles(self) -> int:
-        """Return how many tiles cover the picture; none are as many as can be stated."""
+        """Return how many tiles cover the picture; tiles of size 0 count as more than any limit."""
         if not all(self.tile):
             return 1 << 32
         counts = (-(-(self.end[axis] - self.tile_start[axis]) // self.tile[axis]) for axis in (0, 1))
@@ -175,7 +173,7 @@ class _Grid:
 
 
 def _n_precincts(cod: bytes, grid: _Grid) -> int:
-    """Return how many precincts one component of a whole picture has, in all resolutions together."""
+    """Return how many precincts one component of the whole picture has, over all resolutions."""
     has_sizes, _, _, _, n_levels = struct.unpack_from(">BBHBB", cod)
     n_levels = min(n_levels, 32)
     n_precincts = 0
@@ -188,7 +186,7 @@ def _n_precincts(cod: bytes, grid: _Grid) -> int:
 
 
 def _segments(frame: bytes | memoryview, position: int) -> Iterator[tuple[int, bytes]]:
-    """Yield each marker from `position` on and what it states, until something else comes."""
+    """Yield each marker from `position` on with its body, until the bytes are no marker."""
     for _ in range(_MAX_SEGMENTS):
         head = bytes(frame[position : position + 4])
         if head[:2] == b"\xff\xff":  # a fill byte; T.81 B.1.1.2

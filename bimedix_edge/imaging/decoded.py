@@ -1,4 +1,4 @@
-"""What every decoder returns, and the bounds that all of them keep."""
+"""The result of every decoder, and the limit on size that all of them keep."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bimedix_edge.errors import ImageError
+from bimedix_edge.imaging.notes import Note
 
 __all__ = ["MAX_PIXELS", "Decoded", "check_size"]
 
@@ -21,29 +22,29 @@ class Decoded:
 
     Attributes:
         pixels: uint8 (h, w) grey or (h, w, 3) RGB.
-        notes: what was done to get them, in words.
-        warnings: what the user should know before believing an answer about them.
-        tags: what the file says of itself, names and values of the allow-list only; empty for rasters.
-        n_frames: how many pictures the file holds; 1 where only the first is ever shown.
+        notes: The steps from the file to the pixels.
+        warnings: What the user should know before believing an answer about them.
+        tags: Attributes from the file's header that are on the allow-list; empty for rasters.
+        n_frames: Frames in the file; 1 for rasters, of which only the first picture is read.
     """
 
     pixels: NDArray[np.uint8]
-    notes: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
+    warnings: tuple[Note, ...] = ()
     tags: dict[str, str] = field(default_factory=dict)
     n_frames: int = 1
 
 
 def check_size(width: int, height: int, name: str) -> None:
-    """Refuse a picture by the size its header states, before anything is decoded.
+    """Refuse a picture by the size in its header, before anything is decoded.
 
     Raises:
-        ImageError: it has no pixels, or more than `MAX_PIXELS`.
+        ImageError: It has no pixels, or more than `MAX_PIXELS`.
     """
     if width < 1 or height < 1:
-        raise ImageError(f"Expected at least one pixel, but {name} has {width} x {height}; export it again.")
+        raise ImageError(f"{name} has no pixels: its size is {width} x {height}. Export it again.")
     if width * height > MAX_PIXELS:
         raise ImageError(
-            f"Expected at most {MAX_PIXELS // 1_000_000} megapixels, but {name} has {width} x {height} = "
-            f"{width * height / 1e6:.0f}; scale it down first."
+            f"{name} has {width} x {height} = {width * height / 1e6:.0f} megapixels, more than the limit of "
+            f"{MAX_PIXELS // 1_000_000} megapixels. Scale it down first."
         )

@@ -1,7 +1,7 @@
-"""A look at a DICOM file before it is parsed: what is made to fill memory or stack is refused by its header.
+"""A check of a DICOM file before pydicom parses it: headers made to fill memory or stack are refused.
 
-It takes milliseconds and knows nothing of values. What it does not understand it leaves to pydicom, which runs in a
-process of its own.
+The check takes milliseconds and does not read values. It leaves what it does not understand to pydicom, which runs in
+a process of its own.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from bimedix_edge.imaging.decoded import check_size
 
 __all__ = ["check_bounds", "inflated"]
 
-# a picture that deflates to less than a hundredth is blank, or made to fill the memory
+# a picture that deflates to less than a hundredth is blank, or made to fill memory
 _MAX_INFLATION = 100
 _ALWAYS_INFLATED_BYTES = 16 << 20
-# no more than a file that is not deflated may have
+# the limit for files that are not deflated
 _MAX_INFLATED_BYTES = 512 << 20
 _PIECE_BYTES, _INFLATED_PIECE_BYTES = 64 << 10, 2 << 20
 # structured reports nest about ten levels deep
 _MAX_DEPTH = 32
-# enough for every header's start; what follows is pydicom's
+# enough for the start of any header; pydicom checks the rest
 _MAX_ELEMENTS = 20_000
 _MAX_STATED_BYTES = 1 << 30
 _META_START = 132
@@ -33,7 +33,7 @@ _META = b"\x02\x00"
 _TRANSFER_SYNTAX = b"\x02\x00\x10\x00UI"
 _IMPLICIT, _EXPLICIT = b"1.2.840.10008.1.2", b"1.2.840.10008.1.2.1"
 _DEFLATED, _BIG, _RLE = b"1.2.840.10008.1.2.1.99", b"1.2.840.10008.1.2.2", b"1.2.840.10008.1.2.5"
-# these have a length of 4 bytes after 2 that are reserved, all others one of 2; PS3.5 7.1.2
+# their length has 4 bytes after 2 reserved ones, that of all others has 2; PS3.5 7.1.2
 _LONG_VRS = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
 _UNDEFINED = 0xFFFFFFFF
 _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
@@ -43,33 +43,33 @@ _MAX_META_ELEMENTS = 100
 
 
 def check_bounds(data: bytes, name: str) -> None:
-    """Refuse a file whose header states what no picture has.
+    """Refuse a file whose header no picture can have.
 
     Raises:
-        ImageError: sequences nested more than 32 deep, a length of gigabytes, more than 50 megapixels, a codestream
-            that contradicts the header, or deflated data that grow to more than a hundred times their size.
+        ImageError: Its sequences are nested more than 32 deep, a length is gigabytes, it has more than 50 megapixels, a
+            codestream contradicts the header, or deflated data grow to more than a hundred times their size.
     """
     start = _meta_end(data)
     syntax = _syntax(data, start)
     if syntax == _DEFLATED:
         head = next(_pieces(memoryview(data)[start:], name), b"")
-        _Walk(head, name, 0, syntax, explicit=True, most_bytes=_most_inflated(len(data))).run()
+        _Walk(head, name, _Encoding(syntax, explicit=True), 0, _most_inflated(len(data))).run()
         inflated(data, name, kept=False)
         return
     explicit = data[start + 4 : start + 6].isalpha() if not syntax else syntax != _IMPLICIT
-    _Walk(data, name, start, syntax, explicit=explicit, most_bytes=max(_MAX_STATED_BYTES, len(data))).run()
+    _Walk(data, name, _Encoding(syntax, explicit), start, max(_MAX_STATED_BYTES, len(data))).run()
 
 
 def inflated(data: bytes, name: str, *, kept: bool = True) -> bytes:
-    """Return a deflated file as the same file uncompressed, others as they are.
+    """Return a deflated file as the same file uncompressed, any other file as it is.
 
     Args:
-        data: the whole file.
-        name: what messages call it.
-        kept: whether the inflated bytes are wanted; otherwise they are only counted.
+        data: The whole file.
+        name: The file's name in messages.
+        kept: Whether to return the inflated bytes; otherwise they are only counted.
 
     Raises:
-        ImageError: it grows beyond all use, or is cut off.
+        ImageError: It inflates beyond the limit, or is cut off.
     """
     body = _meta_end(data)
     if _syntax(data, body) != _DEFLATED:
@@ -81,7 +81,7 @@ def inflated(data: bytes, name: str, *, kept: bool = True) -> bytes:
             pieces.append(piece)
         n_bytes += len(piece)
         if n_bytes > limit:
-            raise _unusable(name, f"it inflates to more than {limit >> 20} MiB from {len(data) / (1 << 20):.1f}")
+            raise _unusable(name, f"it inflates from {len(data) / (1 << 20):.1f} MiB to more than {limit >> 20}")
     start = data.index(_DEFLATED, 0, body)
     syntax = _EXPLICIT.ljust(len(_DEFLATED), b"\0")
     return b"".join((data[:start], syntax, data[start + len(_DEFLATED) : body], *pieces))
@@ -92,7 +92,7 @@ def _most_inflated(n_bytes: int) -> int:
 
 
 def _pieces(deflated: memoryview, name: str) -> Iterator[bytes]:
-    """Yield what deflated data inflate to, at most 2 MiB at a time."""
+    """Yield inflated data, at most 2 MiB at a time."""
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
         for start in range(0, len(deflated), _PIECE_BYTES):
@@ -111,11 +111,11 @@ def _pieces(deflated: memoryview, name: str) -> Iterator[bytes]:
 
 
 def _unusable(name: str, reason: str) -> ImageError:
-    return ImageError(f"Expected a whole DICOM file, but {name} is unusable: {reason}; export it uncompressed.")
+    return ImageError(f"{name} is a DICOM file that cannot be used: {reason}. Export it uncompressed.")
 
 
 def _meta_end(data: bytes) -> int:
-    """Return where the elements of group 2 end; their stated length is missing in some files."""
+    """Return the offset after the elements of group 2; some files do not state their length."""
     position = _META_START if data[128:132] == b"DICM" else 0
     for _ in range(_MAX_META_ELEMENTS):
         if data[position : position + 2] != _META:
@@ -127,11 +127,19 @@ def _meta_end(data: bytes) -> int:
 
 
 def _syntax(data: bytes, end: int) -> bytes:
-    """Return the transfer syntax that the meta information states, or nothing."""
+    """Return the transfer syntax in the meta information, or nothing."""
     found = data.find(_TRANSFER_SYNTAX, 0, end)
     if found < 0:
         return b""
     return data[found + 8 : found + 8 + int.from_bytes(data[found + 6 : found + 8], "little")].rstrip(b"\0 ")
+
+
+@dataclass(frozen=True)
+class _Encoding:
+    """How a file writes its elements: its transfer syntax, and whether elements state their types (VR)."""
+
+    syntax: bytes
+    explicit: bool
 
 
 @dataclass
@@ -142,17 +150,25 @@ class _Element:
 
 
 class _Walk:
-    """Goes through the elements in their order, into sequences and items, and remembers only how deep it is."""
+    """Walks through the elements in order, into sequences and items, and keeps only the ends of those it is in.
 
-    def __init__(self, data: bytes, name: str, start: int, syntax: bytes, *, explicit: bool, most_bytes: int) -> None:
-        self._most_bytes = most_bytes
-        self._data, self._name, self._position, self._syntax = data, name, start, syntax
-        self._explicit, self._order = explicit, ">" if syntax == _BIG else "<"
+    Args:
+        data: The file, or the start of its inflated elements.
+        name: The file's name in messages.
+        encoding: How elements are written.
+        start: Offset of the first element.
+        most_bytes: The largest length that one element may state.
+    """
+
+    def __init__(self, data: bytes, name: str, encoding: _Encoding, start: int, most_bytes: int) -> None:
+        self._data, self._name, self._position, self._most_bytes = data, name, start, most_bytes
+        self._syntax, self._explicit = encoding.syntax, encoding.explicit
+        self._order = ">" if encoding.syntax == _BIG else "<"
         self._ends: list[int | None] = []
         self._stated: dict[int, int] = {}
 
     def run(self) -> None:
-        """Walk until the pixels, the end, or something that is not understood."""
+        """Walk to the pixels, the end, or an element that cannot be understood."""
         for _ in range(_MAX_ELEMENTS):
             while self._ends and self._ends[-1] is not None and self._position >= self._ends[-1]:
                 self._ends.pop()
@@ -178,7 +194,7 @@ class _Walk:
         return _Element(tag, vr, struct.unpack_from(f"{self._order}{'H' if vr else 'I'}", head, 6 if vr else 4)[0])
 
     def _enter(self, element: _Element) -> bool:
-        """Go past an element, or into it; return whether to go on."""
+        """Go past an element, or into it; return whether to continue."""
         if element.tag in (_ITEM_END, _SEQUENCE_END):
             if self._ends:
                 self._ends.pop()
@@ -186,8 +202,8 @@ class _Walk:
         if element.length != _UNDEFINED and element.length > self._most_bytes:
             stated = f"{element.length / 1e9:.1f} GB" if element.length >= 1e9 else f"{element.length / 1e6:.0f} MB"
             raise ImageError(
-                f"Expected lengths that fit the file, but {self._name} states {stated} for one element, more than its "
-                "size allows; export it again."
+                f"{self._name} has a wrong header: it states {stated} for one element, more than its size allows. "
+                "Export it again."
             )
         if element.tag == _PIXELS and not self._ends:
             if element.length == _UNDEFINED:
@@ -206,8 +222,8 @@ class _Walk:
         # a level of nesting is a sequence and an item
         if len(self._ends) > 2 * _MAX_DEPTH:
             raise ImageError(
-                f"Expected sequences nested at most {_MAX_DEPTH} deep, but {self._name} nests them deeper; "
-                "export it again."
+                f"{self._name} has sequences nested more than {_MAX_DEPTH} deep. No picture needs that. Export it "
+                "again."
             )
         return True
 
@@ -220,7 +236,7 @@ class _Walk:
             check_size(self._stated[_COLUMNS], self._stated[_ROWS], self._name)
 
     def _check_fragments(self) -> None:
-        """Compare the start of each codestream with the header; a frame begins with a fragment; PS3.5 A.4."""
+        """Compare the start of each codestream with the header; each frame begins with a new fragment; PS3.5 A.4."""
         if any(tag not in self._stated for tag in _STATED):
             return
         stated = HeaderSize(self._stated[_COLUMNS], self._stated[_ROWS], self._stated[_SAMPLES])
@@ -232,6 +248,6 @@ class _Walk:
             fragment = whole[self._position : self._position + element.length]
             if self._syntax != _RLE:
                 check_codestream(fragment, stated, self._name)
-            elif number:  # the first item is the table of offsets
+            elif number:  # the first item is the offset table
                 check_rle(fragment, stated, self._stated[_BITS] // 8, self._name)
             self._position += element.length

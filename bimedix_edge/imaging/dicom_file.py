@@ -1,4 +1,4 @@
-"""DICOM bytes to a dataset, within bounds: nothing inflates, nests or grows as its author likes."""
+"""DICOM bytes to a dataset, within limits on inflation, nesting and size."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ def read_dicom(data: bytes, name: str, *, pixels: bool = True, tags: list[str] |
     """Return the dataset of a file.
 
     Args:
-        data: the file, or its start if `pixels` is false.
-        name: what messages call it.
-        pixels: whether the pixel data are wanted.
-        tags: read only these, by keyword; all by default.
+        data: The file, or its start if `pixels` is false.
+        name: The file's name in messages.
+        pixels: Whether to read the pixel data.
+        tags: Keywords of the attributes to read; all by default.
 
     Returns:
         A `pydicom.dataset.FileDataset`.
 
     Raises:
-        ImageError: it is no DICOM file that can be read, or it inflates or nests beyond all use.
+        ImageError: It is not a DICOM file that can be read, or it inflates or nests beyond the limits.
     """
     try:
         data = inflated(data, name)
@@ -35,17 +35,15 @@ def read_dicom(data: bytes, name: str, *, pixels: bool = True, tags: list[str] |
     except (ImageError, MemoryError):
         raise
     except RecursionError as error:
+        raise ImageError(f"{name} has sequences nested too deep to be read. Export it again.") from error
+    except Exception as error:  # at least six kinds; their text may quote values of the file, so it is not shown
         raise ImageError(
-            f"Expected sequences nested a few levels deep, but {name} nests them beyond reading; export it again."
-        ) from error
-    except Exception as error:  # six kinds at least; their text may hold values of the file, so it is not shown
-        raise ImageError(
-            f"Expected a whole DICOM file, but {name} is damaged ({type(error).__name__}); export it again."
+            f"{name} is a DICOM file that is damaged ({type(error).__name__}). Export it again."
         ) from error
 
 
 def transfer_syntax(dataset: Any) -> Any:
-    """Return the transfer syntax, which a file without meta information does not state: then it is uncompressed."""
+    """Return the transfer syntax; a file without meta information does not state it and is uncompressed."""
     meta = getattr(dataset, "file_meta", None)
     stated = meta.get("TransferSyntaxUID") if meta is not None else None
     if stated:

@@ -1,4 +1,4 @@
-"""The look-up tables of a DICOM header: what is shown in place of each value."""
+"""The look-up tables of a DICOM header."""
 
 from __future__ import annotations
 
@@ -17,15 +17,14 @@ def look_up_table(dataset: Any, item: Any, name: str, *, signed: bool = False) -
     """Return the table of an item of a Modality or VOI LUT Sequence.
 
     Args:
-        dataset: the file's.
-        item: has `LUTDescriptor` and `LUTData`.
-        name: what messages call the file.
-        signed: whether the values that the table is for can be negative. Its first mapped value is then signed, too,
-            but a header that is read without knowing that, such as one with unsigned pixels and a negative rescale
-            intercept, has it as 16 bits without a sign.
+        dataset: The pydicom dataset that holds it.
+        item: The item, with `LUTDescriptor` and `LUTData`.
+        name: The file's name in messages.
+        signed: Whether the table's input can be negative. Then its first mapped value is signed, too; a reader that
+            does not know this, as with unsigned pixels and a negative rescale intercept, reads it as unsigned.
 
     Raises:
-        ImageError: it has too few entries, or other than 8 to 16 bits.
+        ImageError: It has too few entries, or fewer than 8 or more than 16 bits.
 
     Source: DICOM PS3.3 C.11.1.1 (modality), C.11.2.1.1 (VOI).
     """
@@ -34,8 +33,8 @@ def look_up_table(dataset: Any, item: Any, name: str, *, signed: bool = False) -
     entries = _entries(dataset, item.LUTData, n_entries, bits)[:n_entries]
     if len(entries) < n_entries or not 8 <= bits <= 16:
         raise ImageError(
-            f"Expected a look-up table of {n_entries} entries of 8 to 16 bits, but {name} has {len(entries)} of "
-            f"{bits}; export it again."
+            f"{name} has a wrong look-up table: {len(entries)} of {n_entries} entries, {bits} bits (8 to 16 are "
+            "allowed). Export it again."
         )
     return Lut(first - (1 << 16) if signed and first >= 1 << 15 else first, bits, entries)
 
@@ -44,6 +43,6 @@ def _entries(dataset: Any, data: Any, n_entries: int, bits: int) -> NDArray[np.f
     little = dataset.original_encoding[1] is not False
     words = np.frombuffer(data, "<u2" if little else ">u2") if isinstance(data, bytes) else np.asarray(data, np.uint16)
     if bits == 8 and len(words) == (n_entries + 1) // 2 and n_entries > 1:
-        # two entries a word, the first in its low byte, as 8-bit pixels are
+        # two entries per word, the first in its low byte, as 8-bit pixels are stored
         return words.astype("<u2").view(np.uint8).astype(np.float64)
     return words.astype(np.float64)

@@ -1,4 +1,4 @@
-"""One frame of a dataset, decoded by whichever codec is installed."""
+"""One frame of a dataset, decoded by the codecs that are installed."""
 
 from __future__ import annotations
 
@@ -26,34 +26,34 @@ _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 
 
 def frame_count(dataset: Any) -> int:
-    """Return how many frames the header states; 1 if it states none."""
+    """Return the number of frames in the header; 1 if it states no number."""
     return max(int(dataset.get("NumberOfFrames") or 1), 1)
 
 
 def check_header(dataset: Any, name: str) -> None:
-    """Refuse what has no picture, or whose header contradicts itself, before anything is decoded.
+    """Refuse a dataset without a picture, or with a header that contradicts itself, before anything is decoded.
 
     Raises:
-        ImageError: it says what is missing or wrong.
+        ImageError: The message says what is missing or wrong.
     """
     if not any(keyword in dataset for keyword in _PIXELS):
-        raise ImageError(f"Expected pixels, but {name} has none: it is {_kind(dataset)}; choose an image file.")
+        raise ImageError(f"{name} has no pixels: it is {_kind(dataset)}. Choose an image file.")
     needed = (*_NEEDED, *(("PixelRepresentation",) if "PixelData" in dataset else ()))
     missing = [keyword for keyword in needed if dataset.get(keyword) is None]
     if missing:
-        raise ImageError(f"Expected a DICOM image, but {name} does not state {', '.join(missing)}; export it again.")
+        raise ImageError(f"{name} has a DICOM header that does not state {', '.join(missing)}. Export it again.")
     check_size(int(dataset.Columns), int(dataset.Rows), name)
     photometric = dataset.get("PhotometricInterpretation")
     if not photometric:
         raise ImageError(
-            f"Expected a photometric interpretation, but {name} states none, so that black and white cannot be told "
-            "apart; export it again."
+            f"{name} does not state its photometric interpretation, so black and white cannot be told apart. Export it "
+            "again."
         )
     _check_samples(str(photometric), int(dataset.SamplesPerPixel), name)
     if "PixelData" in dataset and not 0 < int(dataset.get("BitsStored") or 0) <= int(dataset.BitsAllocated):
         raise ImageError(
-            f"Expected 1 to {dataset.BitsAllocated} bits stored, but {name} states {dataset.get('BitsStored')}; "
-            "export it again."
+            f"{name} states {dataset.get('BitsStored')} bits stored, and 1 to {dataset.BitsAllocated} are possible. "
+            "Export it again."
         )
 
 
@@ -61,15 +61,15 @@ def decode_frame(dataset: Any, index: int, name: str) -> NDArray[Any]:
     """Return the stored values of one frame.
 
     Args:
-        dataset: one that passed `check_header`.
-        index: from 0.
-        name: what messages call the file.
+        dataset: A dataset that passed `check_header`.
+        index: Number of the frame, from 0.
+        name: The file's name in messages.
 
     Returns:
         (rows, columns) of the stored type, or (rows, columns, 3) RGB.
 
     Raises:
-        ImageError: no decoder is installed for it, or the pixel data are truncated or damaged.
+        ImageError: No decoder is installed for it, or the pixel data are truncated or damaged.
     """
     syntax = transfer_syntax(dataset)
     decoder = _decoder(dataset, syntax, name)
@@ -85,16 +85,15 @@ def decode_frame(dataset: Any, index: int, name: str) -> NDArray[Any]:
         pixels, _ = decoder.as_array(dataset, index=index, allow_excess_frames=False, correct_unused_bits=aligned)
     except (ImageError, MemoryError):
         raise
-    except Exception as error:  # each codec has its own; their text may hold values of the file
+    except Exception as error:  # each codec has its own; their text may quote values of the file
         raise ImageError(
-            f"Expected whole {syntax.name} pixel data, but frame {index + 1} of {name} is damaged or truncated; "
-            "export it again."
+            f"{name} is damaged or truncated: frame {index + 1} is not whole {syntax.name} data. Export it again."
         ) from error
     return np.asarray(pixels) if aligned else _shifted(pixels, dataset)
 
 
 def _check_frame(dataset: Any, index: int, syntax: Any, name: str) -> None:
-    """Compare a compressed frame with the header; only here is it whole, and none of the others is decoded."""
+    """Compare a compressed frame with the header; only here is it whole, and no other frame is decoded."""
     offsets = [dataset.get(keyword) for keyword in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths")]
     frame = get_frame(
         dataset.PixelData,
@@ -110,10 +109,10 @@ def _check_frame(dataset: Any, index: int, syntax: Any, name: str) -> None:
 
 
 def _is_aligned(dataset: Any, syntax: Any) -> bool:
-    """Return whether values fill the lowest bits: all do, but those of files from before 2014 need not; PS3.5 8.1.1."""
+    """Return whether values fill the lowest bits, as all do except in some files from before 2014; PS3.5 8.1.1."""
     if "PixelData" not in dataset or (syntax.is_encapsulated and syntax != RLELossless):
         return True
-    # one that leaves no room for the bits stored, or is none of those allocated, says nothing
+    # a High Bit outside the bits allocated, or without room for the bits stored, is ignored
     return not int(dataset.BitsStored) <= int(dataset.get("HighBit") or 0) < int(dataset.BitsAllocated)
 
 
@@ -129,7 +128,7 @@ def through_palette(stored: NDArray[Any], dataset: Any) -> NDArray[Any]:
 
     Args:
         stored: (rows, columns), indices.
-        dataset: with a palette; its byte order is put right, which pydicom forgets where the file is big endian.
+        dataset: A dataset with a palette. Its byte order is corrected here, since pydicom ignores big endian files.
 
     Returns:
         (rows, columns, 3) uint8 or uint16.
@@ -151,24 +150,24 @@ def _empty_meta() -> Any:
 
 def _kind(dataset: Any) -> str:
     stated = dataset.get("SOPClassUID")
-    # of an unknown class the "name" is the file's own text
+    # the "name" of an unknown class is the file's own text
     known = stated is not None and not isinstance(stated, list) and stated.name != str(stated)
     return f"a DICOM object of the kind {stated.name}" if known else "a DICOM object"
 
 
 def _check_samples(photometric: str, n_samples: int, name: str) -> None:
     if photometric not in (*_GREY, *_COLOUR):
-        shown = photometric if photometric.replace("_", "").isalnum() and len(photometric) <= 16 else "something else"
+        is_code = photometric.replace("_", "").isalnum() and len(photometric) <= 16
+        shown = photometric if is_code else "no term of the standard"
         raise ImageError(
-            f"Expected one of {', '.join((*_GREY, *_COLOUR))}, but {name} has the photometric interpretation {shown}; "
-            "export it as grey or RGB."
+            f"{name} has a photometric interpretation that is not supported: {shown}. Supported are "
+            f"{', '.join((*_GREY, *_COLOUR))}. Export it as grey or RGB."
         )
     wanted = 1 if photometric in _GREY else 3
     if n_samples != wanted:
         raise ImageError(
-            f"Expected {wanted} value{'s' * (wanted > 1)} a pixel where the header states {photometric}, but {name} "
-            f"has {n_samples}: {'colour where grey is stated' if wanted == 1 else 'no colour where it is stated'}; "
-            "export it again."
+            f"{name} has {'colour' if wanted == 1 else 'no colour'} where its header states {photometric}: {n_samples} "
+            f"values per pixel, not {wanted}. Export it again."
         )
 
 
@@ -178,20 +177,19 @@ def _decoder(dataset: Any, syntax: Any, name: str) -> Any:
     except NotImplementedError as error:
         known = syntax.name if syntax.name != str(syntax) else "an unknown transfer syntax"
         raise ImageError(
-            f"Expected a picture, but {name} is compressed as {known}, for which there is no decoder; "
-            "export it uncompressed."
+            f"{name} is compressed as {known}, for which there is no decoder. Export it uncompressed."
         ) from error
     twelve = syntax == JPEGExtended12Bit and int(dataset.get("BitsStored") or 8) > 8
     if not decoder.is_available or (twelve and importlib.util.find_spec("libjpeg") is None):
         raise ImageError(
-            f"Expected a decoder for {syntax.name}{', 12 bit' if twelve else ''}, which {name} needs, but none is "
-            "installed; add one with `pip install 'bimedix-edge[dicom-gpl]'` or export the picture uncompressed."
+            f"{name} needs a decoder for {syntax.name}{', 12 bit' if twelve else ''}, which is not installed. Add one "
+            "with `pip install 'bimedix-edge[dicom-gpl]'`, or export the picture uncompressed."
         )
     return decoder
 
 
 def _check_length(dataset: Any, name: str) -> None:
-    """Say how many rows are missing from uncompressed pixel data."""
+    """Refuse uncompressed pixel data that are too short, and say how many rows are missing."""
     keyword = next(keyword for keyword in _PIXELS if keyword in dataset)
     given = len(dataset[keyword].value or b"")
     rows, n_frames = int(dataset.Rows), frame_count(dataset)
@@ -202,6 +200,6 @@ def _check_length(dataset: Any, name: str) -> None:
         missing = -(-(expected - given) * 8 // row_bits)
         of = f"{rows * n_frames}" if n_frames == 1 else f"{rows * n_frames} in {n_frames} frames"
         raise ImageError(
-            f"Expected {expected} bytes of pixels, but {name} has {given}: {missing} of {of} rows are missing; "
-            "copy or export it again."
+            f"{name} has {given} of {expected} bytes of pixels: {missing} of {of} rows are missing. Copy or export it "
+            "again."
         )

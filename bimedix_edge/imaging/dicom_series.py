@@ -1,4 +1,4 @@
-"""Which pictures a folder of DICOM files holds, by series, from their headers alone. It runs in the worker."""
+"""The pictures in a folder of DICOM files, from their headers alone. It runs in the worker."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bimedix_edge.imaging.sniff import sniff
 
 __all__ = ["describe_files"]
 
-# headers are at the start; those of many frames, a large DICOMDIR and deflated files need to be read further
+# bytes read at first, then more: long headers of many frames, large DICOMDIRs and deflated files need them
 _READ_BYTES = (1 << 20, 64 << 20, 512 << 20)
 _TAGS = (
     "SOPClassUID SeriesInstanceUID SeriesNumber InstanceNumber NumberOfFrames Rows Columns Modality BodyPartExamined "
@@ -23,13 +23,13 @@ _DICOMDIR = "1.2.840.10008.1.3.10"
 
 
 def describe_files(paths: list[str]) -> tuple[list[dict[str, Any]], int]:
-    """Return what is known of the DICOM pictures among files.
+    """Describe the DICOM pictures among files.
 
-    A DICOMDIR stands for the files it lists. What is no DICOM file or no picture is left out.
+    A DICOMDIR stands for the files it lists. Other files, and DICOM files without a picture, are left out.
 
     Returns:
-        An entry a picture: `path`, `series`, `number`, `instance`, `frames`, `size`, `tags`; and how many DICOM files
-        are damaged or cannot be read.
+        One entry per picture: `path`, `series`, `number`, `instance`, `frames`, `size`, `tags`; and the number of
+        DICOM files that are damaged or cannot be read.
     """
     found: list[dict[str, Any]] = []
     n_unreadable = 0
@@ -50,7 +50,7 @@ def describe_files(paths: list[str]) -> tuple[list[dict[str, Any]], int]:
 
 
 def _header(path: Path) -> Any:
-    """Return the header of a DICOM file, or None if it is none."""
+    """Return the header of a DICOM file, or None for any other file."""
     for n_bytes in _READ_BYTES:
         with open(path, "rb") as file:
             data = file.read(n_bytes)
@@ -63,7 +63,7 @@ def _header(path: Path) -> Any:
             if whole:
                 raise
             continue
-        # what is cut off may be read without a word; Columns is the last tag that is asked for of a picture
+        # pydicom may read a header that is cut off without an error; Columns is the last tag that a picture needs
         if whole or dataset.get("Columns"):
             return dataset
     return None
@@ -84,10 +84,10 @@ def _listed(path: Path) -> list[Path]:
         parts = record.get("ReferencedFileID")
         if parts:
             names = [parts] if isinstance(parts, str) else list(parts)
-            # the names are capitals, but some systems show a disc's in small letters
+            # the standard wants capitals, but some systems show the names on a disc in small letters
             places = (root.joinpath(*names).resolve(), root.joinpath(*(name.lower() for name in names)).resolve())
             inside = [file for file in places if file.is_relative_to(root)]
-            # one that is missing is counted as unreadable, too
+            # a missing file counts as unreadable, too
             files += ([file for file in inside if file.is_file()] or inside)[:1]
     return files
 
@@ -102,6 +102,6 @@ def _entry(path: Path, dataset: Any) -> dict[str, Any]:
             "size": [int(dataset.Columns), int(dataset.Rows)],
             "tags": allowed_tags(dataset),
         }
-    except Exception:  # a damaged number: the picture is listed, and says more when it is opened
+    except Exception:  # a damaged number: the picture is listed, and opening it reports the damage
         entry = {"series": "", "number": 0, "instance": 0, "frames": 1, "size": [0, 0], "tags": {}}
     return {"path": str(path), **entry}

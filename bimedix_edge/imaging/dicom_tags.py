@@ -1,17 +1,19 @@
-"""What of a DICOM file may be told: an allow-list. Names, dates and free text never leave this package's memory."""
+"""The DICOM attributes that may leave this package: an allow-list without names, dates and free text."""
 
 from __future__ import annotations
 
 import re
 from typing import Any
 
+from bimedix_edge.imaging.notes import Note, note
+
 __all__ = ["allowed_tags", "frame_value", "privacy_warnings"]
 
-# the standard's terms for body parts and views are capitals; what has commas, carets or small letters was typed by
-# somebody, and may be a name
+# the standard's terms for body parts and views are capitals; text with commas, carets or small letters was typed by
+# a person and may be a name
 _CODE = re.compile(r"[A-Z0-9][A-Z0-9 _-]{0,15}")
-_SIDES = {"L": "left", "R": "right", "B": "both sides"}  # U, unpaired, tells nothing
-# where an enhanced multi-frame file keeps what others keep at the root; PS3.3 C.7.6.16
+_SIDES = {"L": "left", "R": "right", "B": "both sides"}  # U, unpaired, says nothing
+# enhanced multi-frame files keep here what others keep at the root; PS3.3 C.7.6.16
 _FRAME_MACROS = (
     "PixelValueTransformationSequence",
     "FrameVOILUTSequence",
@@ -21,12 +23,14 @@ _FRAME_MACROS = (
 
 
 def frame_value(dataset: Any, index: int, keyword: str) -> Any:
-    """Return an attribute of one frame: from its functional groups, those of all frames, or the root; None if absent.
+    """Return an attribute of one frame, or None if absent.
+
+    It is looked for in the frame's functional groups, then in the shared ones, then at the root.
 
     Args:
-        dataset: a pydicom dataset.
-        index: the frame, from 0.
-        keyword: such as `WindowCenter`.
+        dataset: A pydicom dataset.
+        index: The frame, from 0.
+        keyword: The attribute's, such as `WindowCenter`.
     """
     per_frame = dataset.get("PerFrameFunctionalGroupsSequence") or []
     groups = [per_frame[index]] if index < len(per_frame) else []
@@ -40,7 +44,7 @@ def frame_value(dataset: Any, index: int, keyword: str) -> Any:
 
 
 def allowed_tags(dataset: Any, index: int = 0) -> dict[str, str]:
-    """Return modality, body part, view and laterality, as far as they are stated and look like the standard's codes."""
+    """Return modality, body part, view and laterality, if stated and if they look like the standard's codes."""
     found = {
         "modality": _code(dataset.get("Modality")),
         "body_part": _code(dataset.get("BodyPartExamined")),
@@ -51,13 +55,13 @@ def allowed_tags(dataset: Any, index: int = 0) -> dict[str, str]:
     return {name: value for name, value in found.items() if value}
 
 
-def privacy_warnings(dataset: Any) -> list[str]:
-    """Return what the file says about a patient who can be known from its pixels."""
+def privacy_warnings(dataset: Any) -> list[Note]:
+    """Return warnings if the header says that the pixels may identify the patient."""
     warnings = []
     if str(dataset.get("BurnedInAnnotation", "")).strip().upper() == "YES":
-        warnings.append("text is burned into the picture: it may show who the patient is")
+        warnings.append(note("burned_in_text"))
     if str(dataset.get("RecognizableVisualFeatures", "")).strip().upper() == "YES":
-        warnings.append("the patient may be recognised in the picture")
+        warnings.append(note("recognisable_patient"))
     return warnings
 
 

@@ -1,7 +1,7 @@
 """Stored grey values to 8 bits: modality transformation, then window or look-up table, then black to white.
 
-Every step is a function of one value, so 8- and 16-bit pictures go through a table of all values that can occur: it is
-computed in float64 once and costs a look-up per pixel. Larger types are computed band by band.
+Every step is a function of one value. So 8- and 16-bit pictures go through a table of all possible values, which is
+computed in float64 once and costs one look-up per pixel. Larger types are computed band by band.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Values = NDArray[Any]
 Floats = NDArray[np.float64]
 
 _BAND = 1 << 20
-# a value halfway between two levels goes up, in whatever order the same arithmetic is done
+# a value halfway between two levels goes up, in whatever order the arithmetic is done
 _TIE = 1e-7
 
 
@@ -42,8 +42,8 @@ class Lut:
     """A look-up table. Source: DICOM PS3.3 C.11.1.1 and C.11.2.1.1.
 
     Attributes:
-        first: the value that is mapped to the first entry; what is less is, too.
-        bits: of an entry, which runs from 0 to 2**bits - 1.
+        first: The value that the first entry stands for; smaller values get that entry, too.
+        bits: Bits per entry, which runs from 0 to 2**bits - 1.
         entries: float64 (n,).
     """
 
@@ -52,13 +52,13 @@ class Lut:
     entries: Floats
 
     def apply(self, values: Floats) -> Floats:
-        """Return the entries of `values`; beyond the ends the first or last one."""
+        """Return the entries of `values`; values beyond the ends get the first or last one."""
         index = np.clip(values - self.first, 0, len(self.entries) - 1).astype(np.intp)
         found: Floats = self.entries[index]
         return found
 
     def shares(self, values: Floats) -> Floats:
-        """Return the entries of `values` as shares of the largest possible one, 0 to 1."""
+        """Return the entries of `values` as shares of the largest possible entry, 0 to 1."""
         shares: Floats = self.apply(values) / (2**self.bits - 1)
         return shares
 
@@ -71,7 +71,7 @@ class Range:
     high: float
 
     def shares(self, values: Floats) -> Floats:
-        """Return where `values` lie between the ends, 0 to 1; black if the ends are one."""
+        """Return where `values` lie between the ends, 0 to 1; 0 (black) if both ends are equal."""
         span = self.high - self.low
         return np.clip((values - self.low) / span, 0, 1) if span > 0 else np.zeros_like(values)
 
@@ -81,9 +81,9 @@ class Display:
     """How stored values become grey.
 
     Attributes:
-        modality: to the units of the modality, such as Hounsfield; None leaves the values as they are.
-        voi: which of those values become black to white.
-        inverted: whether the lowest value is white (MONOCHROME1).
+        modality: Transformation to the units of the modality, such as Hounsfield; None leaves the values as they are.
+        voi: The part of those values that is shown from black to white.
+        inverted: Whether the lowest value is white (MONOCHROME1).
     """
 
     modality: Rescale | Lut | None
@@ -94,7 +94,7 @@ class Display:
         """Return uint8 levels of stored values of any shape."""
         values = _in_units(stored, self.modality)
         shares = window_shares(values, self.voi) if isinstance(self.voi, Window) else self.voi.shares(values)
-        # NaN has no place on the scale: black
+        # NaN is shown black
         levels = np.floor(np.nan_to_num(shares, nan=0.0) * 255 + (0.5 + _TIE)).astype(np.uint8)
         return 255 - levels if self.inverted else levels
 
@@ -106,7 +106,7 @@ def window_shares(values: Floats, window: Window) -> Floats:
     """
     center, width = window.center, window.width
     if window.function == SIGMOID:
-        with np.errstate(over="ignore"):  # exp grows beyond every number where the share is 0
+        with np.errstate(over="ignore"):  # exp overflows to infinity where the share is 0
             return 1 / (1 + np.exp(-4 * (values - center) / width))
     if window.function == LINEAR:
         center, width = center - 0.5, width - 1
@@ -120,7 +120,7 @@ def render(stored: Values, display: Display) -> NDArray[np.uint8]:
 
     Args:
         stored: (h, w) of any integer or float type.
-        display: what to do with the values.
+        display: The steps from values to levels.
     """
     levels = np.empty(stored.shape, np.uint8)
     flat = levels.reshape(-1)
@@ -133,12 +133,12 @@ def render(stored: Values, display: Display) -> NDArray[np.uint8]:
 def value_range(
     stored: Values, modality: Rescale | Lut | None, padding: tuple[float, float] | None = None
 ) -> tuple[float, float] | None:
-    """Return the lowest and the highest value in the units of the modality, or None if there is none.
+    """Return the lowest and the highest value in the units of the modality, or None if no value counts.
 
     Args:
         stored: (h, w).
-        modality: what turns stored values into values.
-        padding: stored values from the first to the second, both included, are no picture.
+        modality: The transformation from stored values.
+        padding: First and last stored value that mean padding, which does not count.
     """
     if _has_table(stored):
         n_values = 1 << (8 * stored.dtype.itemsize)
@@ -170,7 +170,7 @@ def _has_table(stored: Values) -> bool:
 
 
 def _all_values(dtype: np.dtype[Any]) -> Values:
-    """Return every value of an 8- or 16-bit type, in the order of its bits read as an unsigned number."""
+    """Return every value of an 8- or 16-bit type, ordered by its bits as an unsigned number."""
     unsigned = np.dtype(f"u{dtype.itemsize}")
     bits = np.arange(1 << (8 * dtype.itemsize), dtype=np.uint32).astype(unsigned)
     return bits.view(np.dtype(dtype.kind + str(dtype.itemsize)))

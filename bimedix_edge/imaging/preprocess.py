@@ -1,4 +1,4 @@
-"""uint8 RGB pixels to the vision encoder's float32 `pixel_values`, bit for bit as LLaVA and CLIPImageProcessor do."""
+"""uint8 RGB pixels to the vision encoder's float32 `pixel_values`, bit-identical to LLaVA and CLIPImageProcessor."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ __all__ = ["CLIP_MEAN", "CLIP_PAD_RGB", "CLIP_STD", "Preprocessing", "preprocess
 
 
 def square(pixels: NDArray[np.uint8], spec: Preprocessing) -> NDArray[np.uint8]:
-    """Return what the encoder sees, before scaling to floats.
+    """Return the square that the encoder sees, before scaling to floats.
 
     Args:
         pixels: uint8 (h, w, 3), RGB.
-        spec: the bundle's constants.
+        spec: The bundle's constants.
 
     Returns:
         uint8 (image_size_px, image_size_px, 3).
@@ -37,16 +37,16 @@ def preprocess(pixels: NDArray[np.uint8], spec: Preprocessing) -> NDArray[np.flo
 
     Args:
         pixels: uint8 (h, w, 3), RGB.
-        spec: the bundle's constants.
+        spec: The bundle's constants.
 
     Returns:
         float32 (1, 3, image_size_px, image_size_px), C-contiguous.
 
     Source: transformers `image_transforms.rescale` and `normalize`: the product with 1/255 in float64, rounded to
-    float32, then the mean and the deviation in float32.
+    float32, then mean and standard deviation in float32.
     """
     levels = (np.arange(256, dtype=np.float64) * (1 / 255)).astype(np.float32)
-    # 256 levels and 3 channels: a table gives every pixel the same bits as the formula, at the price of a look-up
+    # a table of 256 levels for 3 channels gives each pixel the same bits as the formula, for one look-up
     table = (levels - np.asarray(spec.mean, np.float32)[:, None]) / np.asarray(spec.std, np.float32)[:, None]
     seen = square(pixels, spec)
     return np.stack([table[channel][seen[..., channel]] for channel in range(3)])[None]

@@ -1,6 +1,6 @@
-"""The size that a raster file states in its first bytes, so that refusing one takes neither a codec nor a process.
+"""The size in the first bytes of a raster file: refusing a picture by it takes neither a codec nor a process.
 
-Pillow looks, too, but only after more of the file was parsed, and warns in words of its own.
+Pillow checks the size, too, but only after it has parsed more of the file, and with messages of its own.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ _TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_SHORT = 256, 257, 3
 
 
 def check_raster_bounds(data: bytes, kind: str, name: str) -> None:
-    """Refuse a picture by the size it states; one that states it in no known way is left to its decoder.
+    """Refuse a picture by the size in its header. If that is not found, the decoder checks it.
 
     Args:
-        data: the whole file.
-        kind: one of `sniff.RASTERS`.
-        name: what messages call it.
+        data: The whole file.
+        kind: One of `sniff.RASTERS`.
+        name: The file's name in messages.
 
     Raises:
-        ImageError: it has no pixels, or more than `MAX_PIXELS`.
+        ImageError: It has no pixels, or more than `MAX_PIXELS`.
     """
     try:
         size = _READERS[kind](data)
-    except struct.error:  # cut off in its header; the decoder says so
+    except struct.error:  # cut off in its header, which the decoder reports
         return
     if size is not None:
         check_size(*size, name)
@@ -50,7 +50,7 @@ def _gif(data: bytes) -> Size | None:
 def _bmp(data: bytes) -> Size | None:
     (header_bytes,) = struct.unpack_from("<I", data, 14)
     width, height = struct.unpack_from("<HH" if header_bytes == 12 else "<ii", data, 18)
-    return width, abs(height)  # a negative height is that of a picture from the top
+    return width, abs(height)  # a negative height means rows from the top
 
 
 def _webp(data: bytes) -> Size | None:

@@ -1,4 +1,4 @@
-"""The series of DICOM pictures in a folder or a DICOMDIR, for a user to choose from."""
+"""The series of DICOM pictures in a folder or a DICOMDIR, for the user to choose from."""
 
 from __future__ import annotations
 
@@ -10,26 +10,27 @@ from typing import Any
 
 from bimedix_edge.errors import ImageError
 from bimedix_edge.imaging.isolation import describe_isolated
+from bimedix_edge.imaging.notes import Note, note
 from bimedix_edge.imaging.sniff import sniff
 
 __all__ = ["Series", "find_series", "holds_series"]
 
 _MAX_FILES = 5000
 _SNIFF_BYTES = 4096
-# the class of the file, and the start of the element after it
+# the SOP class of a DICOMDIR, and the start of the element after it
 _DICOMDIR = b"1.2.840.10008.1.3.10\x02\x00"
 
 
 @dataclass(frozen=True)
 class Series:
-    """Pictures that belong together, in the order in which they were numbered.
+    """Pictures of one series, ordered by their instance numbers.
 
     Attributes:
-        files: one a picture, or a file of many frames.
-        n_frames: how many pictures these are.
-        tags: modality, body part, view and laterality, as far as all share them.
-        sizes: width and height of most of them, in pixels.
-        n_unreadable: how many DICOM files beside them cannot be read, of this series or of another.
+        files: One file per picture, or a file of many frames.
+        n_frames: Number of pictures.
+        tags: Modality, body part, view and laterality, as far as all pictures share them.
+        sizes: Width and height of most of them, in pixels.
+        n_unreadable: DICOM files beside them that cannot be read; they may belong to this series or to another.
     """
 
     files: tuple[Path, ...]
@@ -39,39 +40,50 @@ class Series:
     n_unreadable: int = 0
 
     def words(self) -> str:
-        """Return what it is, without anything that could name a patient."""
-        told = ", ".join(self.tags.values()) or "unknown kind"
-        return f"{told}: {self.n_frames} picture{'s' * (self.n_frames > 1)} of {self.sizes[0]} x {self.sizes[1]}"
+        """Return a description without anything that could name a patient."""
+        kind = ", ".join(self.tags.values()) or "unknown kind"
+        return f"{kind}: {self.n_frames} picture{'s' * (self.n_frames > 1)} of {self.sizes[0]} x {self.sizes[1]}"
+
+    def place(self, number: int, *, middle: bool) -> Note:
+        """Return a note that says which of its pictures one is.
+
+        Args:
+            number: Number of the picture, from 1.
+            middle: Whether it was chosen as the middle one.
+        """
+        return note("series_middle_picture" if middle else "series_picture", number=number, total=len(self.files))
+
+    def warnings(self) -> tuple[Note, ...]:
+        """Return a warning if pictures may be missing from the series."""
+        return (note("unreadable_files", n=self.n_unreadable),) if self.n_unreadable else ()
 
 
 def holds_series(path: Path) -> bool:
-    """Return whether `path` is a directory or a DICOMDIR, and so something to choose a picture from."""
+    """Return whether `path` is a directory or a DICOMDIR, from which a picture has to be chosen."""
     if path.is_dir():
         return True
-    if not path.is_file():  # what comes through a pipe can be read but once
+    if not path.is_file():  # a pipe can be read only once
         return False
     try:
         with open(path, "rb") as file:
             start = file.read(_SNIFF_BYTES)
     except (OSError, ValueError):
-        return False  # the one who opens it says why
+        return False  # opening it as a picture reports why
     return sniff(start) == "DICOM" and _DICOMDIR in start
 
 
 def find_series(path: Path) -> list[Series]:
-    """Return the series in a directory and below, or those that a DICOMDIR lists, by their number.
+    """Return the series in a directory and below, or those in a DICOMDIR, by series number.
 
     Raises:
-        ImageError: there is no DICOM picture, or there are too many files.
+        ImageError: There is no DICOM picture, or there are too many files.
     """
     files = [str(path)] if path.is_file() else _files(path)
     entries, n_unreadable = describe_isolated(files, path.name)
     if not entries:
         damaged = f" that can be read ({n_unreadable} cannot)" if n_unreadable else ""
-        raise ImageError(
-            f"Expected an image file, but {path} {'is a directory' if path.is_dir() else 'lists files'} without a "
-            f"DICOM picture{damaged}; name an image file."
-        )
+        where = "is a directory" if path.is_dir() else "lists files"
+        raise ImageError(f"{path} {where} without a DICOM picture{damaged}. Name an image file.")
     groups: dict[tuple[int, str], list[dict[str, Any]]] = {}
     for entry in entries:
         groups.setdefault((int(entry["number"]), str(entry["series"])), []).append(entry)
@@ -97,5 +109,5 @@ def _files(directory: Path) -> list[str]:
         places = (os.path.join(folder, name) for name in sorted(names) if name != "DICOMDIR")
         found += [place for place in places if os.path.isfile(place)]  # opening a pipe would wait for its writer
         if len(found) > _MAX_FILES:
-            raise ImageError(f"Expected at most {_MAX_FILES} files, but {directory} holds more; name a folder in it.")
+            raise ImageError(f"{directory} holds more than {_MAX_FILES} files. Name a folder in it.")
     return found

@@ -1,4 +1,4 @@
-"""What kind of file bytes are, by their content; names and extensions are never believed."""
+"""The format of a file by its content; names and extensions are ignored."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
     (0, b"<svg", "SVG"),
     (0, b"\x5c\x01\x00\x00", "NIfTI"),
 )
-# what stands at the start of a DICOM file without preamble: an element of group 2 or 8, little or big endian
+# a DICOM file without preamble starts with an element of group 2 or 8, little or big endian
 _FIRST_GROUPS = (b"\x02\x00", b"\x08\x00", b"\x00\x08")
 _LONGEST_FIRST_VALUE = 1024
 
 
 def sniff(data: bytes) -> str | None:
-    """Return the name of the format that `data` starts like, or None."""
+    """Return the name of the format whose signature `data` has, or None."""
     for offset, signature, name in _SIGNATURES:
         if data[offset : offset + len(signature)] == signature:
             return name

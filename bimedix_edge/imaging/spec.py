@@ -1,4 +1,4 @@
-"""The constants of preprocessing, apart from what computes with them: a manifest is read where no image ever is."""
+"""The constants of preprocessing, apart from the code that uses them: reading a manifest needs no image library."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ class Preprocessing:
     """The constants of a bundle's image preprocessing.
 
     Attributes:
-        image_size_px: side of the square the encoder takes.
-        aspect: `pad` to a square before the resize (LLaVA), or `crop` the centre after it (transformers' default).
-        pad_rgb: the colour of the padding, 0 to 255.
-        mean, std: per channel, in units of the image scaled to 0..1.
+        image_size_px: Side of the square that the encoder takes.
+        aspect: How a picture becomes square: `pad` before the resize (LLaVA), or `crop` the centre after it
+            (transformers' default).
+        pad_rgb: Colour of the padding, 0 to 255.
+        mean, std: Per channel, for an image scaled to 0..1.
     """
 
     image_size_px: int = 336

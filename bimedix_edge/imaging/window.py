@@ -1,4 +1,4 @@
-"""Windows: which part of the values becomes black to white, by name or by numbers."""
+"""Windows: the part of the values that is shown from black to white, by name or by numbers."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import math
 from dataclasses import dataclass
 
 from bimedix_edge.errors import UsageError
+from bimedix_edge.imaging.notes import Note, note
 
 __all__ = ["LINEAR", "LINEAR_EXACT", "PRESETS", "SIGMOID", "Window", "parse_window"]
 
 LINEAR, LINEAR_EXACT, SIGMOID = "LINEAR", "LINEAR_EXACT", "SIGMOID"
-# centre and width in Hounsfield units; they mean nothing on anything but CT
+# center and width in Hounsfield units, which only CT has
 PRESETS: dict[str, tuple[float, float]] = {
     "soft": (40, 400),
     "lung": (-600, 1500),
@@ -26,9 +27,9 @@ class Window:
     """A window in the units of the rescaled values.
 
     Attributes:
-        center, width: see DICOM PS3.3 C.11.2.1.2.
-        function: `LINEAR`, `LINEAR_EXACT` or `SIGMOID`.
-        name: of the preset, or empty.
+        center, width: See DICOM PS3.3 C.11.2.1.2.
+        function: VOI LUT function: `LINEAR`, `LINEAR_EXACT` or `SIGMOID`.
+        name: Name of the preset, or empty.
     """
 
     center: float
@@ -37,26 +38,28 @@ class Window:
     name: str = ""
 
     def fault(self) -> str:
-        """Return what makes the window unusable, or an empty string."""
+        """Return why the window cannot be used, or an empty string."""
         if not (math.isfinite(self.center) and math.isfinite(self.width)):
-            return "a center or width that is no number"
+            return "its center or width is not a number"
         least = 1.0 if self.function == LINEAR else 0.0
         if self.width < least or self.width <= 0:
-            return f"the width {self.width:g}, while {self.function} needs {'1 or more' if least else 'more than 0'}"
+            return f"its width is {self.width:g}, and {self.function} needs {'1 or more' if least else 'more than 0'}"
         return ""
 
-    def words(self) -> str:
-        """Return the window as a user reads it."""
-        name = f"{self.name} window" if self.name else "window"
-        function = "" if self.function == LINEAR else f", {self.function}"
-        return f"{name}: center {self.center:g}, width {self.width:g}{function}"
+    def note(self) -> Note:
+        """Return the window as a note."""
+        if self.name:
+            return note("preset_window", preset=self.name, center=self.center, width=self.width)
+        if self.function != LINEAR:
+            return note("window_function", center=self.center, width=self.width, function=self.function)
+        return note("window", center=self.center, width=self.width)
 
 
 def parse_window(text: str) -> Window:
-    """Return the window that `text` names: a preset, or CENTER/WIDTH.
+    """Return the window of a text: the name of a preset, or CENTER/WIDTH.
 
     Raises:
-        UsageError: it is neither, or the width is less than 1.
+        UsageError: The text is neither, or the width is less than 1.
     """
     if text.lower() in PRESETS:
         center, width = PRESETS[text.lower()]
@@ -66,8 +69,8 @@ def parse_window(text: str) -> Window:
         window = Window(float(first), float(second if slash else ""))
     except ValueError as error:
         raise UsageError(
-            f"Expected a window as CENTER/WIDTH, such as 40/400, or one of {', '.join(PRESETS)}, but it is {text!r}."
+            f"{text!r} is not a window. Write CENTER/WIDTH, such as 40/400, or one of {', '.join(PRESETS)}."
         ) from error
     if fault := window.fault():
-        raise UsageError(f"Expected a window whose width is 1 or more, but {text!r} has {fault}; correct it.")
+        raise UsageError(f"{text!r} is not a window that can be used: {fault}. Correct it.")
     return window

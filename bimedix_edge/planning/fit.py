@@ -16,6 +16,7 @@ from bimedix_edge.errors import HardwareError, UsageError
 from bimedix_edge.hardware.advice import decoder_gpu
 from bimedix_edge.hardware.facts import ComputeDevice, Hardware
 from bimedix_edge.planning.memory import DecoderFacts, HostNeed, Load, device_need, host_need, layers_need, n_cells
+from bimedix_edge.planning.words import PlanWarning
 
 __all__ = ["ALL", "AUTO", "DeviceUse", "Plan", "Speed", "VisionFacts", "Wishes", "plan"]
 
@@ -107,7 +108,7 @@ class Plan:
         devices: those that are used.
         speed: what the speed of an answer depends on.
         line: all of it in one line.
-        warnings: in words.
+        warnings: What to know before the model runs by it.
     """
 
     load: Load
@@ -116,7 +117,7 @@ class Plan:
     devices: tuple[DeviceUse, ...]
     speed: Speed
     line: str
-    warnings: tuple[str, ...]
+    warnings: tuple[PlanWarning, ...]
 
 
 def plan(
@@ -176,8 +177,10 @@ class _Planner:
         available = self.hardware.machine.available_bytes
         if available is not None and best.host.total > available:
             warnings.append(
-                f"{_gb(best.host.total)} of memory are needed and {_gb(available)} are free now: other programs may be "
-                "swapped out, or weights be read from the disk again and again"
+                PlanWarning(
+                    "memory_short",
+                    {"need_gb": round(best.host.total / 1e9, 1), "free_gb": round(available / 1e9, 1)},
+                )
             )
         return replace(best, warnings=tuple(warnings))
 
@@ -407,7 +410,7 @@ def _wanted_layers(facts: DecoderFacts, wishes: Wishes) -> int | None:
     return n
 
 
-def _context_warnings(facts: DecoderFacts, wishes: Wishes) -> list[str]:
+def _context_warnings(facts: DecoderFacts, wishes: Wishes) -> list[PlanWarning]:
     trained = facts.spec.n_ctx_train
     if wishes.ctx_size == AUTO or int(wishes.ctx_size) <= trained:
         return []
@@ -416,7 +419,7 @@ def _context_warnings(facts: DecoderFacts, wishes: Wishes) -> list[str]:
             f"Expected at most {trained} tokens of context, which the model was trained with, but --ctx-size is "
             f"{wishes.ctx_size}; choose fewer, or add --allow-long-context."
         )
-    return [f"the context of {wishes.ctx_size} tokens is longer than the {trained} that the model was trained with"]
+    return [PlanWarning("long_context", {"ctx_size": int(wishes.ctx_size), "trained": trained})]
 
 
 def _is_shared(device: ComputeDevice) -> bool:

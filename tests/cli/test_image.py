@@ -52,7 +52,9 @@ def test_json_has_everything(ct: Path) -> None:
 def test_ask_carries_what_was_done(bundles: dict[str, Path], ct: Path) -> None:
     result = run("ask", "-m", bundles["F16"], "--json", "--window", "bone", "-i", ct, "هل توجد عقيدة رئوية؟")
     (entry,) = json.loads(result.stdout)["images"]
-    assert "bone window: center 400, width 1800" in entry["notes"]
+    window = {"preset": "bone", "center": 400, "width": 1800}
+    text = "bone window: center 400, width 1800"
+    assert {"code": "preset_window", "fields": window, "text": text} in entry["notes"]
     shown = run("ask", "-m", bundles["F16"], "-i", ct, "Is there a nodule?")
     assert "no window: " in shown.stderr
 
@@ -60,20 +62,20 @@ def test_ask_carries_what_was_done(bundles: dict[str, Path], ct: Path) -> None:
 def test_chat_says_it_before_the_first_answer(bundles: dict[str, Path], ct: Path) -> None:
     result = run("chat", "-m", bundles["F16"], "-i", ct, stdin=f"Is there a nodule?\n/image {ct} lung\n")
     lines = result.stdout.splitlines()
-    told = next(number for number, line in enumerate(lines) if line.startswith("DICOM, CT, 140 x 100"))
-    assert told < len(lines) - 1
+    position = next(number for number, line in enumerate(lines) if line.startswith("DICOM, CT, 140 x 100"))
+    assert position < len(lines) - 1
     assert any("lung window" in line for line in lines)
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["--window", "40/0"], 2, "width is 1 or more"),
+        (["--window", "40/0"], 2, "LINEAR needs 1 or more"),
         (["--window", "lungs"], 2, "CENTER/WIDTH"),
         (["--frame", "2"], 2, "has one frame"),
-        (["--frame", "first"], 2, "middle or all"),
-        (["--series", "1"], 2, "is a file"),
-        (["-o", "seen.jpg"], 2, "end it in .png"),
+        (["--frame", "first"], 2, "Write a number from 1, middle or all"),
+        (["--series", "1"], 2, "is a file, and --series needs a folder"),
+        (["-o", "seen.jpg"], 2, "End the name in .png"),
     ],
 )
 def test_wrong_options_are_one_sentence(ct: Path, arguments: list[str], code: int, message: str) -> None:
@@ -89,6 +91,9 @@ def test_a_folder_with_two_series_lists_them_when_nobody_can_be_asked(tmp_path: 
         (tmp_path / str(number)).write_bytes(saved(made))
     result = run("image", tmp_path)
     assert result.returncode == 2
-    assert "1) CT: 1 picture of 52 x 40; 2) CT: 1 picture of 52 x 40; choose one with --series N" in result.stderr
+    assert (
+        "holds 2 series: 1) CT: 1 picture of 52 x 40; 2) CT: 1 picture of 52 x 40. Choose one with --series N"
+        in result.stderr
+    )
     assert run("image", tmp_path, "--series", "2").returncode == 0
     assert run("image", tmp_path, "--series", "3").returncode == 2

@@ -48,7 +48,7 @@ def test_a_series_is_asked_for_until_the_answer_is_one(two_series: Path) -> None
     assert "1) CT, CHEST: 1 picture of 52 x 40\r\n2) CT, ABDOMEN" in child.before
     for wrong in ("3", "0", "abc", "\x1b[31m"):
         child.sendline(wrong)
-        child.expect_exact("Expected a number from 1 to 2")
+        child.expect("is not a number from\\s+1 to 2")
         child.expect("Which series")
     child.sendline("2")
     shown, code = _rest(child)
@@ -77,7 +77,7 @@ def test_ctrl_c_at_the_question_does_not_end_a_chat(bundles: dict[str, Path], tw
     child.expect_exact("(stopped)")
     child.expect_exact("> ")
     child.sendline(f"/image {two_series / '1'} lungs")
-    child.expect("Expected a window as CENTER/WIDTH")
+    child.expect("'lungs' is not a window")
     child.expect_exact("> ")
     child.sendeof()
     assert _rest(child)[1] == 0
@@ -88,6 +88,6 @@ def test_a_name_sends_nothing_to_the_terminal(tmp_path: Path) -> None:
     path.write_bytes(saved(dataset(stored_values(8, signed=False), 8, WindowCenter=1, WindowWidth=0)))
     shown, code = _rest(_spawn("image", path))
     assert code == 3
-    assert r"but a\x1b[31mred\nline\u202egnp.dcm has the width 0" in shown
+    assert r"bimedix-edge: a\x1b[31mred\nline\u202egnp.dcm has a window that cannot be used: its width is 0" in shown
     assert shown.count("\n") == 1
     assert one_line("أشعة صدر\u200f.dcm") == "أشعة صدر\u200f.dcm"

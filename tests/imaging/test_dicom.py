@@ -12,6 +12,7 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
 from bimedix_edge.errors import BimedixEdgeError, ImageError, UsageError
+from bimedix_edge.imaging.notes import note
 from bimedix_edge.imaging.picture import load_picture, load_pictures
 from bimedix_edge.imaging.series import find_series
 from bimedix_edge.imaging.window import PRESETS, parse_window
@@ -36,12 +37,13 @@ def test_a_window_asked_for_replaces_the_files() -> None:
     own = load_picture(_file(WindowCenter=-600, WindowWidth=1500, **rescale))
     assert np.array_equal(asked.pixels, own.pixels)
     assert asked.tags["window"] == "lung window: center -600, width 1500"
-    assert not any("window" in warning for warning in asked.warnings)
+    assert "window_not_for_modality" not in [warning.code for warning in asked.warnings]
 
 
 def test_a_preset_on_another_modality_is_warned_of() -> None:
     picture = load_picture(_file(Modality="MR"), window="brain")
-    assert "the brain window is for CT, but this is MR" in " ".join(picture.warnings)
+    assert note("window_not_for_modality", preset="brain", modality="MR") in picture.warnings
+    assert "the brain window is for CT, but this is MR" in " ".join(map(str, picture.warnings))
 
 
 def test_presets_are_those_of_radiology() -> None:
@@ -52,7 +54,7 @@ def test_presets_are_those_of_radiology() -> None:
 
 @pytest.mark.parametrize("text", ["", "lungs", "40", "40/", "/400", "40/0", "40/-5", "40/0.5", "nan/400", "40/inf"])
 def test_windows_that_are_none_are_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="Expected a window"):
+    with pytest.raises(UsageError, match="is not a window"):
         parse_window(text)
 
 
@@ -65,7 +67,7 @@ def test_padding_is_left_out_of_the_range(limit: int | None) -> None:
     attributes = {"PixelPaddingValue": 60000} | ({"PixelPaddingRangeLimit": limit} if limit else {})
     picture = load_picture(written(dataset(values, 16, **attributes)))
     inside = values[5:]
-    assert picture.notes == (f"no window: {inside.min()} to {inside.max()} shown as black to white",)
+    assert picture.notes == (note("no_window", low=int(inside.min()), high=int(inside.max())),)
     assert picture.pixels[5:].max() == 255
 
 
@@ -92,7 +94,7 @@ def test_each_frame_has_its_own_window_and_the_shared_rescale(tmp_path: Path) ->
     path = tmp_path / "enhanced"
     path.write_bytes(_enhanced())
     pictures = load_pictures(path, frame="all")
-    assert [picture.notes[0] for picture in pictures] == ["frame 1 of 3", "frame 2 of 3", "frame 3 of 3"]
+    assert [str(picture.notes[0]) for picture in pictures] == ["frame 1 of 3", "frame 2 of 3", "frame 3 of 3"]
     for number, picture in enumerate(pictures):
         x = (VALUES // (1, 2, 4)[number]) * 2.0 - 50
         shares = np.clip((x - (100 * (number + 1) - 0.5)) / 149 + 0.5, 0, 1)
@@ -125,23 +127,23 @@ def _with(**attributes: Any) -> bytes:
     ("data", "message"),
     [
         (_without("PixelData"), "it is a DICOM object of the kind CT Image Storage"),
-        (_without("PhotometricInterpretation"), "states none"),
+        (_without("PhotometricInterpretation"), "does not state its photometric interpretation"),
         (_without("Rows"), "does not state Rows"),
-        (_with(WindowCenter=40, WindowWidth=0), "the width 0"),
-        (_with(WindowCenter=40, WindowWidth=-3), "the width -3"),
+        (_with(WindowCenter=40, WindowWidth=0), "its width is 0"),
+        (_with(WindowCenter=40, WindowWidth=-3), "its width is -3"),
         (_with(PixelData=VALUES[:-7].tobytes()), "7 of 40 rows are missing"),
         (_with(PixelData=VALUES[:-7].tobytes()[:-2]), "8 of 40 rows are missing"),
-        (_with(SamplesPerPixel=3, PlanarConfiguration=0), "colour where grey is stated"),
-        (_with(PhotometricInterpretation="RGB"), "no colour where it is stated"),
-        (_with(PhotometricInterpretation="GEHEIM GRETEL"), "something else"),
-        (_with(BitsStored=20), "1 to 16 bits stored"),
+        (_with(SamplesPerPixel=3, PlanarConfiguration=0), "has colour where its header states MONOCHROME2"),
+        (_with(PhotometricInterpretation="RGB"), "has no colour where its header states RGB"),
+        (_with(PhotometricInterpretation="GEHEIM GRETEL"), "no term of the standard"),
+        (_with(BitsStored=20), "states 20 bits stored, and 1 to 16 are possible"),
     ],
 )
 def test_a_bad_header_is_one_sentence(data: bytes, message: str) -> None:
     with pytest.raises(ImageError, match=message) as caught:
         load_picture(data)
     text = str(caught.value)
-    assert text.startswith("Expected ")
+    assert text.startswith("The image ")
     assert "\n" not in text
     assert "retel" not in text.lower()
 
@@ -156,7 +158,7 @@ def test_only_allowed_tags_are_told() -> None:
     picture = load_picture(saved(made))
     assert set(picture.tags) == {"modality", "body_part", "laterality", "window"}
     assert (picture.tags["modality"], picture.tags["body_part"], picture.tags["laterality"]) == ("CT", "CHEST", "left")
-    assert "burned into the picture" in " ".join(picture.warnings)
+    assert note("burned_in_text") in picture.warnings
     assert "retel" not in repr((picture.words(), picture.notes, picture.warnings, picture.tags))
 
 

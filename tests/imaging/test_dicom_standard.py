@@ -12,6 +12,7 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
 from bimedix_edge.errors import ImageError
+from bimedix_edge.imaging.notes import note
 from bimedix_edge.imaging.picture import load_picture
 
 VALUES = stored_values(12, signed=False)
@@ -110,7 +111,7 @@ def test_padding_stated_without_a_sign_is_left_out(limit: int | None) -> None:
     if limit is not None:
         made.add_new(0x00280121, "SS", limit)
     low, high = int(values[5:].min()), int(values[5:].max())
-    assert load_picture(saved(made)).notes == (f"no window: {low} to {high} shown as black to white",)
+    assert load_picture(saved(made)).notes == (note("no_window", low=low, high=high),)
 
 
 def test_padding_of_floats_is_left_out() -> None:
@@ -169,7 +170,7 @@ def test_ybr_422_shares_its_colours_between_two_pixels() -> None:
     made.PixelData = np.stack(pairs, axis=2).tobytes()
     found = load_picture(saved(made))
     assert np.abs(found.pixels - _rgb(ybr)).max() <= 1  # the standard gives its coefficients to four digits
-    assert found.notes == ("converted from YBR_FULL_422 to RGB",)
+    assert found.notes == (note("converted_to_rgb", mode="YBR_FULL_422"),)
 
 
 def _segments(entries: NDArray[np.int64]) -> bytes:

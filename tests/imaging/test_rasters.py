@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from bimedix_edge.imaging.checks import has_moire
+from bimedix_edge.imaging.notes import note
 from bimedix_edge.imaging.picture import load_picture
 
 
@@ -78,7 +79,7 @@ def test_a_12_bit_ramp_keeps_every_level_that_8_bits_allow(data: bytes) -> None:
     counts = np.bincount(picture.pixels[..., 0].reshape(-1))
     assert counts[1:-1].min() >= 16  # nothing is clipped: no level takes more than its share
     assert counts.max() <= 17
-    assert picture.notes == ("16-bit values 0 to 4095 scaled to 0 to 255",)
+    assert picture.notes == (note("scaled_16_bit", low=0, high=4095),)
 
 
 @pytest.mark.parametrize("deflated", [False, True])
@@ -91,7 +92,7 @@ def test_low_bytes_of_colour_tiffs_are_kept(order: str, deflated: bool) -> None:
 def test_low_bytes_of_colour_pngs_are_kept() -> None:
     picture = load_picture(_png16(COLOUR, 2))
     assert np.array_equal(picture.pixels, _scaled(COLOUR))
-    assert picture.notes == (f"16-bit colour values 0 to {COLOUR.max()} scaled to 0 to 255",)
+    assert picture.notes == (note("scaled_16_bit_colour", low=0, high=int(COLOUR.max())),)
 
 
 @pytest.mark.parametrize(("n_colours", "colour_type"), [(1, 4), (3, 6)])
@@ -102,13 +103,13 @@ def test_16_bit_transparency_is_black_and_stated(n_colours: int, colour_type: in
     picture = load_picture(_png16(values, colour_type))
     assert picture.pixels[:32].max() == 0
     assert picture.pixels[32:].min() == 255
-    assert "transparent parts shown on black" in picture.notes
+    assert note("transparent_on_black") in picture.notes
 
 
 def test_a_16_bit_tiff_whose_lowest_value_is_white_is_inverted() -> None:
     picture = load_picture(_tiff16(RAMP[..., None], "<", photometric=0))
     assert np.array_equal(picture.pixels[..., 0], 255 - _scaled(RAMP))
-    assert "the lowest white" in picture.notes[0]
+    assert picture.notes == (note("scaled_16_bit", low=0, high=4095), note("white_is_zero"))
 
 
 @pytest.mark.parametrize("kind", ["TIFF", "BMP", "WEBP", "GIF"])
@@ -128,17 +129,19 @@ def test_of_several_pictures_the_first_is_shown_and_it_is_said(kind: str) -> Non
     frames[0].save(buffer, kind, save_all=True, append_images=frames[1:])
     picture = load_picture(buffer.getvalue())
     assert picture.pixels.min() >= 190
-    assert "the first of several pictures in the file" in picture.notes
+    assert note("first_of_several") in picture.notes
 
 
 def test_blank_tiny_and_photographed_pictures_are_warned_of() -> None:
-    assert "almost blank" in load_picture(np.full((100, 100), 7, np.uint8)).warnings[0]
-    assert "tiny" in load_picture(np.random.default_rng(0).integers(0, 256, (20, 90), dtype=np.uint8)).warnings[0]
+    assert load_picture(np.full((100, 100), 7, np.uint8)).warnings == (note("almost_blank"),)
+    assert load_picture(np.random.default_rng(0).integers(0, 256, (20, 90), dtype=np.uint8)).warnings == (
+        note("tiny", width=90, height=20),
+    )
     exif = Image.Exif()
     exif[0x010F] = "Maker"
     buffer = io.BytesIO()
     Image.effect_noise((90, 90), 60).save(buffer, "JPEG", exif=exif)
-    assert "camera" in load_picture(buffer.getvalue()).warnings[0]
+    assert load_picture(buffer.getvalue()).warnings[0] == note("camera")
     assert "Maker" not in str(load_picture(buffer.getvalue()).warnings)
 
 

@@ -15,8 +15,9 @@ from pydicom import uid
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.sequence import Sequence
 
-from bimedix_edge.cli.pictures import load_all
+from bimedix_edge.cli.pictures import Selection, load_all
 from bimedix_edge.errors import ImageError, UsageError
+from bimedix_edge.imaging.notes import note
 from bimedix_edge.imaging.picture import load_picture
 from bimedix_edge.imaging.series import find_series, holds_series
 
@@ -28,14 +29,15 @@ def _write(path: Path, **attributes: Any) -> Path:
     return path
 
 
-def test_damaged_files_are_counted_and_told_with_the_picture(tmp_path: Path) -> None:
+def test_damaged_files_are_counted_and_warned_of_with_the_picture(tmp_path: Path) -> None:
     whole = _write(tmp_path / "1", InstanceNumber=1)
     (tmp_path / "2").write_bytes(whole.read_bytes()[:140] + b"\xff" * 300)
     (tmp_path / "notes.txt").write_text("no picture")
     (series,) = find_series(tmp_path)
     assert (series.files, series.n_unreadable) == ((whole,), 1)
-    (picture,) = load_all([tmp_path], "middle", None, None)
-    assert "a DICOM file beside it cannot be read and may belong to it" in picture.warnings
+    (picture,) = load_all([tmp_path], Selection())
+    assert note("unreadable_files", n=1) in picture.warnings
+    assert str(picture.warnings[0]) == "a DICOM file beside it cannot be read and may belong to it"
     whole.unlink()
     with pytest.raises(ImageError, match=r"without a DICOM picture that can be read \(1 cannot\)"):
         find_series(tmp_path)
@@ -102,7 +104,7 @@ def test_pipes_are_read_once_and_no_folder_waits_for_them(tmp_path: Path) -> Non
     assert len(series.files) == 1
     writer = threading.Thread(target=pipe.write_bytes, args=(data,))
     writer.start()
-    (picture,) = load_all([pipe], "middle", None, None)
+    (picture,) = load_all([pipe], Selection())
     writer.join()
     assert np.array_equal(picture.pixels, load_picture(data).pixels)
 
@@ -110,5 +112,5 @@ def test_pipes_are_read_once_and_no_folder_waits_for_them(tmp_path: Path) -> Non
 @pytest.mark.parametrize("number", [0, -1, 2])
 def test_a_series_that_is_not_there_is_refused(tmp_path: Path, number: int) -> None:
     _write(tmp_path / "1")
-    with pytest.raises(UsageError, match="a series from 1 to 1"):
-        load_all([tmp_path], "middle", None, number)
+    with pytest.raises(UsageError, match="has series 1 to 1"):
+        load_all([tmp_path], Selection(series=number))

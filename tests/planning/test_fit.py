@@ -225,12 +225,12 @@ def test_what_is_wrong() -> None:
         planned(machine(card(24)), devices=("CUDA7",))
     with pytest.raises(UsageError, match=r"at most 131072 tokens .* --allow-long-context"):
         planned(machine(card(24)), ctx_size=131073)
-    assert "longer than" in planned(machine(card(24)), ctx_size=140000, long_context=True).warnings[0]
+    assert "longer than" in str(planned(machine(card(24)), ctx_size=140000, long_context=True).warnings[0])
 
 
 def test_memory_that_others_use_is_warned_of() -> None:
     found = planned(machine(memory_gb=16, available_gb=3))
-    assert "3.0 GB are free now" in found.warnings[0]
+    assert "3.0 GB are free now" in str(found.warnings[0])
 
 
 def test_keys_and_values_in_the_machines_memory() -> None:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import click
 
 from bimedix_edge.chat import Chat
+from bimedix_edge.cli.language import language_of
 from bimedix_edge.cli.opening import open_runtime
-from bimedix_edge.cli.options import encoder_options, model_options, placement_options, sampling_options
-from bimedix_edge.cli.pictures import load_all, picture_options, picture_report, show_pictures
+from bimedix_edge.cli.options import encoder_options, model_options, pack, placement_options, sampling_options
+from bimedix_edge.cli.pictures import Selection, load_all, picture_options, picture_report, show_pictures
 from bimedix_edge.cli.plan_report import plan_json, show_dry_run
 from bimedix_edge.cli.schemas import read_schema, value_of
 from bimedix_edge.cli.terminal import (
@@ -39,6 +40,16 @@ _MAX_STDIN_BYTES = 1 << 20
 _EXIT_INTERRUPTED = 130
 
 
+@dataclass(frozen=True)
+class _Output:
+    """The values of --schema, --json, --verbose and --dry-run."""
+
+    schema: str | None
+    as_json: bool
+    verbose: bool
+    dry_run: bool
+
+
 @click.command()
 @click.argument("question")
 @click.option("-i", "--image", "images", multiple=True, type=click.Path(), metavar="FILE", help="Repeat for several.")
@@ -47,39 +58,36 @@ _EXIT_INTERRUPTED = 130
 @placement_options
 @encoder_options
 @sampling_options
-@click.option("--schema", metavar="NAME|FILE", help="Answer in JSON: report, summary, vqa, or a JSON schema's file.")
+@click.option("--schema", metavar="NAME|FILE", help="Answer in JSON: report, summary, vqa, or a schema in a file.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 @click.option("--bidi", type=click.Choice(["auto", "on", "off"]), help="Reorder Arabic for this terminal.")
 @click.option("-v", "--verbose", is_flag=True, help="Print timings to standard error.")
-@click.option("--dry-run", is_flag=True, help="Only say what would go where, and what memory it takes.")
-def ask(
-    question: str,
-    images: tuple[str, ...],
-    window: str | None,
-    frame: str,
-    series: int | None,
-    schema: str | None,
-    as_json: bool,
-    verbose: bool,
-    dry_run: bool,
-    **flags: Any,
-) -> int:
-    """Answer QUESTION, which may be about images; `-` reads it from standard input."""
+@click.option("--dry-run", is_flag=True, help="Print the plan and the memory it takes; load nothing.")
+@pack("output", _Output)
+def ask(question: str, images: tuple[str, ...], selection: Selection, output: _Output, **flags: Any) -> int:
+    """Answer QUESTION, which may be about images; `-` reads it from standard input.
+
+    Notes and warnings are in the language of the question, English or Arabic.
+    """
     settings = load_settings(flags)
     console = plain_console(stderr=True)
     text = check_text(_question(question))
-    if dry_run:
-        show_dry_run(settings, console, as_json=as_json)
+    as_json = output.as_json
+    if output.dry_run:
+        show_dry_run(settings, console, as_json=as_json, language=language_of(text))
         return 0
     # before the model is loaded: a wrong file name should not cost the load
-    pictures = load_all(images, frame, window, series)
-    grammar = None if schema is None else grammar_for(read_schema(schema))
+    pictures = load_all(images, selection)
+    grammar = None if output.schema is None else grammar_for(read_schema(output.schema))
     as_text = not as_json and grammar is None
     if not as_json:
-        # what changed a value must not pass without a word
-        told = pictures if verbose else [picture for picture in pictures if picture.notes or picture.warnings]
-        show_pictures(told, err=True)
-    with open_runtime(settings, console, quiet=as_json) as runtime, runtime.chat() as chat:
+        # every step that changed a value is shown, even without --verbose
+        shown = [picture for picture in pictures if output.verbose or picture.notes or picture.warnings]
+        show_pictures(shown, settings, err=True, language=language_of(text))
+    with (
+        open_runtime(settings, console, quiet=as_json, language=language_of(text)) as runtime,
+        runtime.chat() as chat,
+    ):
         printer = AnswerPrinter(sys.stdout, reorder=reorders(settings, sys.stdout))
         try:
             with cancel_on_interrupt() as cancel:
@@ -95,13 +103,13 @@ def ask(
         else:
             report = _report(runtime, chat.sampling.seed, done, pictures) if as_json else {}
             _print_object(report, done, runtime.manifest.notice, held=grammar is not None)
-        if verbose:
+        if output.verbose:
             echo(timing_line(done, runtime.load_ms), err=True)
     return _EXIT_INTERRUPTED if done.stop_reason == "cancelled" else 0
 
 
 def _listen(events: Iterator[Event], printer: AnswerPrinter | None) -> Done:
-    """Show an answer as it is written, and return its end."""
+    """Show an answer as it streams, and return its end."""
     progress = ProgressLine(sys.stderr)
     done: Done | None = None
     for event in events:
@@ -115,7 +123,7 @@ def _listen(events: Iterator[Event], printer: AnswerPrinter | None) -> Done:
 
 
 def _show_interrupted(runtime: Runtime, chat: Chat, printer: AnswerPrinter | None, *, as_json: bool) -> None:
-    """Show what was written before a device failed; the error that follows says so, too."""
+    """Show the part of an answer from before a device failed; the error follows."""
     if printer is not None:
         printer.finish()
         echo(f"(interrupted)\n\n{runtime.manifest.notice}")
@@ -126,10 +134,10 @@ def _show_interrupted(runtime: Runtime, chat: Chat, printer: AnswerPrinter | Non
 
 
 def _print_object(report: dict[str, Any], done: Done, notice: str, *, held: bool) -> None:
-    """Print the report of --json, the object that --schema held the answer to, or both.
+    """Print the report of --json, the object of --schema, or both.
 
     Raises:
-        InputError: the object is not complete; then it is not printed, and the report without it.
+        InputError: The object is not complete. Then only the report is printed, without it.
     """
     failure: InputError | None = None
     if held:
@@ -149,8 +157,8 @@ def _question(argument: str) -> str:
         return argument
     data = sys.stdin.buffer.read(_MAX_STDIN_BYTES + 1)
     if len(data) > _MAX_STDIN_BYTES:
-        raise InputError(f"Expected at most {_MAX_STDIN_BYTES} bytes on standard input, but there are more; cut it.")
-    # a damaged byte becomes a surrogate, which the prompt's check names by its position
+        raise InputError(f"Standard input has more than {_MAX_STDIN_BYTES} bytes. Shorten the question.")
+    # a damaged byte becomes a surrogate, which `check_text` reports by its position
     return data.decode("utf-8", "surrogateescape").rstrip("\r\n")
 
 

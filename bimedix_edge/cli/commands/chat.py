@@ -13,9 +13,10 @@ from typing import Any
 import click
 
 from bimedix_edge.chat import Chat
+from bimedix_edge.cli.language import language_of, locale_language
 from bimedix_edge.cli.opening import open_runtime
 from bimedix_edge.cli.options import encoder_options, model_options, placement_options, sampling_options
-from bimedix_edge.cli.pictures import load_all, picture_options, show_pictures
+from bimedix_edge.cli.pictures import Selection, load_all, picture_options, show_pictures
 from bimedix_edge.cli.plan_report import show_dry_run
 from bimedix_edge.cli.terminal import (
     AnswerPrinter,
@@ -40,8 +41,8 @@ __all__ = ["chat"]
 HELP = """\
 Type a question and press Enter; ask in English or in Arabic.
   /image FILE [WINDOW] [FRAME]
-                add an image to the next question; of a DICOM file, as with
-                --window and --frame: /image ct.dcm lung, /image ct.dcm 40/400 3
+                add an image to the next question; a DICOM file may have a window
+                and a frame: /image ct.dcm lung, /image ct.dcm 40/400 3
   /regen        answer the last question again
   /clear        forget this conversation
   /save FILE    write the conversation (.json, or text otherwise)
@@ -59,27 +60,24 @@ Ctrl-C stops an answer."""
 @sampling_options
 @click.option("--bidi", type=click.Choice(["auto", "on", "off"]), help="Reorder Arabic for this terminal.")
 @click.option("-v", "--verbose", is_flag=True, help="Print timings after each answer.")
-@click.option("--dry-run", is_flag=True, help="Only say what would go where, and what memory it takes.")
-def chat(
-    images: tuple[str, ...],
-    window: str | None,
-    frame: str,
-    series: int | None,
-    verbose: bool,
-    dry_run: bool,
-    **flags: Any,
-) -> None:
-    """Talk with the model in the terminal."""
+@click.option("--dry-run", is_flag=True, help="Print the plan and the memory it takes; load nothing.")
+def chat(images: tuple[str, ...], selection: Selection, verbose: bool, dry_run: bool, **flags: Any) -> None:
+    """Talk with the model in the terminal.
+
+    Notes and warnings are in the language of the last question, English or Arabic; before the first, in Arabic if the
+    locale is.
+    """
     settings = load_settings(flags)
     console = plain_console(stderr=True)
+    language = locale_language()
     if dry_run:
-        show_dry_run(settings, console)
+        show_dry_run(settings, console, language=language)
         return
-    pictures = load_all(images, frame, window, series)
-    with open_runtime(settings, console) as runtime, runtime.chat() as conversation:
+    pictures = load_all(images, selection)
+    with open_runtime(settings, console, language=language) as runtime, runtime.chat() as conversation:
         echo(f"{runtime.manifest.name} · {runtime.manifest.notice}")
         echo("Type a question, /image FILE to add an image, /help for more.")
-        show_pictures(pictures, err=False)
+        show_pictures(pictures, settings, err=False, language=language)
         _Terminal(runtime, conversation, settings, pictures, verbose=verbose).run()
 
 
@@ -91,6 +89,8 @@ class _Terminal:
     ) -> None:
         self._runtime = runtime
         self._chat = conversation
+        self._settings = settings
+        self._language = locale_language()
         self._printer = AnswerPrinter(sys.stdout, reorder=reorders(settings, sys.stdout))
         self._pending = pictures
         self._verbose = verbose
@@ -108,10 +108,10 @@ class _Terminal:
                 try:
                     self._act(line)
                 except BimedixEdgeError as error:
-                    # a mistake must not end the conversation
+                    # a wrong command must not end the conversation
                     echo(one_line(str(error)), err=True)
                 except (KeyboardInterrupt, click.Abort):
-                    # Ctrl-C while a picture is read or a series is asked for stops that, not the conversation
+                    # Ctrl-C while a picture is read or a series is chosen stops that, not the conversation
                     click.echo("(stopped)")
 
     def _read(self) -> str | None:
@@ -138,9 +138,10 @@ class _Terminal:
         if name in self._commands:
             self._commands[name](argument.strip())
         elif name.startswith("/") and "/" not in name[1:]:
-            raise UsageError(f"Expected a question or a command, but there is no command {name}; /help lists them.")
+            raise UsageError(f"There is no command {name}. /help lists the commands.")
         else:
             pictures = tuple(self._pending)
+            self._language = language_of(line)
             if self._stream(lambda cancel: self._chat.ask(line, pictures, cancel=cancel)):
                 self._pending = []
 
@@ -163,11 +164,11 @@ class _Terminal:
         return self._chat.turns != before
 
     def _interrupted(self, error: DeviceError) -> None:
-        """Say that a device has failed, and go on without it if the user agrees."""
+        """Report that a device failed, and continue without it if the user agrees."""
         self._printer.finish()
         echo("(interrupted; /regen answers again)")
         echo(str(error), err=True)
-        question = "Load the model for the CPU alone and go on there? It answers more slowly."
+        question = "Load the model again on the CPU alone? It answers more slowly."
         if sys.stdin.isatty() and click.confirm(question, err=True):
             self._runtime.leave_gpu(self._chat)
             echo(self._runtime.plan.line, err=True)
@@ -176,7 +177,7 @@ class _Terminal:
         remark = {
             "end": "",
             "max_tokens": "(cut at --max-tokens)",
-            "context": "(cut: the context is full; /clear starts anew)",
+            "context": "(cut: the context is full; /clear starts a new conversation)",
             "cancelled": "(stopped)",
         }[done.stop_reason]
         self._printer.finish()
@@ -187,11 +188,11 @@ class _Terminal:
 
     def _image(self, argument: str) -> None:
         if not argument:
-            raise UsageError("Expected a file after /image, but there is none; write /image FILE.")
-        path, window, frame = _image_words(argument)
-        pictures = load_all([path], frame, window, None)
+            raise UsageError("/image needs a file. Write /image FILE.")
+        path, selection = _image_words(argument)
+        pictures = load_all([path], selection)
         self._pending += pictures
-        show_pictures(pictures, err=False)
+        show_pictures(pictures, self._settings, err=False, language=self._language)
         click.echo(f"Now ask about {'it' if len(pictures) == 1 else 'them'}.")
 
     def _regenerate(self, _: str) -> None:
@@ -204,28 +205,28 @@ class _Terminal:
 
     def _save(self, argument: str) -> None:
         if not argument:
-            raise UsageError("Expected a file after /save, but there is none; write /save FILE.")
+            raise UsageError("/save needs a file. Write /save FILE.")
         path = Path(argument.strip("\"'")).expanduser()
         if path.exists():
-            raise UsageError(f"Expected a new file, but {path} exists; choose another name.")
+            raise UsageError(f"{path} exists already. Choose another name.")
         write_file(path, _transcript(self._runtime, self._chat, as_json=path.suffix == ".json").encode())
         echo(f"Saved to {one_line(str(path))}; only you can read it.")
 
 
-def _image_words(argument: str) -> tuple[Path, str | None, str]:
-    """Return the file, the window and the frame that /image names; a file's name may have spaces."""
+def _image_words(argument: str) -> tuple[Path, Selection]:
+    """Return the file, and the window and frame of /image; the name of a file may have spaces."""
     words, window, frame = argument.split(), None, "middle"
     while len(words) > 1 and not Path(argument.strip("\"'")).expanduser().exists():
         last = words[-1]
         if last in ("middle", "all") or last.isdecimal():
             frame = last
         elif last in PRESETS or re.fullmatch(r"-?[0-9.]+/-?[0-9.]+", last) or _is_file(argument[: -len(last)]):
-            window = last  # one that does not exist is told as such, since what stands before it is a file
+            window = last  # with a file before it, any last word must be a window: loading reports a wrong one
         else:
             break
         argument = argument[: argument.rindex(last)].strip()
         words.pop()
-    return Path(argument.strip("\"'")).expanduser(), window, frame
+    return Path(argument.strip("\"'")).expanduser(), Selection(window, frame)
 
 
 def _is_file(argument: str) -> bool:
@@ -267,7 +268,7 @@ def _piped_line() -> str:
 
 @contextlib.contextmanager
 def _line_editing(commands: list[str]) -> Iterator[None]:
-    """Let readline complete commands; its history stays in memory, since questions are patients' data."""
+    """Let readline complete commands; its history stays in memory, since questions are patient data."""
     try:
         import readline
     except ImportError:  # Windows has its own line editing
