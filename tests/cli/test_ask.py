@@ -245,7 +245,7 @@ def test_a_context_that_does_not_fit_into_memory_is_a_hardware_error(model: Path
     manifest["decoder"] |= {"n_head_kv": 4096, "head_dim": 4096}
     (copy / "manifest.json").write_text(json.dumps(manifest))
     result = run("ask", "-m", copy, "--ctx-size", "131072", "What?")
-    assert "Expected memory for" in _one_sentence(result)
+    assert "The model needs " in _one_sentence(result)
     assert result.returncode == 5
 
 

@@ -359,4 +359,4 @@ def test_on_a_gpu_the_report_says_what_is_where(tmp_path: Path, bundles: dict[st
 def test_a_gpu_that_is_missing_is_an_error_before_anything_is_measured(bundles: dict[str, Path]) -> None:
     result = run("-m", bundles["Q8_0"], "--gpu-layers", "all")
     assert (result.returncode, result.stdout) == (5, "")
-    assert "Expected a GPU for --gpu-layers all, but " in result.stderr
+    assert "There is no GPU for --gpu-layers all: " in result.stderr
