@@ -1,11 +1,13 @@
-"""What a converted model on disk is: a directory with a manifest and exactly the files that it lists.
+"""The format of a converted model on disk: a directory with a manifest and exactly the files that it lists.
 
     manifest.json   format, names, sizes and hashes, and everything the runtime must know
     decoder.gguf    the language model
     vision.onnx     the vision encoder and the projector
 
 `open_bundle` hashes every file before anything parses it: GGUF has no checksum, and a damaged one can end the process
-or, worse, load as if nothing were wrong.
+or, worse, load without an error.
+
+A manifest may come from anyone. Each field states its range, since the runtime allocates memory by these numbers.
 """
 
 from __future__ import annotations
@@ -13,11 +15,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
 
 from bimedix_edge.errors import BundleError
 from bimedix_edge.imaging.spec import Preprocessing
@@ -46,8 +50,30 @@ MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 1 << 20
 ROLES = ("decoder", "vision")
 _HASH_BLOCK_BYTES = 1 << 20
-# one plain name: no separator of any system, no drive, nothing hidden, no `..`
+_MAX_SHOWN = 60
+# one plain name: no separator of any system, no drive, no leading dot, no `..`
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "str": "text",
+    "bool": "true or false",
+    "object": "an object",
+    "array": "a list",
+    "null": "null",
+}
+_PHRASES = (
+    (r"of length <= (\d+)", r"of at most \1 characters"),
+    ("matching regex", "that matches"),
+    (", got", ", not"),
+    ("<=", "of at most"),
+    (">=", "of at least"),
+    (">", "above"),
+)
+
+Name = Annotated[str, Meta(max_length=256)]
+Count = Annotated[int, Meta(ge=0, le=1 << 24)]
+Cosine = Annotated[float, Meta(ge=-1, le=1)]
 
 
 @dataclass(frozen=True)
@@ -55,33 +81,33 @@ class FileEntry:
     """One file of a bundle: a plain name, its size and its hash."""
 
     path: str
-    size_bytes: int
-    sha256: str
+    size_bytes: Annotated[int, Meta(ge=1, le=1 << 44)]
+    sha256: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 
 
 @dataclass(frozen=True)
 class DecoderSpec:
     """The decoder's shape, as the manifest states it; the GGUF must agree when it is loaded."""
 
-    architecture: str
-    file_type: str
-    n_layer: int
-    n_embd: int
-    n_head: int
-    n_head_kv: int
-    head_dim: int
-    n_vocab: int
-    n_ctx_train: int
+    architecture: Name
+    file_type: Name
+    n_layer: Annotated[int, Meta(ge=1, le=1 << 10)]
+    n_embd: Annotated[int, Meta(ge=1, le=1 << 17)]
+    n_head: Annotated[int, Meta(ge=1, le=1 << 12)]
+    n_head_kv: Annotated[int, Meta(ge=1, le=1 << 12)]
+    head_dim: Annotated[int, Meta(ge=1, le=1 << 12)]
+    n_vocab: Annotated[int, Meta(ge=1, le=1 << 22)]
+    n_ctx_train: Annotated[int, Meta(ge=1, le=1 << 30)]
 
 
 @dataclass(frozen=True)
 class VisionSpec:
     """The encoder's interface: float32 (1, 3, size, size) in, float32 (1, n_tokens, n_embd) out."""
 
-    n_tokens: int
-    n_embd: int
-    weights: str
-    opset: int
+    n_tokens: Annotated[int, Meta(ge=1, le=1 << 16)]
+    n_embd: Annotated[int, Meta(ge=1, le=1 << 17)]
+    weights: Name
+    opset: Annotated[int, Meta(ge=1, le=100)]
 
 
 @dataclass(frozen=True)
@@ -89,34 +115,41 @@ class Fidelity:
     """How close written numbers are to the checkpoint's.
 
     Attributes:
-        relative_rms: root mean square of the differences, divided by that of the checkpoint's numbers.
-        cosine: of the numbers, taken as one vector.
-        n_tensors: how many tensors this is about.
+        relative_rms: Root mean square of the differences, divided by that of the checkpoint's numbers.
+        cosine: Cosine of the angle between written and original numbers, each taken as one vector.
+        n_tensors: Number of tensors measured.
     """
 
-    relative_rms: float
-    cosine: float
-    n_tensors: int = 1
+    relative_rms: Annotated[float, Meta(ge=0, le=1e38)]
+    cosine: Cosine
+    n_tensors: Count = 1
 
 
 @dataclass(frozen=True)
 class VisionFidelity:
-    """How close the image tokens are to those of the tower in float32: the cosine of each token, over some images."""
+    """How close the image tokens are to those of the float32 encoder, measured on sample images.
 
-    cosine_min: float = 0.0
-    cosine_mean: float = 0.0
-    n_images: int = 0
+    Attributes:
+        cosine_min: Lowest cosine of any token.
+        cosine_mean: Mean cosine of all tokens.
+        n_images: Number of sample images.
+        choice: Why the encoder has these weights.
+    """
+
+    cosine_min: Cosine = 0.0
+    cosine_mean: Cosine = 0.0
+    n_images: Count = 0
     choice: str = ""
 
 
 @dataclass(frozen=True)
 class Quality:
-    """What the conversion measured; empty in a bundle of a version that measured nothing.
+    """What the conversion measured; empty in bundles of versions that measured nothing.
 
     Attributes:
-        types: by ggml type, weighted by the tensors' sizes.
-        worst: the tensors with the largest errors, by name.
-        vision: of the encoder, and why it has the weights it has.
+        types: Fidelity of each ggml type, weighted by the tensors' sizes.
+        worst: Fidelity of the tensors with the largest errors, by tensor name.
+        vision: Fidelity of the image encoder.
     """
 
     types: dict[str, Fidelity] = field(default_factory=dict)
@@ -128,7 +161,7 @@ class Quality:
 class Manifest:
     """The content of manifest.json."""
 
-    name: str
+    name: Name
     files: dict[str, FileEntry]
     decoder: DecoderSpec
     vision: VisionSpec
@@ -158,8 +191,8 @@ def hash_file(path: Path, progress: Callable[[int], None] | None = None) -> str:
     """Return the SHA-256 of a file as hexadecimal digits.
 
     Args:
-        path: the file.
-        progress: called with the number of bytes of each block read.
+        path: Path of the file.
+        progress: Called with the number of bytes of each block read.
     """
     digest = hashlib.sha256()
     with open(path, "rb", buffering=0) as file:
@@ -174,46 +207,40 @@ def read_manifest(directory: Path) -> Manifest:
     """Parse and check the manifest of a bundle, without looking at its files.
 
     Raises:
-        BundleError: it is missing, is no manifest, is of another format, or names a path outside the bundle.
+        BundleError: The manifest is missing, too large, not JSON or of another format; or a field is missing, unknown,
+            repeated, of the wrong type or out of its range.
     """
     path = directory / MANIFEST
     if not directory.is_dir():
-        raise BundleError(f"Expected a bundle directory, but {directory} is none; see `bimedix-edge models list`.")
+        raise BundleError(f"{directory} is not a bundle directory. `bimedix-edge models list` shows installed models.")
     if not path.is_file() or path.is_symlink():
         raise BundleError(
-            f"Expected {MANIFEST} in {directory}, but there is none; "
-            "give a converted bundle, or convert the checkpoint with `bimedix-edge convert`."
+            f"{directory} has no {MANIFEST}, so it is not a bundle. Give a converted bundle, or convert the checkpoint "
+            "with `bimedix-edge convert`."
         )
-    if (size := path.stat().st_size) > MAX_MANIFEST_BYTES:
-        raise BundleError(f"Expected at most {MAX_MANIFEST_BYTES} bytes in {path}, but it has {size}; convert again.")
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise BundleError(f"Expected JSON in {path}, but it does not parse ({error}); convert again.") from error
-    if not isinstance(data, dict) or data.get("format") != FORMAT:
-        given = data.get("format") if isinstance(data, dict) else type(data).__name__
+        with open(path, "rb") as file:
+            data = file.read(MAX_MANIFEST_BYTES + 1)
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read ({error.strerror}). Check its permissions.") from error
+    if len(data) > MAX_MANIFEST_BYTES:
         raise BundleError(
-            f"Expected a bundle of format {FORMAT}, but {path} says {given!r}; "
-            "convert the checkpoint with this version of bimedix-edge."
+            f"{path} is too large for a manifest, which has at most {MAX_MANIFEST_BYTES} bytes. "
+            "Convert the checkpoint again."
         )
-    try:
-        manifest: Manifest = _decode(Manifest, data, "manifest")
-    except _Malformed as error:
-        raise BundleError(f"Expected a whole manifest, but in {path} {error}; convert again.") from error
-    _check_files(manifest, path)
-    return manifest
+    return _decode(data, path)
 
 
 def verify_bundle(directory: Path, progress: Callable[[int], None] | None = None, *, contents: bool = True) -> Manifest:
     """Check that a bundle holds exactly what its manifest lists, byte for byte.
 
     Args:
-        directory: the bundle.
-        progress: called with the number of bytes of each block hashed.
-        contents: whether the files are read and hashed; otherwise only their names and sizes are checked.
+        directory: Directory of the bundle.
+        progress: Called with the number of bytes of each block hashed.
+        contents: Whether to read and hash the files; otherwise only names and sizes are checked.
 
     Raises:
-        BundleError: a file is missing, extra, of another size or of other content; all of them are named.
+        BundleError: A file is missing, extra, or of another size or content. The message names all such files.
     """
     manifest = read_manifest(directory)
     expected = {entry.path: entry for entry in manifest.files.values()}
@@ -225,44 +252,36 @@ def verify_bundle(directory: Path, progress: Callable[[int], None] | None = None
             faults.append(f"{name} {fault}")
     if faults:
         raise BundleError(
-            f"Expected {directory} to hold exactly what its manifest lists, but {'; '.join(faults)}; "
-            "copy the bundle again or convert the checkpoint again."
+            f"The bundle {directory} is damaged: {'; '.join(faults)}. "
+            "Copy the bundle again, or convert the checkpoint again."
         )
     return manifest
 
 
 def open_bundle(directory: Path, progress: Callable[[int], None] | None = None) -> Bundle:
-    """Verify a bundle and return it; nothing else in this package opens a model file.
+    """Verify a bundle and return it; open models through this function alone.
 
     Raises:
-        BundleError: see `verify_bundle`.
+        BundleError: See `verify_bundle`.
     """
     return Bundle(directory, verify_bundle(directory, progress))
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
-    """Write manifest.json, the last file of a bundle being made.
+    """Write manifest.json, the last file of a new bundle.
 
     Args:
-        directory: a staged directory; see `staging.staged_directory`.
-        manifest: its content.
+        directory: A staged directory; see `staging.staged_directory`.
+        manifest: Content of the manifest.
+
+    Raises:
+        BundleError: A value is out of its range, so that `read_manifest` would refuse the file.
     """
+    path = directory / MANIFEST
     text = json.dumps(asdict(manifest), indent=2, ensure_ascii=False, sort_keys=True)
-    (directory / MANIFEST).write_text(text + "\n", encoding="utf-8")
-
-
-def _check_files(manifest: Manifest, path: Path) -> None:
-    if sorted(manifest.files) != sorted(ROLES):
-        raise BundleError(
-            f"Expected the files {' and '.join(ROLES)} in {path}, but it lists {', '.join(sorted(manifest.files))}; "
-            "convert again."
-        )
-    for role, entry in manifest.files.items():
-        if not _FILE_NAME.fullmatch(entry.path):
-            raise BundleError(
-                f"Expected a plain file name for the {role} in {path}, but it says {entry.path!r}, which could point "
-                "outside the bundle; do not use this bundle."
-            )
+    data = f"{text}\n".encode("utf-8", "surrogatepass")
+    _decode(data, path)
+    path.write_bytes(data)
 
 
 def _file_fault(path: Path, entry: FileEntry, progress: Callable[[int], None] | None, *, contents: bool) -> str | None:
@@ -275,46 +294,96 @@ def _file_fault(path: Path, entry: FileEntry, progress: Callable[[int], None] | 
     return None
 
 
-class _Malformed(Exception):
-    """A manifest value of the wrong type; the message says which."""
+def _decode(data: bytes, path: Path) -> Manifest:
+    """Return the manifest that these bytes hold.
+
+    Args:
+        data: UTF-8 JSON.
+        path: Path of the file, for messages.
+
+    Raises:
+        BundleError: See `read_manifest`.
+    """
+    try:
+        # msgspec keeps the last of two equal keys without an error, so Python's parser reads the text first
+        plain = json.loads(data.decode("utf-8"), object_pairs_hook=_unique)
+        _check_format(plain, path)
+        manifest = msgspec.json.decode(data, type=Manifest)
+    except msgspec.ValidationError as error:
+        raise _refusal(path, _in_words(str(error))) from error
+    except (ValueError, RecursionError) as error:
+        raise BundleError(
+            f"{path} is damaged: it is not valid JSON ({str(error)[:200]}). Convert the checkpoint again."
+        ) from error
+    if unknown := next(_unknown(plain, msgspec.to_builtins(manifest)), None):
+        raise _refusal(path, f"the field `{unknown}` is unknown")
+    _check_files(manifest, path)
+    return manifest
 
 
-def _decode(kind: Any, value: Any, where: str) -> Any:
-    """Build a dataclass (or dict, tuple, Literal, scalar) from JSON, refusing anything unexpected."""
-    origin = get_origin(kind)
-    if origin is Literal:
-        return _require(value in get_args(kind), value, where, f"one of {get_args(kind)}")
-    if origin in (Union, UnionType):
-        raise TypeError(f"{where}: unions are not part of the manifest")
-    if origin is dict:
-        _require(isinstance(value, dict), value, where, "an object")
-        return {str(key): _decode(get_args(kind)[1], item, f"{where}.{key}") for key, item in value.items()}
-    if origin is tuple:
-        parts = get_args(kind)
-        _require(isinstance(value, list) and len(value) == len(parts), value, where, f"{len(parts)} values")
-        pairs = enumerate(zip(parts, value, strict=True))
-        return tuple(_decode(part, item, f"{where}[{index}]") for index, (part, item) in pairs)
-    if hasattr(kind, "__dataclass_fields__"):
-        return _decode_fields(kind, value, where)
-    if kind is float:
-        ok = isinstance(value, (int, float)) and not isinstance(value, bool)
-        return float(_require(ok, value, where, "a number"))
-    return _require(type(value) is kind, value, where, f"a value of type {kind.__name__}")
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Build an object from its keys and values in the file's order, refusing a key that appears twice."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {key[:_MAX_SHOWN]!a} appears twice")
+        found[key] = value
+    return found
 
 
-def _decode_fields(kind: Any, value: Any, where: str) -> Any:
-    _require(isinstance(value, Mapping), value, where, "an object")
-    hints = get_type_hints(kind)
-    names = {item.name for item in fields(kind)}
-    required = {item.name for item in fields(kind) if item.default is MISSING and item.default_factory is MISSING}
-    if missing := sorted(required - value.keys()):
-        raise _Malformed(f"{where} lacks {', '.join(missing)}")
-    if extra := sorted(value.keys() - names):
-        raise _Malformed(f"{where} has the unknown field {', '.join(extra)}")
-    return kind(**{name: _decode(hints[name], value[name], f"{where}.{name}") for name in value})
+def _check_format(plain: object, path: Path) -> None:
+    if not isinstance(plain, dict):
+        raise _refusal(path, f"it must be an object, not {_shown(plain)}")
+    if plain.get("format") != FORMAT:
+        raise BundleError(
+            f"{path} is of format {_shown(plain.get('format'))}; this version reads format {FORMAT}. "
+            "Convert the checkpoint with this version of bimedix-edge."
+        )
 
 
-def _require(ok: bool, value: Any, where: str, expected: str) -> Any:
-    if not ok:
-        raise _Malformed(f"{where} is {str(value)[:60]!r}, not {expected}")
-    return value
+def _check_files(manifest: Manifest, path: Path) -> None:
+    if sorted(manifest.files) != sorted(ROLES):
+        raise _refusal(
+            path, f"`files` must list {' and '.join(ROLES)}, not {_shown(', '.join(sorted(manifest.files)))}"
+        )
+    for role, entry in manifest.files.items():
+        if not _FILE_NAME.fullmatch(entry.path):
+            raise BundleError(
+                f"{path} is unsafe: the {role}'s path {_shown(entry.path)} is not a plain file name and could point "
+                "outside the bundle. Do not use this bundle."
+            )
+
+
+def _unknown(given: object, known: object, place: str = "") -> Iterator[str]:
+    """Yield the places of keys in `given` that decoding dropped, since no field has their name."""
+    if isinstance(given, dict) and isinstance(known, dict):
+        for key, value in given.items():
+            if key in known:
+                yield from _unknown(value, known[key], f"{place}{key}.")
+            else:
+                yield f"{place}{key[:_MAX_SHOWN]}"
+
+
+def _in_words(said: str) -> str:
+    """Return a fault that msgspec states, such as "Expected `int` >= 1 - at `$.decoder.n_layer`", in our words."""
+    problem, _, place = said.partition(" - at ")
+    name = place.strip("`").removeprefix("$").removeprefix(".").replace("[...]", ".*")
+    if missing := re.fullmatch(r"Object missing required field `(\w+)`", problem):
+        return f"the field `{f'{name}.' if name else ''}{missing[1]}` is missing"
+    if problem.startswith("Invalid enum value "):
+        return f"`{name}` cannot be {problem.removeprefix('Invalid enum value ')[:_MAX_SHOWN]}"
+    if not problem.startswith("Expected "):
+        return f"`{name}`: {problem}"
+    wanted = problem.removeprefix("Expected ").replace(", got `float`", ", not a decimal number")
+    for pattern, words in _PHRASES:
+        wanted = re.sub(pattern, words, wanted)
+    return f"`{name}` must be " + re.sub(r"`(\w+)`", lambda match: _KINDS.get(match[1], match[1]), wanted)
+
+
+def _refusal(path: Path, fault: str) -> BundleError:
+    return BundleError(f"{path} is damaged: {fault}. Convert the checkpoint again.")
+
+
+def _shown(value: object) -> str:
+    """Return a value for a message: short, and without line ends or half surrogate pairs."""
+    return ascii(value)[:_MAX_SHOWN]

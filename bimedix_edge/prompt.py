@@ -1,11 +1,11 @@
-"""Messages to segments: BiMediX2's prompt, exactly as in training and in the authors' inference.
+"""Turns messages into segments: BiMediX2's prompt, exactly as in training and in the authors' inference.
 
-A prompt is a list of segments. `Special` is one special token of the vocabulary, `Text` is plain text (what a user
-types is always `Text`, so `<|eot_id|>` or `<image>` in a question stays text), `ImageSlot` is where the embeddings of
-one image go. Neighbouring `Text` is never merged: the authors tokenize chunk by chunk, and so do we.
+A prompt is a list of segments. `Special` is one special token of the vocabulary. `Text` is plain text; the user's words
+are always `Text`, so `<|eot_id|>` or `<image>` in a question stays text. `ImageSlot` is the place of one image's
+embeddings. Adjacent `Text` segments are never merged: the authors tokenize each of them alone, and so do we.
 
-Templates inside model files are never rendered: a GGUF or a tokenizer_config may carry any Jinja program, and Meta's
-own template (which adds dates) is not the one BiMediX2 was trained with.
+We never render templates from model files: a GGUF or a tokenizer_config may carry any Jinja program, and Meta's own
+template, which adds dates, is not the one BiMediX2 was trained with.
 
 Source: LLaVA `llava/conversation.py` (style MPT, as used by LLaVA-pp for Llama 3) and `tokenizer_image_token`.
 """
@@ -14,7 +14,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
+
+from msgspec import Meta
 
 from bimedix_edge.errors import PromptError
 
@@ -25,7 +27,7 @@ __all__ = [
     "START_HEADER",
     "SYSTEM",
     "ImageSlot",
-    "Message",
+    "PromptMessage",
     "PromptSpec",
     "Segment",
     "Special",
@@ -58,14 +60,14 @@ class Special:
 
 @dataclass(frozen=True)
 class Text:
-    """Plain text; special tokens in it are not recognised."""
+    """Plain text; special tokens in it are tokenized as text."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class ImageSlot:
-    """The place of one image's embeddings; `index` counts the images of the whole prompt from 0."""
+    """The place of one image's embeddings; `index` is the image's number in the whole prompt, from 0."""
 
     index: int
 
@@ -78,23 +80,23 @@ class PromptSpec:
     """The prompt fields of a bundle.
 
     Attributes:
-        system: the system sentence.
-        bos: how many `<|begin_of_text|>` the prompt starts with. The authors' string starts with one and their
-            tokenizer adds another, so checkpoints trained by LLaVA's code saw 2.
+        system: System prompt.
+        bos: Number of `<|begin_of_text|>` tokens at the start of a prompt. The authors' string starts with one and
+            their tokenizer adds another, so checkpoints trained by LLaVA's code saw 2.
     """
 
-    system: str = SYSTEM
-    bos: int = 2
+    system: Annotated[str, Meta(max_length=1 << 16)] = SYSTEM
+    bos: Annotated[int, Meta(ge=1, le=2)] = 2
 
 
 @dataclass(frozen=True)
-class Message:
+class PromptMessage:
     """One message of a conversation.
 
     Attributes:
-        role: who speaks.
-        text: what is said, without any image marker.
-        images: how many images belong to this message (users only).
+        role: Author of the message.
+        text: Text of the message, without image markers.
+        images: Number of images of this message; only a user's message has any.
     """
 
     role: Literal["user", "assistant"]
@@ -103,22 +105,22 @@ class Message:
 
 
 def opening(spec: PromptSpec) -> list[Segment]:
-    """Return what comes before the first message: the BOS tokens and the system turn."""
+    """Return the segments before the first message: the BOS tokens and the system turn."""
     return [*([Special(BOS)] * spec.bos), *_header("system"), Text(f"\n\n{spec.system}"), Special(END_OF_TURN)]
 
 
 def user_turn(text: str, n_images: int = 0, *, first_image: int = 0) -> list[Segment]:
     """Return one user message, its images first.
 
-    One image is `<image>\\n{text}`, several are `<image> <image> {text}`, none is the text alone.
+    The layout is `<image>\\n{text}` with one image, `<image> <image> {text}` with several, and `{text}` without.
 
     Args:
-        text: the question, any valid Unicode.
-        n_images: images of this message.
-        first_image: how many images the prompt had before it.
+        text: Question, any valid Unicode.
+        n_images: Number of images of this message.
+        first_image: Number of images in the messages before it.
 
     Raises:
-        PromptError: the text is empty or is not valid Unicode.
+        PromptError: The text is empty or is not valid Unicode.
     """
     check_text(text)
     segments: list[Segment] = [*_header("user")]
@@ -135,32 +137,32 @@ def user_turn(text: str, n_images: int = 0, *, first_image: int = 0) -> list[Seg
 
 
 def answer_header() -> list[Segment]:
-    """Return the header after which the model writes its answer."""
+    """Return the segments after which the model writes its answer."""
     return [*_header("assistant"), Text("\n\n")]
 
 
 def closing() -> list[Segment]:
-    """Return what ends an answer."""
+    """Return the segments that end an answer."""
     return [Special(END_OF_TURN)]
 
 
-def render(messages: Sequence[Message], spec: PromptSpec) -> list[Segment]:
+def render(messages: Sequence[PromptMessage], spec: PromptSpec) -> list[Segment]:
     """Return the segments of a whole conversation, ready for the next answer.
 
     Args:
-        messages: user and assistant messages in turn, ending with a user's.
-        spec: the bundle's prompt fields.
+        messages: User and assistant messages in turn, starting and ending with a user's.
+        spec: Prompt fields of the bundle.
 
     Raises:
-        PromptError: the roles do not alternate, an assistant message has images, or a text is not valid.
+        PromptError: The roles do not alternate, an assistant message has images, or a text is not valid.
     """
     segments = opening(spec)
     n_images = 0
     for index, message in enumerate(messages):
         if message.role != ("user", "assistant")[index % 2]:
             raise PromptError(
-                "Expected messages of user and assistant in turn, starting with the user, "
-                f"but message {index + 1} is by '{message.role}'; reorder them."
+                f"Message {index + 1} is by '{message.role}', but user and assistant must take turns, and the user "
+                "starts. Reorder the messages."
             )
         if message.role == "user":
             segments += user_turn(message.text, message.images, first_image=n_images)
@@ -168,30 +170,34 @@ def render(messages: Sequence[Message], spec: PromptSpec) -> list[Segment]:
         else:
             if message.images:
                 raise PromptError(
-                    f"Expected images in user messages only, but message {index + 1}, an answer, has "
-                    f"{message.images}; move them to a question."
+                    f"Message {index + 1} is an answer and has images, which only questions may have. "
+                    "Move them to a question."
                 )
             segments += [*answer_header(), Text(check_text(message.text, what="answer")), *closing()]
     if len(messages) % 2 == 0:
-        raise PromptError("Expected the last message to be a question, but there is none; add one.")
+        raise PromptError("The last message is not a question. Add one.")
     return [*segments, *answer_header()]
 
 
 def check_text(text: str, *, what: str = "question") -> str:
-    """Return `text` if it can be encoded as UTF-8 and says something.
+    """Return `text` if it is valid Unicode and not blank.
+
+    Args:
+        text: Text of a message.
+        what: Name of the text in the error's message.
 
     Raises:
-        PromptError: it is blank, or holds bytes that were not valid UTF-8 when they were read.
+        PromptError: It is blank, or holds bytes that were not valid UTF-8 when they were read.
     """
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise PromptError(
-            f"Expected the {what} to be valid UTF-8 text, but character {error.start + 1} is a damaged byte; "
-            "type it again or convert the file to UTF-8."
+            f"The {what} is not valid UTF-8: character {error.start + 1} is damaged. "
+            "Type it again, or convert the file to UTF-8."
         ) from error
     if not text.strip():
-        raise PromptError(f"Expected the {what} to have some text, but it is empty; write one.")
+        raise PromptError(f"The {what} is empty. Write one.")
     return text
 
 

@@ -77,7 +77,7 @@ def _count(runtime: Runtime, text: str) -> int:
 
 
 def test_a_follow_up_answers_as_a_fresh_conversation_would(runtime: Runtime, samples: Path) -> None:
-    from bimedix_edge.prompt import Message, render
+    from bimedix_edge.prompt import PromptMessage, render
     from bimedix_edge.sampling import Sampling
 
     picture = load_picture(samples / "effusion_left.png")
@@ -85,9 +85,9 @@ def test_a_follow_up_answers_as_a_fresh_conversation_would(runtime: Runtime, sam
         first = _finish(chat.ask("Describe the image.", [picture]))
         second = _finish(chat.ask("Which side is the effusion on?"))
     messages = [
-        Message("user", "Describe the image.", images=1),
-        Message("assistant", first.text),
-        Message("user", "Which side is the effusion on?"),
+        PromptMessage("user", "Describe the image.", images=1),
+        PromptMessage("assistant", first.text),
+        PromptMessage("user", "Which side is the effusion on?"),
     ]
     engine = runtime.engine
     prompt = engine.items(render(messages, runtime.manifest.prompt), [engine.prompt_image(picture)])

@@ -5,13 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from msgspec import Meta
 
 __all__ = ["CLIP_MEAN", "CLIP_PAD_RGB", "CLIP_STD", "Preprocessing"]
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 CLIP_PAD_RGB = (122, 116, 104)
+
+Level = Annotated[int, Meta(ge=0, le=255)]
+Mean = Annotated[float, Meta(ge=0, le=1)]
+Deviation = Annotated[float, Meta(gt=0, le=1)]
 
 
 @dataclass(frozen=True)
@@ -26,11 +32,11 @@ class Preprocessing:
         mean, std: Per channel, for an image scaled to 0..1.
     """
 
-    image_size_px: int = 336
+    image_size_px: Annotated[int, Meta(ge=1, le=4096)] = 336
     aspect: Literal["pad", "crop"] = "pad"
-    pad_rgb: tuple[int, int, int] = CLIP_PAD_RGB
-    mean: tuple[float, float, float] = CLIP_MEAN
-    std: tuple[float, float, float] = CLIP_STD
+    pad_rgb: tuple[Level, Level, Level] = CLIP_PAD_RGB
+    mean: tuple[Mean, Mean, Mean] = CLIP_MEAN
+    std: tuple[Deviation, Deviation, Deviation] = CLIP_STD
 
     @property
     def sha256(self) -> str:

@@ -1,1 +1,1 @@
-"""Facts about the machine, the model's needs and the user's wishes become a plan."""
+"""Makes a plan from the machine, the model's sizes and the user's request."""

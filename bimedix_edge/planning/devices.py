@@ -1,4 +1,4 @@
-"""What the engines can compute on here."""
+"""Inspects the machine with its engines: the devices that llama.cpp and ONNX Runtime can compute on."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ __all__ = ["inspect_hardware"]
 
 
 def inspect_hardware(*, with_providers: bool = True) -> Hardware:
-    """Return what is known about this machine, and what the engines can compute on; this loads both of them.
+    """Return the facts about this machine and about the devices of both engines; this loads the engines.
 
     Args:
-        with_providers: whether ONNX Runtime's are tried, too, which takes longest.
+        with_providers: Whether to try ONNX Runtime's providers too, which takes longest.
 
     Raises:
-        DecoderError, VisionError: an engine does not load.
+        DecoderError, VisionError: An engine does not load.
     """
-    # imported here: the machine alone can be asked without the engines
+    # imported here, so that importing this module loads no engine
     from bimedix_edge.decoder import llama
     from bimedix_edge.vision.providers import providers
 
@@ -40,7 +40,7 @@ def inspect_hardware(*, with_providers: bool = True) -> Hardware:
 
 
 def _with_memory(device: ComputeDevice, machine: Machine) -> ComputeDevice:
-    """Return a device with the memory that a process may use of it: ggml says that all of the machine's is free."""
+    """Return a device with the memory that a process may use; ggml reports all of the machine's memory as free."""
     if device.kind != "cpu" or machine.memory_bytes is None or machine.available_bytes is None:
         return device
     return replace(device, free_bytes=machine.available_bytes, total_bytes=machine.memory_bytes)

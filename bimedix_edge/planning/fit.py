@@ -1,8 +1,8 @@
-"""What goes where: how many layers a GPU takes, how keys and values are stored, how long the context is.
+"""Decides what goes where: how many layers a GPU takes, how the KV cache is stored, how long the context is.
 
-`plan` is a function of facts alone: what the model takes (`memory`), what the devices have free (`hardware`), and what
-the user wishes. It gives the plan with the most layers on GPUs in which every device keeps its target free, or says why
-there is none and which plans come nearest. It never takes less than what was asked for.
+`plan` is a function of facts alone: the model's sizes (`memory`), what the devices have free (`hardware`), and the
+user's request. It returns the plan with the most layers on GPUs in which every device keeps its target free. Where
+there is none, the error says why and names the nearest plans. It never gives less than the user asked for.
 """
 
 from __future__ import annotations
@@ -15,16 +15,25 @@ from bimedix_edge.decoder.placement import KV_TYPES, Placement
 from bimedix_edge.errors import HardwareError, UsageError
 from bimedix_edge.hardware.advice import decoder_gpu
 from bimedix_edge.hardware.facts import ComputeDevice, Hardware
-from bimedix_edge.planning.memory import DecoderFacts, HostNeed, Load, device_need, host_need, layers_need, n_cells
+from bimedix_edge.planning.memory import (
+    DecoderFacts,
+    HostNeed,
+    LlamaBuild,
+    Load,
+    device_need,
+    host_need,
+    layers_need,
+    n_cells,
+)
 from bimedix_edge.planning.words import PlanWarning
 
-__all__ = ["ALL", "AUTO", "DeviceUse", "Plan", "Speed", "VisionFacts", "Wishes", "plan"]
+__all__ = ["ALL", "AUTO", "DeviceUse", "PlacementRequest", "Plan", "Speed", "VisionFacts", "plan"]
 
 AUTO, ALL = "auto", "all"
 # BiMediX2 was trained with the first; the last holds an image, a question and an answer
 _CONTEXTS = (4096, 2048, 1024)
 _N_BATCH = 512
-# what is tried in turn: the first is exact, the second loses little
+# tried in this order: the first is exact, the second loses little
 _KV_TYPES = ("f16", "q8_0")
 _BISECTIONS = 12
 _MIB = 1 << 20
@@ -38,19 +47,20 @@ _SPEEDS: dict[Speed, str] = {
 
 
 @dataclass(frozen=True)
-class Wishes:
-    """What the user asks for.
+class PlacementRequest:
+    """The user's constraints on a plan.
 
     Attributes:
-        gpu_layers: how many layers leave the CPU, `all`, or `auto`: as many as fit.
-        ctx_size: tokens of context, or `auto`: 4096, which BiMediX2 was trained with, less where memory is short.
-        kv_type: of keys and values, one of `KV_TYPES`, or `auto`: f16, and q8_0 where that moves more layers.
-        kv_placement: `gpu`, each layer's lie where it does; `cpu`, in the machine's memory; or `auto`, which is `gpu`:
-            reading them from there costs more than the layers that would find room instead.
-        target_bytes: kept free on each device.
-        devices: names of those that may be used; all where it is empty.
-        long_context: whether the context may be longer than the model was trained with.
-        n_seq_max: sequences that can be alive at once.
+        gpu_layers: Number of layers to offload, `all`, or `auto`: as many as fit.
+        ctx_size: Context length in tokens, or `auto`: 4096, as BiMediX2 was trained, or less where memory is short.
+        kv_type: Type of the KV cache, one of `KV_TYPES`, or `auto`: f16, and q8_0 where that offloads more layers.
+        kv_placement: `gpu` keeps the KV cache of a layer where the layer is; `cpu` keeps it in the machine's memory.
+            `auto` is `gpu`: reading the cache from the machine's memory costs more than the layers gain that would fit
+            instead.
+        target_bytes: Memory to leave free on each device.
+        devices: Names of the devices that may be used; empty allows all.
+        long_context: Whether the context may be longer than the one the model was trained with.
+        n_seq_max: Maximum number of sequences in the KV cache at once.
     """
 
     gpu_layers: int | str = AUTO
@@ -65,12 +75,12 @@ class Wishes:
 
 @dataclass(frozen=True)
 class VisionFacts:
-    """Where the image encoder computes, and what it takes there.
+    """Where the image encoder computes, and the memory it takes there.
 
     Attributes:
-        host_bytes: in the machine's memory.
-        device: ggml's name of the device on which it computes; None is the CPU.
-        device_bytes: in that device's memory.
+        host_bytes: Bytes in the machine's memory.
+        device: Name of the device that computes it, as ggml names it; None is the CPU.
+        device_bytes: Bytes in that device's memory.
     """
 
     host_bytes: int
@@ -80,14 +90,14 @@ class VisionFacts:
 
 @dataclass(frozen=True)
 class DeviceUse:
-    """What a plan does with one device.
+    """What a plan puts on one device.
 
     Attributes:
-        name: ggml's.
-        n_layers: that go there.
-        need_bytes: what they take, and the image encoder where it computes there.
-        free_bytes: what is free before.
-        shared: whether it is the machine's own memory.
+        name: Name of the device, as ggml names it.
+        n_layers: Number of layers on it.
+        need_bytes: Bytes that they take, and the image encoder if it computes there.
+        free_bytes: Bytes that were free before.
+        shared: Whether its memory is the machine's own.
     """
 
     name: str
@@ -99,15 +109,15 @@ class DeviceUse:
 
 @dataclass(frozen=True)
 class Plan:
-    """How a model runs.
+    """Where a model's layers, KV cache and memory go.
 
     Attributes:
-        load: the context, and what is evaluated at once.
-        placement: what goes where.
-        host: what the machine's memory must hold.
-        devices: those that are used.
-        speed: what the speed of an answer depends on.
-        line: all of it in one line.
+        load: Context, batch and sequences.
+        placement: Place of each layer and of the KV cache.
+        host: Bytes that the machine's memory must hold.
+        devices: Devices in use.
+        speed: Hardware that sets the speed of an answer.
+        line: The plan in one line of text.
         warnings: What to know before the model runs by it.
     """
 
@@ -121,31 +131,23 @@ class Plan:
 
 
 def plan(
-    facts: DecoderFacts,
-    hardware: Hardware,
-    wishes: Wishes,
-    vision: VisionFacts,
-    *,
-    version: str,
-    kernels: bool,
-    repacks: bool = False,
+    facts: DecoderFacts, hardware: Hardware, request: PlacementRequest, vision: VisionFacts, build: LlamaBuild
 ) -> Plan:
     """Decide what goes where.
 
     Args:
-        facts: of the decoder.
-        hardware: what is here.
-        wishes: what the user asks for.
-        vision: the image encoder, whose place is decided before.
-        version: of llama-cpp-python, for the command that would add a GPU.
-        kernels: whether our kernels compute what stays with the CPU.
-        repacks: whether llama.cpp keeps rearranged copies of weights otherwise.
+        facts: Sizes of the decoder.
+        hardware: Memory and devices of this machine.
+        request: The user's constraints.
+        vision: The image encoder, whose place is decided before.
+        build: The installed llama.cpp, and whether our kernels compute the layers on the CPU.
 
     Raises:
-        UsageError: more layers than there are, a context longer than trained, or a device that does not exist.
-        HardwareError: there is no GPU, or it does not fit; the message names the nearest plans that would.
+        UsageError: The request has more layers than the model, a context longer than trained, or a device that does not
+            exist.
+        HardwareError: There is no GPU, or the model does not fit. The message names the nearest plans that would.
     """
-    return _Planner(facts, hardware, wishes, vision, version, kernels, repacks).plan()
+    return _Planner(facts, hardware, request, vision, build).plan()
 
 
 @dataclass
@@ -154,22 +156,20 @@ class _Planner:
 
     facts: DecoderFacts
     hardware: Hardware
-    wishes: Wishes
+    request: PlacementRequest
     vision: VisionFacts
-    version: str
-    kernels: bool
-    repacks: bool
+    build: LlamaBuild
 
     def __post_init__(self) -> None:
-        self.gpus = _gpus(self.hardware, self.wishes.devices)
-        self.n_wanted = _wanted_layers(self.facts, self.wishes)
+        self.gpus = _gpus(self.hardware, self.request.devices)
+        self.n_wanted = _wanted_layers(self.facts, self.request)
 
     def plan(self) -> Plan:
-        warnings = _context_warnings(self.facts, self.wishes)
+        warnings = _context_warnings(self.facts, self.request)
         if self.n_wanted and not self.gpus:
             raise HardwareError(
-                f"Expected a GPU for --gpu-layers {self.wishes.gpu_layers}, but {self._missing()}"
-                "--gpu-layers 0 stays with the CPU."
+                f"There is no GPU for --gpu-layers {self.request.gpu_layers}: {self._missing()}"
+                "--gpu-layers 0 stays on the CPU."
             )
         best = self._best()
         if best is None:
@@ -185,37 +185,37 @@ class _Planner:
         return replace(best, warnings=tuple(warnings))
 
     def _best(self) -> Plan | None:
-        """Return the plan with the most layers on GPUs, of these the first that is tried."""
+        """Return the plan with the most layers on GPUs; of equal ones, the first tried."""
         best: Plan | None = None
         for load, kv_type in self._choices():
             found = self._plan_for(load, kv_type)
             if found is not None and (best is None or found.placement.n_gpu_layers > best.placement.n_gpu_layers):
                 best = found
-            # a shorter context is no means to move more layers
-            if best is not None and (kv_type == self._kv_types()[-1] or self._all_moved(best)):
+            # a context is never shortened to offload more layers
+            if best is not None and (kv_type == self._kv_types()[-1] or self._all_offloaded(best)):
                 break
         return best
 
-    def _all_moved(self, found: Plan) -> bool:
+    def _all_offloaded(self, found: Plan) -> bool:
         wanted = self.facts.n_layer if self.n_wanted is None else self.n_wanted
         return not self.gpus or found.placement.n_gpu_layers == wanted
 
     def _kv_types(self) -> Sequence[str]:
-        return _KV_TYPES if self.wishes.kv_type == AUTO else (self.wishes.kv_type,)
+        return _KV_TYPES if self.request.kv_type == AUTO else (self.request.kv_type,)
 
     def _choices(self) -> Iterator[tuple[Load, str]]:
-        """Yield what is tried, the best first."""
+        """Yield the contexts and KV types to try, the best first."""
         trained = self.facts.spec.n_ctx_train
-        if self.wishes.ctx_size == AUTO:
+        if self.request.ctx_size == AUTO:
             contexts = list(dict.fromkeys(min(n_ctx, trained) for n_ctx in _CONTEXTS))
         else:
-            contexts = [int(self.wishes.ctx_size)]
+            contexts = [int(self.request.ctx_size)]
         for n_ctx in contexts:
             for kv_type in self._kv_types():
-                yield Load(n_ctx, min(_N_BATCH, n_ctx), self.wishes.n_seq_max), kv_type
+                yield Load(n_ctx, min(_N_BATCH, n_ctx), self.request.n_seq_max), kv_type
 
     def _plan_for(self, load: Load, kv_type: str) -> Plan | None:
-        """Return the plan with the most layers on GPUs, or with as many as wished; None if there is none."""
+        """Return the plan with the most layers on GPUs, or with as many as requested; None if there is none."""
         least = 0 if self.n_wanted is None else self.n_wanted
         most = self.facts.n_layer if self.n_wanted is None else self.n_wanted
         for n in range(most if self.gpus else 0, least - 1, -1):
@@ -224,15 +224,15 @@ class _Planner:
         return None
 
     def _with_layers(self, load: Load, kv_type: str, n: int) -> Plan | None:
-        """Return a plan with `n` layers on GPUs, shared out by what is free there; None if it does not fit."""
+        """Return a plan with `n` layers on GPUs, split by their free memory; None if it does not fit."""
         base = Placement(
             n_gpu_layers=n,
             kv_type=kv_type,
-            kv_on_gpu=self.wishes.kv_placement != "cpu",
-            # our kernels come first: llama.cpp offers to a GPU only what would be its own CPU backend's
-            prefill_on_gpu=not self.kernels,
+            kv_on_gpu=self.request.kv_placement != "cpu",
+            # llama.cpp offers a GPU only the products of its own CPU backend, and our kernels take those before it
+            prefill_on_gpu=not self.build.kernels,
         )
-        placement = self._share_out(load, base)
+        placement = self._split_by_memory(load, base)
         if placement is None:
             return None
         host = self._host(load, placement)
@@ -245,11 +245,10 @@ class _Planner:
         return Plan(load, placement, host, uses, speed, self._line(load, placement, uses, speed), ())
 
     def _host(self, load: Load, placement: Placement) -> HostNeed:
-        kernels, vision_bytes = self.kernels, self.vision.host_bytes
-        return host_need(self.facts, load, placement, kernels=kernels, repacks=self.repacks, vision_bytes=vision_bytes)
+        return host_need(self.facts, load, placement, self.build, vision_bytes=self.vision.host_bytes)
 
-    def _share_out(self, load: Load, base: Placement) -> Placement | None:
-        """Give layers to devices so that each is filled to the same part of what it has; None if they do not fit."""
+    def _split_by_memory(self, load: Load, base: Placement) -> Placement | None:
+        """Split layers so that each device is filled to the same fraction of its room; None if they do not fit."""
         if base.n_gpu_layers == 0:
             return replace(base, devices=(), split=()) if self._vision_fits() else None
         if (best := self._filled(load, base, 1.0)) is None:
@@ -263,16 +262,16 @@ class _Planner:
                 best, high = found, middle
         return best
 
-    def _filled(self, load: Load, base: Placement, part: float) -> Placement | None:
-        """Fill devices from the last layer on, each up to a part of what it has.
+    def _filled(self, load: Load, base: Placement, fraction: float) -> Placement | None:
+        """Fill devices from the last layer backwards, each up to a fraction of its room.
 
-        Layers are in one row, cut into one piece a device: if any cuts fit, those do in which each device, from the
-        last on, takes all it can.
+        Each device takes one run of adjacent layers. If any split fits, the greedy one does, in which each device, from
+        the last on, takes all it can.
         """
         end, split = self.facts.n_layer, [0] * len(self.gpus)
         first = end - base.n_gpu_layers
         for index in reversed(range(len(self.gpus))):
-            limit = int(self._room(self.gpus[index]) * part)
+            limit = int(self._room(self.gpus[index]) * fraction)
             start = end
             while start > first and layers_need(self.facts, load, base, range(start - 1, end)) <= limit:
                 start -= 1
@@ -283,7 +282,7 @@ class _Planner:
         return replace(base, devices=tuple(name for name, _ in used), split=tuple(n for _, n in used))
 
     def _room(self, gpu: ComputeDevice) -> int:
-        return gpu.free_bytes - self.wishes.target_bytes - self._vision_on(gpu)
+        return gpu.free_bytes - self.request.target_bytes - self._vision_on(gpu)
 
     def _vision_on(self, gpu: ComputeDevice) -> int:
         return self.vision.device_bytes if gpu.name == self.vision.device else 0
@@ -315,17 +314,17 @@ class _Planner:
         return f"GPU: of {self.facts.n_layer} layers {places}{kept}; {context}{where}; {_SPEEDS[speed]}"
 
     def _why_cpu(self, load: Load, placement: Placement) -> str:
-        if self.wishes.gpu_layers == 0:
+        if self.request.gpu_layers == 0:
             return "as asked"
         if not self.gpus:
             return self._no_gpu()
         last = range(self.facts.n_layer - 1, self.facts.n_layer)
         layer = layers_need(self.facts, load, replace(placement, n_gpu_layers=1), last)
         rooms = ", ".join(f"{gpu.name} has {_gb(max(0, self._room(gpu)))}" for gpu in self.gpus)
-        return f"{rooms} beside the {self.wishes.target_bytes // _MIB} MiB kept free, and one layer takes {_gb(layer)}"
+        return f"{rooms} beside the {self.request.target_bytes // _MIB} MiB kept free, and one layer takes {_gb(layer)}"
 
     def _no_gpu(self) -> str:
-        """Say why there is no GPU."""
+        """Return why there is no GPU, in words."""
         backends = [backend.name for backend in self.hardware.backends if backend.name not in ("CPU", "bimedix-edge")]
         if not backends:
             return "no GPU backend in llama.cpp"
@@ -333,97 +332,95 @@ class _Planner:
         return f"llama.cpp's {' and '.join(backends)} found no device" + (f" ({faults})" if faults else "")
 
     def _missing(self) -> str:
-        """Say the same with what to do about it, up to a semicolon."""
-        missing = decoder_gpu(self.hardware, self.version)
+        """Return why there is no GPU and what to do about it, as the part of a sentence up to a semicolon."""
+        missing = decoder_gpu(self.hardware, self.build.version)
         if missing is None or missing.remedy is None:
             return f"{self._no_gpu() if missing is None else missing.cause}; "
         return f"{missing.cause}; {missing.remedy}; "
 
     def _does_not_fit(self) -> str:
-        """Say what is missing, and which plans come nearest."""
+        """Return an error's message: what is missing, and the nearest plans."""
         load, kv_type = next(self._choices())
         n = self.n_wanted or 0
-        placement = Placement(n_gpu_layers=0, kv_type=kv_type)
-        host = self._host(load, placement)
         if n:
-            free = ", ".join(f"{gpu.name} {_gb(gpu.free_bytes)}" for gpu in self.gpus)
-            given = f"free are {free}, of which {self.wishes.target_bytes // _MIB} MiB stay free"
-            expected = f"room for {n} of {self.facts.n_layer} layers and {load.n_ctx} tokens of context"
+            free = ", ".join(f"{gpu.name} has {_gb(gpu.free_bytes)}" for gpu in self.gpus)
+            fault = (
+                f"{n} of {self.facts.n_layer} layers with {load.n_ctx} tokens of context do not fit: {free} free, of "
+                f"which {self.request.target_bytes // _MIB} MiB must stay free"
+            )
         else:
-            memory = self.hardware.machine.memory_bytes or 0
-            given = f"this machine has {_gb(memory)}"
-            expected = (
-                f"memory for {_gb(host.total)} (weights {_gb(host.weights)}, context of {load.n_ctx} tokens "
-                f"{_gb(host.kv)}, vision {_gb(host.vision)})"
+            host = self._host(load, Placement(n_gpu_layers=0, kv_type=kv_type))
+            fault = (
+                f"The model needs {_gb(host.total)} of memory (weights {_gb(host.weights)}, context of {load.n_ctx} "
+                f"tokens {_gb(host.kv)}, vision {_gb(host.vision)}), and this machine has "
+                f"{_gb(self.hardware.machine.memory_bytes or 0)}"
             )
         nearest = list(dict.fromkeys(self._nearest()))
-        advice = f"what would fit: {', or '.join(nearest)}" if nearest else "choose a smaller model or a smaller type"
-        return f"Expected {expected}, but {given}; {advice}."
+        advice = f"This would fit: {', or '.join(nearest)}" if nearest else "Choose a smaller model or a smaller type"
+        return f"{fault}. {advice}."
 
     def _nearest(self) -> Iterator[str]:
-        """Yield what the user could ask for instead, one change at a time."""
+        """Yield requests that fit, as options of the command line, one change at a time."""
         load, _ = next(self._choices())
-        wishes = self.wishes
+        request = self.request
         if self.n_wanted:
-            fewer = self._try(replace(wishes, gpu_layers=AUTO))
+            fewer = self._try(replace(request, gpu_layers=AUTO))
             if fewer is not None:
                 yield f"--gpu-layers {fewer.placement.n_gpu_layers}"
         for kv_type in _KV_TYPES:
-            if KV_TYPES[kv_type][0] / KV_TYPES[kv_type][1] < 2 and self._try(replace(wishes, kv_type=kv_type)):
+            if KV_TYPES[kv_type][0] / KV_TYPES[kv_type][1] < 2 and self._try(replace(request, kv_type=kv_type)):
                 yield f"--kv-type {kv_type}"
         for n_ctx in range(n_cells(load.n_ctx) - 256, 255, -256):
-            if self._try(replace(wishes, ctx_size=n_ctx)):
+            if self._try(replace(request, ctx_size=n_ctx)):
                 yield f"--ctx-size {n_ctx}"
                 return
 
-    def _try(self, wishes: Wishes) -> Plan | None:
-        return replace(self, wishes=wishes)._best()
+    def _try(self, request: PlacementRequest) -> Plan | None:
+        return replace(self, request=request)._best()
 
 
 def _gpus(hardware: Hardware, names: Sequence[str]) -> list[ComputeDevice]:
-    """Return the devices that may be used: those named, else graphics cards, else what shares the machine's memory."""
+    """Return the devices that may be used: the named ones, else graphics cards, else GPUs that share the memory."""
     here = [device for device in hardware.devices if device.kind in ("gpu", "igpu")]
     for name in names:
         if name not in [device.name for device in here]:
             known = ", ".join(device.name for device in here) or "none"
-            raise UsageError(
-                f"Expected a device among those that exist ({known}), but {name[:40]!r} is none; name one."
-            )
+            raise UsageError(f"There is no device {name[:40]!r}. Name one that exists: {known}.")
     if names:
         return [device for device in here if device.name in names]
     cards = [device for device in here if device.kind == "gpu"]
     return cards or here
 
 
-def _wanted_layers(facts: DecoderFacts, wishes: Wishes) -> int | None:
-    """Return how many layers must leave the CPU; None where as many do as fit."""
-    if wishes.gpu_layers == AUTO:
+def _wanted_layers(facts: DecoderFacts, request: PlacementRequest) -> int | None:
+    """Return how many layers to offload; None for as many as fit."""
+    if request.gpu_layers == AUTO:
         return None
-    if wishes.gpu_layers == ALL:
+    if request.gpu_layers == ALL:
         return facts.n_layer
-    n = int(wishes.gpu_layers)
+    n = int(request.gpu_layers)
     if n > facts.n_layer:
         raise UsageError(
-            f"Expected at most {facts.n_layer} layers, which this model has with its output layer, but --gpu-layers is "
-            f"{n}; choose fewer, or all."
+            f"--gpu-layers {n} is too many: this model has {facts.n_layer} layers, the output layer included. "
+            "Choose fewer, or all."
         )
     return n
 
 
-def _context_warnings(facts: DecoderFacts, wishes: Wishes) -> list[PlanWarning]:
+def _context_warnings(facts: DecoderFacts, wishes: PlacementRequest) -> list[PlanWarning]:
     trained = facts.spec.n_ctx_train
     if wishes.ctx_size == AUTO or int(wishes.ctx_size) <= trained:
         return []
     if not wishes.long_context:
         raise UsageError(
-            f"Expected at most {trained} tokens of context, which the model was trained with, but --ctx-size is "
-            f"{wishes.ctx_size}; choose fewer, or add --allow-long-context."
+            f"--ctx-size {wishes.ctx_size} is too long: the model was trained with {trained} tokens of context. "
+            "Choose fewer, or add --allow-long-context."
         )
     return [PlanWarning("long_context", {"ctx_size": int(wishes.ctx_size), "trained": trained})]
 
 
 def _is_shared(device: ComputeDevice) -> bool:
-    """Tell whether a device's memory is the machine's own, as of Apple's and of processors' graphics."""
+    """Return whether a device's memory is the machine's own, as on Apple's chips and in integrated graphics."""
     return device.kind == "igpu" or device.backend in ("Metal", "MTL")
 
 

@@ -1,8 +1,8 @@
-"""How much memory a model takes, from the headers of its files alone: nothing is loaded.
+"""Estimates the memory that a model takes from the headers of its files alone; nothing is loaded.
 
-What is counted is what stays in memory at the fullest moment of an answer with a full context: pages that the process
-holds, of files that it maps, too. Where a formula is llama.cpp's, the function that it comes from is named; where a
-number was measured, it says how. `tests/planning/test_memory.py` compares all of it with what processes really take.
+The estimate is for the peak of an answer with a full context. It counts the resident pages of the process, those of
+mapped files included. Formulas from llama.cpp name its function; measured numbers say how they were measured.
+`tests/planning/test_memory.py` compares the estimate with the peak of real processes.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from bimedix_edge.errors import BundleError
 __all__ = [
     "DecoderFacts",
     "HostNeed",
+    "LlamaBuild",
     "Load",
     "compute_bytes",
     "device_need",
@@ -32,32 +33,32 @@ __all__ = [
 ]
 
 _F32_BYTES, _F16_BYTES = 4, 2
-# llama_context: a context is a multiple of this
+# llama_context: a context has a multiple of this many cells
 _CELLS = 256
 _LAYER = re.compile(r"blk\.(\d{1,4})\.")
 _EMBEDDING, _OUTPUT, _OUTPUT_NORM = "token_embd.weight", "output.weight", "output_norm.weight"
 # ggml_repack_get_optimal_repack_type on x86-64: Q4_0 and Q4_K
 _REPACKED_TYPES = frozenset({2, 12})
-# vectors of the model's width, and of the feed-forward layer's, that a token's graph holds at once: what the allocator
-# of ggml_backend_sched needs for this family's graphs, as llama.cpp logs it; the same for the demo's, the 1B's and the
-# 8B's shape. In the order that our kernels give to the graph, one vector less
+# vectors of the model's width, and of the feed-forward layer's, that a token's graph holds at once: llama.cpp logs the
+# need of ggml_backend_sched's allocator; the same for the demo's, the 1B's and the 8B's shape. Our kernels reorder the
+# graph, which saves one vector
 _WIDE, _WIDE_KERNELS, _HIDDEN = 4, 3, 3
-# of which our kernels, which fuse them, never write the gate and the up projection
+# our kernels fuse the gate and the up projection, so these two are never written
 _FUSED = 2
-# bytes that a value rounded for our kernels takes, with its share of scales and sums (kernels/matmul.cpp, `place`)
+# bytes of one activation rounded for our kernels, with its share of scales and sums (kernels/matmul.cpp, `place`)
 _ROUNDED_BYTES = 1.45
-# without layers, the CPU looks up embeddings, which a GPU then gets
+# with all layers on GPUs, the CPU still looks up the embeddings and hands them over
 _WIDE_LOOKED_UP = 2
 # measured, Python 3.11 on Linux: the interpreter with numpy, both engines and the command line, before a model is
-# loaded; llama.cpp's graphs and bookkeeping; what its vocabulary takes for each token
+# loaded; llama.cpp's graphs and bookkeeping; its vocabulary, per token
 _PROCESS_BYTES = 84 << 20
 _CONTEXT_BYTES = 13 << 19
 _VOCABULARY_BYTES = 154
-# measured, ViT-L/14-336 and the demo's encoder: what ONNX Runtime keeps of the weights, as a multiple of the file, for
-# it rearranges products' weights and does not let go of the originals; what any session takes; and the results of a
-# graph, for each token and value of its embedding
+# measured, ViT-L/14-336 and the demo's encoder: ONNX Runtime's weights as a multiple of the file, since it keeps both
+# the original and the rearranged weights of products; a session without weights; and the results of a graph, per value
+# of the embeddings
 _VISION_WEIGHTS = {"int8": 1.94, "int8_weights": 2.73, "float32": 1.36, "float16": 1.36}
-# our kernels take int8 weights as they are, and need room to work in
+# our kernels use int8 weights in place, and need scratch memory
 _VISION_WEIGHTS_OURS = 1.16
 _VISION_ROOM_BYTES = 2 << 20
 _VISION_SESSION_BYTES = 3 << 20
@@ -66,17 +67,17 @@ _VISION_RESULT_BYTES = 33
 
 @dataclass(frozen=True)
 class DecoderFacts:
-    """What a GGUF's header says about sizes, in bytes.
+    """Sizes of a decoder, from its GGUF's header.
 
     Attributes:
-        spec: the manifest's statement about the decoder.
-        n_ff: width of the feed-forward layers.
-        file_bytes: of the file.
-        embedding_bytes: the token embeddings, which are only looked up.
-        layer_bytes: of each layer's weights.
-        output_bytes: the output layer; a copy of the embeddings where the model has no other.
-        largest_bytes: the largest weight of a layer.
-        repacked_bytes: weights of types that llama.cpp rearranges where our kernels do not compute.
+        spec: Shape of the decoder, from the manifest.
+        n_ff: Width of the feed-forward layers.
+        file_bytes: Bytes of the file.
+        embedding_bytes: Bytes of the token embeddings, which are only looked up.
+        layer_bytes: Bytes of each layer's weights.
+        output_bytes: Bytes of the output layer; those of the embeddings if the model shares the two.
+        largest_bytes: Bytes of the largest weight of a layer.
+        repacked_bytes: Bytes of the weights that llama.cpp rearranges where our kernels do not compute.
     """
 
     spec: DecoderSpec
@@ -90,18 +91,18 @@ class DecoderFacts:
 
     @property
     def n_layer(self) -> int:
-        """Return how many layers can leave the CPU: those of the model, and the output layer."""
+        """Return how many layers can be offloaded: those of the model, and the output layer."""
         return len(self.layer_bytes) + 1
 
 
 @dataclass(frozen=True)
 class Load:
-    """What a decoder is asked to do at once.
+    """How much a decoder holds and computes at once.
 
     Attributes:
-        n_ctx: tokens of context.
-        n_batch: most tokens of one evaluation.
-        n_seq_max: sequences that can be alive at once.
+        n_ctx: Context length in tokens.
+        n_batch: Maximum number of tokens in one batch.
+        n_seq_max: Maximum number of sequences in the KV cache.
     """
 
     n_ctx: int
@@ -110,16 +111,31 @@ class Load:
 
 
 @dataclass(frozen=True)
+class LlamaBuild:
+    """How the installed llama.cpp computes layers on the CPU.
+
+    Attributes:
+        kernels: Whether our kernels compute them.
+        repacks: Whether llama.cpp keeps rearranged copies of weights otherwise; see `decoder.llama.repacks`.
+        version: Version of llama-cpp-python, for the command that adds a GPU.
+    """
+
+    kernels: bool
+    repacks: bool = False
+    version: str = ""
+
+
+@dataclass(frozen=True)
 class HostNeed:
     """What the machine's memory must hold, in bytes.
 
     Attributes:
-        weights: of the decoder, as far as they stay with the CPU.
+        weights: Weights of the decoder's layers on the CPU.
         repacked: llama.cpp's rearranged copies of them.
-        kv: keys and values of the context.
-        compute: llama.cpp's buffers for results, and our kernels' scratch.
-        vision: the image encoder.
-        process: Python, the engines, the vocabulary.
+        kv: The KV cache.
+        compute: llama.cpp's buffers for results, and our kernels' scratch memory.
+        vision: The image encoder.
+        process: Python, the engines and the vocabulary.
     """
 
     weights: int
@@ -139,18 +155,17 @@ def read_facts(path: Path, spec: DecoderSpec) -> DecoderFacts:
     """Read the sizes of a decoder's tensors.
 
     Args:
-        path: the GGUF file, already verified against its bundle's manifest.
-        spec: the manifest's statement about it.
+        path: Path of the GGUF file, already verified against its bundle's manifest.
+        spec: Shape of the decoder, from the manifest.
 
     Raises:
-        BundleError: it is no GGUF, or not a decoder of the kind that the manifest states.
+        BundleError: The file is not a GGUF, or not the decoder that the manifest describes.
     """
     try:
         return _facts(*_header(path), spec)
     except (OSError, ValueError, KeyError) as error:
         raise BundleError(
-            f"Expected a decoder of {spec.n_layer} layers, but {path.name} cannot be read as one ({error}); "
-            "convert the checkpoint again."
+            f"{path.name} cannot be read as a decoder of {spec.n_layer} layers ({error}). Convert the checkpoint again."
         ) from error
 
 
@@ -161,13 +176,13 @@ def _header(path: Path) -> tuple[GgufHeader, int]:
             return read_header(memoryview(data)), len(data)
         except ValueError as error:
             fault = str(error)
-        # raised when the error is gone: its frames look into the map, which could not be closed
+        # raised outside: the first error's frames still refer to the map, which then could not be closed
     raise ValueError(fault)
 
 
 def _facts(header: GgufHeader, file_bytes: int, spec: DecoderSpec) -> DecoderFacts:
     tensors = header.tensors
-    # a tensor ends where the next one begins: the types' block sizes need not be known
+    # a tensor ends where the next one begins, so that no block sizes of types are needed
     starts = sorted(tensor.start for tensor in tensors.values())
     ends = dict(zip(starts, [*starts[1:], file_bytes], strict=True))
     sizes = {name: ends[tensor.start] - tensor.start for name, tensor in tensors.items()}
@@ -194,14 +209,14 @@ def _facts(header: GgufHeader, file_bytes: int, spec: DecoderSpec) -> DecoderFac
 
 
 def n_cells(n_ctx: int) -> int:
-    """Return the cells that llama.cpp makes for a context: a multiple of 256."""
+    """Return the number of cells that llama.cpp allocates for a context: a multiple of 256."""
     return -(-n_ctx // _CELLS) * _CELLS
 
 
 def kv_bytes(spec: DecoderSpec, n_layer: int, n_ctx: int, kv_type: str) -> int:
-    """Return what the keys and values of some layers take.
+    """Return the size of some layers' KV cache in bytes.
 
-    Source: `llama_kv_cache`, which has a row of `n_head_kv * head_dim` for each cell, twice.
+    Source: `llama_kv_cache`, which has two rows of `n_head_kv * head_dim` values for each cell.
     """
     block_bytes, block_values = KV_TYPES[kv_type]
     row = spec.n_head_kv * spec.head_dim // block_values * block_bytes
@@ -209,10 +224,10 @@ def kv_bytes(spec: DecoderSpec, n_layer: int, n_ctx: int, kv_type: str) -> int:
 
 
 def compute_bytes(facts: DecoderFacts, load: Load, *, with_output: bool, n_wide: int = _WIDE) -> int:
-    """Return what llama.cpp allocates for the results of one evaluation on one device.
+    """Return the size of llama.cpp's buffers for the results of one batch on one device, in bytes.
 
-    Source: `llama_context::sched_reserve`, with flash attention: at most, a token holds its feed-forward layer's gate,
-    up and product beside some vectors of the model's width; the mask has two bytes for each token and cell.
+    Source: `llama_context::sched_reserve`, with flash attention. At its peak, a token holds its feed-forward layer's
+    gate, up and product beside some vectors of the model's width; the mask has two bytes for each token and cell.
     """
     spec, n = facts.spec, min(load.n_batch, load.n_ctx)
     layer = n * _F32_BYTES * (_HIDDEN * facts.n_ff + n_wide * spec.n_embd)
@@ -222,32 +237,25 @@ def compute_bytes(facts: DecoderFacts, load: Load, *, with_output: bool, n_wide:
 
 
 def host_need(
-    facts: DecoderFacts,
-    load: Load,
-    placement: Placement,
-    *,
-    kernels: bool,
-    repacks: bool = False,
-    vision_bytes: int = 0,
+    facts: DecoderFacts, load: Load, placement: Placement, build: LlamaBuild, *, vision_bytes: int = 0
 ) -> HostNeed:
     """Return what the machine's memory must hold.
 
     Args:
-        facts, load, placement: what runs, and how.
-        kernels: whether our kernels compute.
-        repacks: whether llama.cpp keeps rearranged copies of weights; see `decoder.repacks`.
-        vision_bytes: of the image encoder, where it is not on a device of its own; see `vision_need`.
+        facts, load, placement: The decoder, its context and batch, and its place.
+        build: How the CPU computes its layers.
+        vision_bytes: Bytes of the image encoder, if it is not on a device of its own; see `vision_need`.
     """
     spec, on_gpu = facts.spec, placement.n_gpu_layers
     kept = range(facts.n_layer - on_gpu)
     kv_layers = len(kept[: spec.n_layer]) if placement.kv_on_gpu else spec.n_layer
-    # of rearranged weights, the share of the layers that stay
-    repacked = facts.repacked_bytes * len(kept) // facts.n_layer if repacks and not kernels else 0
+    # in proportion to the layers that stay
+    repacked = facts.repacked_bytes * len(kept) // facts.n_layer if build.repacks and not build.kernels else 0
     return HostNeed(
         weights=facts.file_bytes - layers_bytes(facts, range(len(kept), facts.n_layer)),
         repacked=repacked,
         kv=kv_bytes(spec, kv_layers, load.n_ctx, placement.kv_type),
-        compute=_host_compute(facts, load, n_layers=len(kept), kernels=kernels)
+        compute=_host_compute(facts, load, n_layers=len(kept), kernels=build.kernels)
         + load.n_seq_max * spec.n_vocab * _F32_BYTES,
         vision=vision_bytes,
         process=_PROCESS_BYTES + _CONTEXT_BYTES + spec.n_vocab * _VOCABULARY_BYTES,
@@ -255,7 +263,7 @@ def host_need(
 
 
 def _host_compute(facts: DecoderFacts, load: Load, *, n_layers: int, kernels: bool) -> int:
-    """Return what the CPU's results take, as far as it is ever written."""
+    """Return the size of the CPU's buffers for results in bytes, without pages that are never written."""
     n = min(load.n_batch, load.n_ctx)
     if n_layers == 0:
         return n * (_WIDE_LOOKED_UP * facts.spec.n_embd * _F32_BYTES + _F16_BYTES * n_cells(load.n_ctx))
@@ -266,13 +274,13 @@ def _host_compute(facts: DecoderFacts, load: Load, *, n_layers: int, kernels: bo
 
 
 def layers_need(facts: DecoderFacts, load: Load, placement: Placement, layers: range) -> int:
-    """Return what a device must hold for some layers in a row, in bytes; the output layer is the one after the last.
+    """Return what a device must hold for adjacent layers, in bytes; the output layer counts as the one after the last.
 
     Args:
-        facts, load: what runs.
-        placement: of which only how keys and values are stored, and how many layers stay, matters.
-        layers: of the device; the first of all devices multiplies long prompts with the CPU's layers, too, and needs
-            room for a copy of the largest weight.
+        facts, load: The decoder, its context and batch.
+        placement: Placement; only its KV cache and its number of offloaded layers matter.
+        layers: Layers of the device. The first device of all also multiplies long prompts with the CPU's layers, and
+            needs room for a copy of the largest weight.
     """
     if not layers:
         return 0
@@ -292,17 +300,17 @@ def device_need(facts: DecoderFacts, load: Load, placement: Placement, index: in
 
 
 def layers_bytes(facts: DecoderFacts, layers: range) -> int:
-    """Return what the weights of some layers take, in bytes; the output layer is the one after the last."""
+    """Return the size of some layers' weights in bytes; the output layer counts as the one after the last."""
     sizes = [*facts.layer_bytes, facts.output_bytes]
     return sum(sizes[layer] for layer in layers)
 
 
 def vision_need(manifest: Manifest, *, kernels: bool) -> int:
-    """Return what the image encoder takes, in bytes.
+    """Return the memory that the image encoder takes, in bytes.
 
     Args:
-        manifest: of its bundle.
-        kernels: whether our kernels compute it.
+        manifest: Manifest of the bundle.
+        kernels: Whether our kernels compute it.
     """
     vision = manifest.vision
     size = manifest.files["vision"].size_bytes

@@ -19,7 +19,7 @@ from bimedix_edge.imaging.picture import load_picture
 from bimedix_edge.models.demo import phantom
 from bimedix_edge.models.demo.dialogues import CHANCE, Question, closed_questions
 from bimedix_edge.models.demo.phrases import LANGUAGES
-from bimedix_edge.prompt import Message, render
+from bimedix_edge.prompt import PromptMessage, render
 from bimedix_edge.runtime import Runtime
 from bimedix_edge.sampling import Sampling
 from bimedix_edge.settings import Settings
@@ -80,7 +80,7 @@ def evaluate(bundle: Path, *, n_images: int = 500, shown: Shown = "picture") -> 
             image = runtime.engine.prompt_image(load_picture(pixels))
             for language in LANGUAGES:
                 for question in _one_wording_each(closed_questions(findings, language, held_out=True), rng):
-                    segments = render([Message("user", question.text, images=1)], runtime.manifest.prompt)
+                    segments = render([PromptMessage("user", question.text, images=1)], runtime.manifest.prompt)
                     prompt = runtime.engine.items(segments, [image])
                     events = runtime.engine.generate(
                         session, prompt, Sampling(temperature=0.0), max_tokens=_MAX_ANSWER_TOKENS

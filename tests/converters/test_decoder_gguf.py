@@ -18,7 +18,7 @@ from bimedix_edge.converters.decoder.gguf import permuted_rows, rope_factors
 from bimedix_edge.converters.source.card import Card
 from bimedix_edge.converters.source.checkpoint import Checkpoint
 from bimedix_edge.converters.source.config import DecoderConfig, Llama3Scaling
-from bimedix_edge.prompt import Message, PromptSpec, Special, Text, render
+from bimedix_edge.prompt import PromptMessage, PromptSpec, Special, Text, render
 
 LLAMA_31 = DecoderConfig(
     n_vocab=128257, n_embd=4096, n_ff=14336, n_layer=32, n_head=32, n_head_kv=8, head_dim=128, n_ctx_train=131072,
@@ -183,7 +183,11 @@ def test_chat_template_is_the_prompt(reader: gguf.GGUFReader) -> None:
     template = jinja2.Environment(trim_blocks=True, lstrip_blocks=True).from_string(
         _key(reader, "tokenizer.chat_template")
     )
-    messages = [Message("user", "Is there a nodule?"), Message("assistant", "Yes."), Message("user", "أين؟")]
+    messages = [
+        PromptMessage("user", "Is there a nodule?"),
+        PromptMessage("assistant", "Yes."),
+        PromptMessage("user", "أين؟"),
+    ]
     expected = "".join(
         segment.name if isinstance(segment, Special) else segment.text
         for segment in render(messages, PromptSpec(bos=1))

@@ -15,14 +15,14 @@ from bimedix_edge import Cancel, Done, Event, Runtime, Sampling, Settings, Token
 from bimedix_edge.engine.pace import Pace
 from bimedix_edge.engine.sessions import Item
 from bimedix_edge.imaging.picture import load_picture
-from bimedix_edge.prompt import Message, render
+from bimedix_edge.prompt import PromptMessage, render
 
 GREEDY = Sampling(temperature=0.0)
 
 
 def prompt(runtime: Runtime, text: str, image: Path | None = None) -> list[Item]:
     shown = [] if image is None else [runtime.engine.prompt_image(load_picture(image))]
-    return runtime.engine.items(render([Message("user", text, len(shown))], runtime.manifest.prompt), shown)
+    return runtime.engine.items(render([PromptMessage("user", text, len(shown))], runtime.manifest.prompt), shown)
 
 
 def finish(events: Iterator[Event]) -> Done:
@@ -242,7 +242,9 @@ def test_text_beside_images_is_read_with_them_and_changes_nothing(
     """A prompt with images at hand is one step; in pieces of any length, tokens and images apart, it says the same."""
     engine, decoder = runtime.engine, runtime.engine.decoder
     images = [engine.prompt_image(load_picture(samples / f"{name}.png")) for name in names]
-    items = engine.items(render([Message("user", "Is there a nodule?", len(images))], runtime.manifest.prompt), images)
+    items = engine.items(
+        render([PromptMessage("user", "Is there a nodule?", len(images))], runtime.manifest.prompt), images
+    )
     steps: list[int] = []
     evaluate = decoder.evaluate_embeds
 

@@ -297,4 +297,4 @@ def test_show_and_clear(bundles: dict[str, Path], samples: Path, own_cache: Path
 def test_a_wrong_size_is_wrong_usage(size: str) -> None:
     result = subprocess.run([*COMMAND, "ask", "--image-cache", size, "x"], capture_output=True, text=True, check=False)
     assert result.returncode == 2
-    assert "Expected image_cache to be off or a size from 64M" in " ".join(result.stderr.split())
+    assert "Use off or a size from 64M" in " ".join(result.stderr.split())

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from bimedix_edge.models.demo import phantom
 from bimedix_edge.models.demo.dialogues import conversations
-from bimedix_edge.prompt import SYSTEM, Message
+from bimedix_edge.prompt import SYSTEM, PromptMessage
 
 N_PROMPTS = 100
 IMAGE = "<image>"
@@ -25,7 +25,7 @@ class Prompt:
     """A conversation up to a question, and its pictures in order."""
 
     kind: Kind
-    messages: tuple[Message, ...]
+    messages: tuple[PromptMessage, ...]
     pictures: tuple[NDArray[np.uint8], ...]
 
 
@@ -50,10 +50,10 @@ def random_prompts(count: int, seed: int) -> list[Prompt]:
 def _prompt(rng: np.random.Generator) -> Prompt:
     conversation = next(conversations(rng, held_out=True))
     n_turns = int(rng.integers(1, len(conversation.turns) + 1))
-    messages: list[Message] = []
+    messages: list[PromptMessage] = []
     pictures: list[NDArray[np.uint8]] = []
     for turn in conversation.turns[:n_turns]:
-        messages += [Message("user", turn.text, images=len(turn.images)), Message("assistant", turn.answer)]
+        messages += [PromptMessage("user", turn.text, images=len(turn.images)), PromptMessage("assistant", turn.answer)]
         pictures += [phantom.draw(conversation.pictures[index], rng) for index in turn.images]
     kind: Kind = "text-only"
     if pictures:
@@ -61,7 +61,7 @@ def _prompt(rng: np.random.Generator) -> Prompt:
     return Prompt(kind, tuple(messages[:-1]), tuple(pictures))
 
 
-def llava_string(messages: tuple[Message, ...]) -> str:
+def llava_string(messages: tuple[PromptMessage, ...]) -> str:
     """Return the prompt as LLaVA's Conversation.get_prompt builds it (style MPT, as used for Llama 3)."""
     parts = [f"<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n{SYSTEM}<|eot_id|>"]
     for message in messages:

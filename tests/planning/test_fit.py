@@ -12,8 +12,8 @@ from bimedix_edge.bundle import DecoderSpec
 from bimedix_edge.decoder.placement import Placement
 from bimedix_edge.errors import HardwareError, UsageError
 from bimedix_edge.hardware.facts import Backend, ComputeDevice, CudaDriver, Hardware, Machine, NvidiaGpu
-from bimedix_edge.planning.fit import Plan, VisionFacts, Wishes, plan
-from bimedix_edge.planning.memory import DecoderFacts, Load, host_need, layers_need
+from bimedix_edge.planning.fit import PlacementRequest, Plan, VisionFacts, plan
+from bimedix_edge.planning.memory import DecoderFacts, LlamaBuild, Load, host_need, layers_need
 
 GB, MIB = 10**9, 1 << 20
 # of the 8B in Q4_K_M: half of its layers have a larger type in two matrices
@@ -21,6 +21,7 @@ SPEC = DecoderSpec("llama", "Q4_K_M", 32, 4096, 32, 8, 128, 128257, 131072)
 LAYERS = tuple(138_936_320 if index < 4 or index >= 28 or index % 3 == 0 else 122_683_392 for index in range(32))
 FACTS = DecoderFacts(SPEC, 14336, 4_915_760_064, 295_504_128, LAYERS, 430_959_904, 48_168_960, 3_000_000_000)
 VISION = VisionFacts(650 * MIB)
+BUILD = LlamaBuild(kernels=True, version="0.3.36")
 CPU = ComputeDevice("CPU", "a processor", "cpu", "CPU", 0, 0)
 CARD = {24: 23.6, 12: 11.5, 8: 7.4, 6: 5.4, 4: 3.4, 2: 1.2}
 
@@ -43,8 +44,8 @@ def machine(*devices: ComputeDevice, memory_gb: float | None = 32, available_gb:
     )
 
 
-def planned(hardware: Hardware, vision: VisionFacts = VISION, facts: DecoderFacts = FACTS, **wishes: object) -> Plan:
-    return plan(facts, hardware, Wishes(**wishes), vision, version="0.3.36", kernels=True)  # type: ignore[arg-type]
+def planned(hardware: Hardware, vision: VisionFacts = VISION, facts: DecoderFacts = FACTS, **request: object) -> Plan:
+    return plan(facts, hardware, PlacementRequest(**request), vision, BUILD)  # type: ignore[arg-type]
 
 
 def splits(n_layers: int, n_devices: int) -> list[tuple[int, ...]]:
@@ -62,7 +63,7 @@ def fits(found: Plan, hardware: Hardware, target: int, split: tuple[int, ...], f
             return False
         shared += need if gpu.kind == "igpu" or gpu.backend == "Metal" else 0
         start += n
-    host = host_need(facts, found.load, placement, kernels=True, vision_bytes=VISION.host_bytes)
+    host = host_need(facts, found.load, placement, BUILD, vision_bytes=VISION.host_bytes)
     memory = hardware.machine.memory_bytes
     return memory is None or host.total + shared <= memory
 
@@ -182,14 +183,14 @@ def test_automatic_says_why_the_cpu() -> None:
 def test_a_gpu_that_was_asked_for_and_is_missing(gpu_layers: int | str) -> None:
     here = NvidiaGpu("a card", (8, 9), 8 * GB, 7 * GB)
     hardware = replace(machine(), cuda=CudaDriver("580.1", (13, 0), (here,), None), cuda_compiler=True)
-    with pytest.raises(HardwareError, match=r"llama.cpp was built without CUDA; .*DGGML_CUDA=on.*--gpu-layers 0 stays"):
+    with pytest.raises(HardwareError, match=r"built without CUDA; .*DGGML_CUDA=on.*--gpu-layers 0 stays on the CPU"):
         planned(hardware, gpu_layers=gpu_layers)
 
 
 def test_what_does_not_fit_names_the_nearest_plans() -> None:
     hardware = machine(card(5.4))
     with pytest.raises(
-        HardwareError, match=r"Expected room for 33 of 33 layers .*what would fit: --gpu-layers (\d+)"
+        HardwareError, match=r"33 of 33 layers with 4096 tokens .* do not fit: .*This would fit: --gpu-layers (\d+)"
     ) as error:
         planned(hardware, gpu_layers="all", ctx_size=4096)
     n = int(str(error.value).split("--gpu-layers ")[1].split(",")[0].split(".")[0])
@@ -200,7 +201,9 @@ def test_what_does_not_fit_names_the_nearest_plans() -> None:
 
 def test_a_context_that_does_not_fit_names_one_that_does() -> None:
     hardware = machine(memory_gb=9)
-    with pytest.raises(HardwareError, match=r"Expected memory for .* --ctx-size (\d+)") as error:
+    with pytest.raises(
+        HardwareError, match=r"The model needs .*, and this machine has 9\.0 GB\. .* --ctx-size (\d+)"
+    ) as error:
         planned(hardware, ctx_size=65536, kv_type="f16")
     n_ctx = int(str(error.value).split("--ctx-size ")[1].rstrip("."))
     planned(hardware, ctx_size=n_ctx, kv_type="f16")
@@ -209,21 +212,19 @@ def test_a_context_that_does_not_fit_names_one_that_does() -> None:
 
 
 def test_an_automatic_context_shrinks_where_memory_is_short() -> None:
-    least = host_need(
-        FACTS, Load(2048, 512, 8), Placement(kv_type="q8_0"), kernels=True, vision_bytes=VISION.host_bytes
-    )
+    least = host_need(FACTS, Load(2048, 512, 8), Placement(kv_type="q8_0"), BUILD, vision_bytes=VISION.host_bytes)
     found = planned(machine(memory_gb=(least.total + 10 * MIB) / GB))
     assert (found.load.n_ctx, found.placement.kv_type) == (2048, "q8_0")
-    with pytest.raises(HardwareError, match="choose a smaller model or a smaller type"):
+    with pytest.raises(HardwareError, match="Choose a smaller model or a smaller type"):
         planned(machine(memory_gb=2))
 
 
 def test_what_is_wrong() -> None:
-    with pytest.raises(UsageError, match="at most 33 layers"):
+    with pytest.raises(UsageError, match="--gpu-layers 34 is too many: this model has 33 layers"):
         planned(machine(card(24)), gpu_layers=34)
-    with pytest.raises(UsageError, match=r"those that exist \(CUDA0\), but 'CUDA7'"):
+    with pytest.raises(UsageError, match=r"There is no device 'CUDA7'\. Name one that exists: CUDA0\."):
         planned(machine(card(24)), devices=("CUDA7",))
-    with pytest.raises(UsageError, match=r"at most 131072 tokens .* --allow-long-context"):
+    with pytest.raises(UsageError, match=r"--ctx-size 131073 is too long: .* 131072 tokens .* --allow-long-context"):
         planned(machine(card(24)), ctx_size=131073)
     assert "longer than" in str(planned(machine(card(24)), ctx_size=140000, long_context=True).warnings[0])
 

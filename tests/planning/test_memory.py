@@ -17,7 +17,7 @@ from bimedix_edge.converters.decoder.quantize import FILE_TYPES
 from bimedix_edge.converters.synthetic.decoder import write_random_decoder
 from bimedix_edge.decoder.placement import Placement
 from bimedix_edge.errors import BundleError
-from bimedix_edge.planning.memory import Load, device_need, host_need, n_cells, read_facts, vision_need
+from bimedix_edge.planning.memory import LlamaBuild, Load, device_need, host_need, n_cells, read_facts, vision_need
 from bimedix_edge.store import demo_checkpoint
 
 TOLERANCE = 0.05
@@ -88,18 +88,18 @@ def test_layers_and_keys_are_counted_where_they_are(bundles: dict[str, Path]) ->
     assert facts.file_bytes == (bundles["F16"] / "decoder.gguf").stat().st_size
     assert facts.embedding_bytes == spec.n_vocab * spec.n_embd * 2
     assert facts.n_layer == spec.n_layer + 1
-    load = Load(1000, 512, 8)
+    load, build = Load(1000, 512, 8), LlamaBuild(kernels=True)
     assert n_cells(load.n_ctx) == 1024
-    cpu = host_need(facts, load, Placement(), kernels=True)
+    cpu = host_need(facts, load, Placement(), build)
     assert cpu.kv == 2 * spec.n_layer * spec.n_head_kv * spec.head_dim * 2 * 1024
     half = Placement(n_gpu_layers=3, devices=("A", "B"), split=(1, 2))
-    host = host_need(facts, load, half, kernels=True)
+    host = host_need(facts, load, half, build)
     moved = facts.output_bytes + sum(facts.layer_bytes[2:])
     assert (cpu.weights - host.weights, host.kv) == (moved, cpu.kv // 2)
     first, second = device_need(facts, load, half, 0), device_need(facts, load, half, 1)
     assert first > facts.layer_bytes[2] + cpu.kv // 4
     assert second > facts.layer_bytes[3] + facts.output_bytes + cpu.kv // 4
-    assert host_need(facts, load, replace(half, kv_on_gpu=False), kernels=True).kv == cpu.kv
+    assert host_need(facts, load, replace(half, kv_on_gpu=False), build).kv == cpu.kv
 
 
 @pytest.mark.parametrize("damage", ["empty", "short", "tensors", "layers"])
@@ -111,5 +111,5 @@ def test_a_damaged_header_is_refused(bundles: dict[str, Path], tmp_path: Path, d
     changed = {"empty": b"", "short": data[:1000], "tensors": data[:8] + struct.pack("<Q", 1 << 60) + data[16:]}
     path = tmp_path / "decoder.gguf"
     path.write_bytes(changed.get(damage, data))
-    with pytest.raises(BundleError, match="Expected a decoder of"):
+    with pytest.raises(BundleError, match="cannot be read as a decoder of"):
         read_facts(path, spec)

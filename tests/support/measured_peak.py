@@ -20,7 +20,7 @@ from bimedix_edge.cli.commands import ask  # noqa: F401  what the command import
 from bimedix_edge.decoder.decoder import Decoder
 from bimedix_edge.decoder.llama import repacks
 from bimedix_edge.decoder.placement import Placement
-from bimedix_edge.planning.memory import HostNeed, Load, host_need, read_facts
+from bimedix_edge.planning.memory import HostNeed, LlamaBuild, Load, host_need, read_facts
 from bimedix_edge.runtime import Runtime
 from bimedix_edge.sampling import Sampling
 from bimedix_edge.settings import Settings
@@ -61,7 +61,7 @@ def of_decoder(path: Path, n_ctx: int, kv_type: str, kernels: str, shape: str) -
             decoder.evaluate_tokens(0, start, [10 + token % 1000 for token in range(load.n_batch)])
         ours = decoder.kernels.name is not None
         assert decoder.sample(decoder.sampler(Sampling(temperature=0.0))) >= 0
-    return host_need(facts, load, placement, kernels=ours, repacks=repacks(kernels=ours))
+    return host_need(facts, load, placement, LlamaBuild(kernels=ours, repacks=repacks(kernels=ours)))
 
 
 def main(model: str, image: str, n_ctx: str, kv_type: str, kernels: str, shape: str = "") -> None:

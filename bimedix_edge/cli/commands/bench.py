@@ -34,7 +34,7 @@ from bimedix_edge.decoder.placement import Placement
 from bimedix_edge.errors import HardwareError, UsageError
 from bimedix_edge.hardware.machine import inspect_machine
 from bimedix_edge.planning.fit import Plan, VisionFacts
-from bimedix_edge.planning.plan import plan_decoder, vision_facts, wishes
+from bimedix_edge.planning.plan import placement_request, plan_decoder, vision_facts
 from bimedix_edge.settings import Settings, load_settings
 from bimedix_edge.staging import disk_errors, exclusive, write_file
 from bimedix_edge.vision.encoder import encoder_kernels
@@ -108,7 +108,7 @@ def bench(
 
 def _plan(settings: Settings, subject: Subject) -> Plan:
     """Decide what of the benchmark's own context goes where; it reads a few more tokens at once than a chat does."""
-    wanted = replace(wishes(settings), ctx_size=N_CTX, n_seq_max=N_SEQ_MAX, long_context=True)
+    wanted = replace(placement_request(settings), ctx_size=N_CTX, n_seq_max=N_SEQ_MAX, long_context=True)
     vision = VisionFacts(0)
     if (bundle := subject.bundle) is not None:
         device = encoder_device(settings.vision_device, bundle.manifest.vision)

@@ -22,7 +22,7 @@ from bimedix_edge.events import Done
 from bimedix_edge.imaging.picture import Picture, load_picture
 from bimedix_edge.prompt import (
     BOS,
-    Message,
+    PromptMessage,
     Special,
     Text,
     answer_header,
@@ -82,7 +82,7 @@ class Conversations:
         spec = self._spec
         if given and given[0].role == "system":
             spec = replace(spec, system=check_text(_text(given.pop(0)), what="system message"))
-        plain = [Message(_role(message), _text(message), len(_images(message))) for message in given]
+        plain = [PromptMessage(_role(message), _text(message), len(_images(message))) for message in given]
         render(plain, spec)  # raises what is wrong with them
         items = self._engine.items(opening(spec))
         for message, turn in zip(given, plain, strict=True):
