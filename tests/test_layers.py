@@ -40,6 +40,7 @@ DOORS = {
         "converters/decoder/quantize.py",
     },
     "llguidance": {"bimedix_edge/decoder/constraint.py"},
+    "matplotlib": {"bimedix_edge/cli/bench_chart.py"},
     "onnxruntime": {"bimedix_edge/vision/onnx.py"},
     # the server's protocol, and what runs it
     "h11": {"bimedix_edge/server/front/connections.py"},

@@ -1,4 +1,4 @@
-"""What a benchmark measures: reading a prompt, writing, looking at a picture, each a function that takes its time."""
+"""The workloads of a benchmark: prefill, decode and questions about images, each a function that times itself."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ N_CTX, N_SEQ_MAX, N_BATCH = 2048, 8, 640
 _PREFILL_TOKENS = (64, 512, 640)
 _SEQUENCES = (1, 2, 4, 8)
 _STEPS = 9
-# weights that a processor may keep in its caches are not read from memory
+# smaller weights may stay in the processor's caches, so memory is not their ceiling
 _LARGE_BYTES = 256 << 20
 _PICTURE_PX = 512
 _QUESTIONS = ("What does this image show?", "Is there anything else to see in it?")
@@ -38,14 +38,14 @@ _QUESTIONS = ("What does this image show?", "Is there anything else to see in it
 
 @dataclass(frozen=True)
 class Weights:
-    """What a decoder's file holds for each evaluation.
+    """Sizes in a decoder's file that decide how much work an evaluation is.
 
     Attributes:
-        file_bytes: of the file.
-        read_bytes: read by each evaluation: all but the embeddings that are only looked up.
-        n_token: weights that each token is multiplied with.
-        n_last: weights that only a token is multiplied with whose successor is wanted.
-        int8: whether the products are of int8, not of floating-point numbers.
+        file_bytes: Size of the file.
+        read_bytes: Bytes that each evaluation reads: all weights, except embeddings that are only looked up.
+        n_token: Weights that every token is multiplied by.
+        n_last: Weights of the output layer, which only tokens with logits are multiplied by.
+        int8: Whether the products are of int8, not of floating-point numbers.
     """
 
     file_bytes: int
@@ -57,13 +57,13 @@ class Weights:
 
 @dataclass(frozen=True)
 class Subject:
-    """What is measured.
+    """The model that is measured.
 
     Attributes:
-        path: of the GGUF file.
-        spec: what is in it.
-        weights: likewise.
-        bundle: of which it is part; None where there is no vision encoder, and images are not measured.
+        path: Path of the GGUF file.
+        spec: The decoder in it.
+        weights: Sizes of its weights.
+        bundle: Bundle with the image encoder; None to leave images out.
     """
 
     path: Path
@@ -74,7 +74,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Side:
-    """A decoder loaded for one choice of kernels, and an engine with it where images are measured."""
+    """A decoder loaded for one choice of kernels, and the engine around it where images are measured."""
 
     name: str
     choice: str
@@ -84,15 +84,15 @@ class Side:
 
 @dataclass(frozen=True)
 class Workload:
-    """One kind of work.
+    """One kind of work to measure.
 
     Attributes:
-        name: for people.
+        name: Name that is shown and that `--only` searches.
         kind: `prefill`, `decode`, `encode`, `first_token` or `follow_up`.
-        take: does it once and returns its seconds.
-        n_tokens: evaluated each time; None where it is about images.
-        ceiling: what limits it at best; None where that is not known.
-        work: bytes read or int8 operations done each time, as `ceiling` says; 0 without one.
+        take: Does the work once and returns its seconds.
+        n_tokens: Tokens that are evaluated each time; None for work on images.
+        ceiling: What limits the work, memory that is `read` or `int8` products; None where that is not known.
+        work: Bytes that are read or int8 operations, as `ceiling` says, each time; 0 without a ceiling.
     """
 
     name: str
@@ -104,22 +104,22 @@ class Workload:
 
 
 class Workloads:
-    """All kinds of work, each done so that the context is empty before and after.
+    """All workloads; each finds the KV cache empty and leaves it empty.
 
     Args:
-        subject: what is measured.
-        cancel: stops at the next operation, with `Aborted`.
+        subject: The model.
+        cancel: Stops a workload at the next operation, with `Aborted`.
     """
 
     def __init__(self, subject: Subject, cancel: Cancel) -> None:
         self._subject = subject
         self._cancel = cancel
-        self._random = random.Random(0)  # noqa: S311  which tokens are evaluated is no secret
+        self._random = random.Random(0)  # noqa: S311  the choice of tokens is not secret
         pixels = np.random.default_rng(0).integers(0, 256, (_PICTURE_PX, _PICTURE_PX, 3), dtype=np.uint8)
         self._picture = load_picture(pixels)
 
     def all(self) -> list[Workload]:
-        """Return them in the order in which they are measured."""
+        """Return the workloads in the order in which they are measured."""
         found = [*map(self._prefill_of, _PREFILL_TOKENS), *map(self._decode_of, _SEQUENCES)]
         if self._subject.bundle is not None:
             found.append(Workload("image encode", "encode", self._encode))
@@ -128,11 +128,11 @@ class Workloads:
         return found
 
     def warm_up(self, decoder: Decoder) -> None:
-        """Read all weights once: the system may still have them on the disk."""
+        """Read all weights once, since they may still be on the disk alone."""
         self._prefill(_PREFILL_TOKENS[0], decoder)
 
     def stop_if_asked(self) -> None:
-        """Raise `Aborted` if it was cancelled."""
+        """Raise `Aborted` if the benchmark was cancelled."""
         if self._cancel.cancelled:
             raise Aborted
 
@@ -154,8 +154,8 @@ class Workloads:
         return seconds
 
     def _decode(self, n: int, side: Side) -> float:
-        """Return the median seconds of a step, in which each of `n` sequences gets a token."""
-        # the first step prepares what the others use again
+        """Return the median seconds of a decode step of `n` sequences."""
+        # the first step also prepares what the later ones reuse
         _, *seconds = [self._step(side.decoder, n, position) for position in range(1 + _STEPS)]
         for seq in range(n):
             side.decoder.truncate(seq, 0)
@@ -171,7 +171,7 @@ class Workloads:
         return time.perf_counter() - start_s
 
     def _evaluate(self, decoder: Decoder, position: int, n: int) -> float:
-        """Return the seconds in which sequence 0 gets `n` tokens, with the logits of the last one."""
+        """Return the seconds to evaluate `n` tokens in sequence 0, with the logits of the last one."""
         tokens = self._tokens(n)
         start_s = time.perf_counter()
         decoder.evaluate_tokens(0, position, tokens, lambda: self._cancel.cancelled)
@@ -187,13 +187,13 @@ class Workloads:
         return time.perf_counter() - start_s
 
     def _first_token(self, side: Side) -> float:
-        """Return the seconds from a question about a picture that was never seen to the first token of the answer."""
+        """Return the seconds from a question about a new image to the first token of the answer."""
         _engine(side).embeddings.clear()
         with self._chat(side) as chat:
             return self._ask(chat, _QUESTIONS[0], [self._picture])
 
     def _follow_up(self, side: Side) -> float:
-        """Return the seconds from a second question about the same picture to the first token of the answer."""
+        """Return the seconds from a second question about the same image to the first token of the answer."""
         with self._chat(side) as chat:
             self._ask(chat, _QUESTIONS[0], [self._picture])
             self.stop_if_asked()

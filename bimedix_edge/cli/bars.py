@@ -1,4 +1,4 @@
-"""Bars for a long piece of work: one a stage, with bytes, rate and time left; or one for all its steps."""
+"""Progress bars: one for each stage, with bytes, rate and time left; or one for all steps."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ __all__ = ["StageBars", "StepBar"]
 
 
 class StageBars:
-    """Bars on standard error that are gone when the work is done; nothing if that is no terminal.
+    """Bars on standard error, removed when the work is done; nothing if standard error is not a terminal.
 
     Args:
-        console: standard error.
+        console: Console of standard error.
     """
 
     def __init__(self, console: Console) -> None:
@@ -38,7 +38,7 @@ class StageBars:
         self._tasks: dict[str, TaskID] = {}
 
     def show(self, stage: str, done: int, total: int) -> None:
-        """Show that `done` of `total` bytes of a stage are complete; what a stage starts with counts as no speed."""
+        """Show that `done` of `total` bytes of a stage are complete; the rate counts from the first call."""
         if stage not in self._tasks:
             self._tasks[stage] = self._progress.add_task(stage, completed=done, total=total)
         self._progress.update(self._tasks[stage], completed=done, total=total)
@@ -54,10 +54,10 @@ class StageBars:
 
 
 class StepBar:
-    """One bar of steps, and what comes next, on standard error; gone at the end, nothing if that is no terminal.
+    """One bar of steps with the name of the next one; where it shows and when it goes, as in `StageBars`.
 
     Args:
-        console: standard error.
+        console: Console of standard error.
     """
 
     def __init__(self, console: Console) -> None:
@@ -66,7 +66,7 @@ class StepBar:
         self._task = self._progress.add_task("", total=None)
 
     def show(self, done: int, total: int, what: str) -> None:
-        """Show that `done` of `total` steps are complete, and what comes next."""
+        """Show that `done` of `total` steps are complete, and the name of the next one."""
         self._progress.update(self._task, completed=done, total=total, description=what)
 
     def __enter__(self) -> StepBar:

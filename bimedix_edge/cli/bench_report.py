@@ -21,14 +21,14 @@ _NONE = "–"
 
 @dataclass(frozen=True)
 class About:
-    """What was measured, for people.
+    """The model that was measured, as people name it.
 
     Attributes:
-        name: of the model.
-        shape: of random weights; None for a model.
-        file_type: of the decoder.
-        file_bytes: of its file.
-        notice: belongs on every output.
+        name: Name of the model, or of its random weights.
+        shape: Shape of random weights; None for a model.
+        file_type: Type of the decoder's weights.
+        file_bytes: Size of the decoder's file.
+        notice: Notice that every output carries.
     """
 
     name: str
@@ -39,12 +39,12 @@ class About:
 
 
 def on_name(benchmark: Benchmark) -> str:
-    """Return what `on` is, in words."""
+    """Return the name of the kernels that `on` stands for, or why there are none."""
     return benchmark.kernels.name or f"none ({benchmark.kernels.reason})"
 
 
 def speed_text(measurement: Measurement, side: str) -> str:
-    """Return tokens a second, or the time of what has no tokens, with its unit."""
+    """Return tokens per second, or the time for work on images, with its unit."""
     rate, seconds = measurement.rate(side), measurement.median_s(side)
     if seconds is None:
         return _NONE
@@ -54,13 +54,13 @@ def speed_text(measurement: Measurement, side: str) -> str:
 
 
 def print_tables(console: Console, about: About, benchmark: Benchmark) -> None:
-    """Print what was measured, on what, and what the machine does at most."""
+    """Print the model, the machine and its ceilings, and a table of the measurements."""
     machine = inspect_machine()
-    turns = "on and off in turn at each measurement" if benchmark.both_loaded else "on after off in each round"
+    turns = "on and off in turn for each measurement" if benchmark.both_loaded else "on after off in each round"
     head = Table(box=None, show_header=False, pad_edge=False)
     head.add_row("model", f"{about.name}, {about.file_type}, {about.file_bytes / 1e9:.2f} GB")
     head.add_row("machine", f"{machine.cpu}, {machine.system}, threads: {benchmark.n_threads}")
-    without = ", without its AMX and its rearranged weights" if built_for_amx() else ""
+    without = ", without its AMX and its repacked weights" if built_for_amx() else ""
     head.add_row("kernels", f"on is {on_name(benchmark)}, off is llama.cpp's own{without}")
     head.add_row("rounds", f"{benchmark.rounds}, {turns}; medians")
     loading = ", ".join(f"{side} {seconds:.1f} s" for side, seconds in benchmark.load_s.items())
@@ -70,10 +70,10 @@ def print_tables(console: Console, about: About, benchmark: Benchmark) -> None:
         head.add_row("encoder on", benchmark.vision_device)
     if benchmark.placement.n_gpu_layers:
         card = benchmark.card_bytes_per_s
-        text = "not measured" if card is None else f"{card / 1e9:.1f} GB/s are read and written"
-        head.add_row("ceiling", f"card's memory: {text}")
+        text = "not measured" if card is None else f"{card / 1e9:.1f} GB/s read and written"
+        head.add_row("ceiling", f"card memory: {text}")
     if benchmark.read_bytes_per_s is not None:
-        head.add_row("ceiling", f"memory: {benchmark.read_bytes_per_s / 1e9:.1f} GB/s are read")
+        head.add_row("ceiling", f"memory: {benchmark.read_bytes_per_s / 1e9:.1f} GB/s read")
     if benchmark.int8_ops_per_s is not None:
         head.add_row("ceiling", f"int8: {benchmark.int8_ops_per_s / 1e9:,.0f} GOPS of {benchmark.kernels.name}")
     console.print(head)
@@ -87,7 +87,7 @@ def print_tables(console: Console, about: About, benchmark: Benchmark) -> None:
         reached = [_share_text(benchmark, found, side) for side in (OFF, ON)]
         table.add_row(found.workload.name, speed_text(found, OFF), speed_text(found, ON), ratio, *reached)
     console.print(table)
-    echo("\nt/s: tokens a second, of all sequences together. Reached: of the ceiling.")
+    echo('\nt/s: tokens per second of all sequences. "Reaches": share of the ceiling.')
     echo(f"\n{about.notice}")
 
 
@@ -104,7 +104,7 @@ def _place(benchmark: Benchmark) -> str:
 
 
 def as_json_object(about: About, benchmark: Benchmark) -> dict[str, Any]:
-    """Return everything that was measured, in base units, as what `json.dumps` takes."""
+    """Return all measurements as an object for `json.dumps`."""
     machine = inspect_machine()
     return {
         "model": {

@@ -1,4 +1,4 @@
-"""`bimedix-edge bench`: what speed does this machine reach, also before anything is downloaded?"""
+"""`bimedix-edge bench`: measures the speed of this machine, even before a model is downloaded."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ import click
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from rich.console import Console
 
-from bimedix_edge.bench.benchmark import Benchmark, measure
+from bimedix_edge.bench.benchmark import Benchmark, BenchOptions, measure
 from bimedix_edge.bench.workloads import N_CTX, N_SEQ_MAX, Subject, Weights
 from bimedix_edge.cli.bars import StageBars, StepBar
-from bimedix_edge.cli.bench_chart import draw_chart
+from bimedix_edge.cli.bench_chart import chart_png, require_matplotlib
 from bimedix_edge.cli.bench_report import About, as_json_object, print_tables
 from bimedix_edge.cli.opening import open_model
 from bimedix_edge.cli.options import placement_options
@@ -42,72 +42,77 @@ from bimedix_edge.vision.providers import encoder_device
 
 __all__ = ["bench"]
 
-# the 70B's are two layers only, whose speed is nobody's
+# a slice of the 70B has two layers, and the speed of no model
 _SHAPES = tuple(name for name in SHAPES if name != "70b-slice")
 _DEFAULT_TYPE = "Q4_K_M"
 _RANDOM_NOTICE = "The weights are random: this measures speed, and there are no answers."
-# the vocabulary's, and what the disk needs to go on working
+# for the vocabulary, and for other programs that write to the disk
 _ROOM_BYTES = 100_000_000
 
 
 @click.command()
 @click.option("-m", "--model", metavar="NAME|DIR", help="An installed model's name, or a bundle's directory.")
-@click.option("--shape", metavar="SHAPE", help="Instead: random weights in the shape of the 8b or 1b; no images.")
+@click.option("--shape", metavar="SHAPE", help="Measure random weights in the shape 8b or 1b instead; no images.")
 @click.option(
-    "-t", "--type", "file_type", metavar="TYPE", help=f"With --shape: of the decoder.  [default: {_DEFAULT_TYPE}]"
+    "-t", "--type", "file_type", metavar="TYPE", help=f"Type of the random weights.  [default: {_DEFAULT_TYPE}]"
 )
-@click.option("--rounds", type=click.IntRange(1, 1000), default=3, show_default=True, help="Medians are of so many.")
+@click.option(
+    "--rounds",
+    type=click.IntRange(1, 1000),
+    default=3,
+    show_default=True,
+    help="Results are the medians of all rounds.",
+)
 @click.option("--threads", type=int, metavar="N", help="Threads of the matmuls.  [default: one a core]")
-@click.option("--kernels", metavar="NAME", help="What is compared with off: auto, avx2, ...  [default: auto]")
-@click.option("--vision-device", metavar="NAME", help="For images: auto, cpu, cuda or coreml.  [default: auto]")
+@click.option("--kernels", metavar="NAME", help="Kernels to compare with off: auto, avx2, ...  [default: auto]")
+@click.option("--vision-device", metavar="NAME", help="Encoder's device: auto, cpu, cuda or coreml.  [default: auto]")
 @placement_options
-@click.option("--only", multiple=True, metavar="TEXT", help="Measure what has this in its name; can be repeated.")
+@click.option("--only", multiple=True, metavar="TEXT", help="Measure only work with TEXT in its name; repeatable.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
-@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE.png", help="Draw a chart, too.")
-def bench(
-    shape: str | None,
-    file_type: str | None,
-    rounds: int,
-    only: tuple[str, ...],
-    as_json: bool,
-    plot: Path | None,
-    **flags: Any,
-) -> None:
-    """Measure what speed this machine reaches, with and without the fused kernels.
+@click.option(
+    "--plot", type=click.Path(path_type=Path), metavar="FILE.png", help="Draw a chart, too; needs the extra `plot`."
+)
+def bench(rounds: int, only: tuple[str, ...], as_json: bool, plot: Path | None, **flags: Any) -> None:
+    """Measure how fast this machine is, with and without the fused kernels.
 
-    Either for an installed model (--model), or for random weights of a model's shape (--shape), which are written to
-    the cache directory and removed afterwards: 5 GB for the 8b.
+    It measures an installed model (--model), or random weights in a model's shape (--shape). Random weights are written
+    to the cache directory and removed afterwards: 5 GB for the 8b.
     """
+    shape, file_type = flags.pop("shape"), flags.pop("file_type")
     settings = load_settings(flags)
-    if shape is not None and flags["model"] is not None:
-        raise UsageError("Expected --model or --shape, but both are given; choose one.")
-    if shape is None and settings.model is None:
-        raise UsageError("Expected --model or --shape, but neither is given; --shape 8b needs no model.")
-    if settings.kernels == OFF:
-        raise UsageError("Expected kernels to compare with off, but --kernels is off; choose auto.")
+    _check_usage(settings, shape, file_type, model=flags["model"])
     _check_plot(plot)
     console = plain_console(stderr=True)
     with contextlib.ExitStack() as stack:
         if shape is None:
-            if file_type is not None:
-                raise UsageError("Expected --type with --shape, but a model has its type; leave it out.")
             about, subject = _installed(settings, console, quiet=as_json)
         else:
             about, subject = stack.enter_context(_random(settings, console, shape, file_type or _DEFAULT_TYPE))
         plan = _plan(settings, subject)
         if not as_json:
             console.print(plan.line)
-        benchmark = _measure(settings, console, subject, rounds, only, plan.placement)
+        benchmark = _measure(console, subject, _options(settings, rounds, only, plan.placement))
     if plot is not None:
-        write_file(plot, draw_chart(about, benchmark), mode=0o644)
+        write_file(plot, chart_png(about, benchmark), mode=0o644)
     if as_json:
         click.echo(json.dumps(as_json_object(about, benchmark), ensure_ascii=False, indent=2))
     else:
         print_tables(plain_console(), about, benchmark)
 
 
+def _check_usage(settings: Settings, shape: str | None, file_type: str | None, *, model: str | None) -> None:
+    if shape is not None and model is not None:
+        raise UsageError("--model and --shape exclude each other. Choose one.")
+    if shape is None and settings.model is None:
+        raise UsageError("Neither --model nor --shape is given. Choose one; --shape 8b needs no model.")
+    if shape is None and file_type is not None:
+        raise UsageError("--type works only with --shape: an installed model has its type. Leave --type out.")
+    if settings.kernels == OFF:
+        raise UsageError("--kernels off leaves nothing to compare: off is always measured. Choose auto.")
+
+
 def _plan(settings: Settings, subject: Subject) -> Plan:
-    """Decide what of the benchmark's own context goes where; it reads a few more tokens at once than a chat does."""
+    """Plan the placement for the benchmark's own context."""
     wanted = replace(placement_request(settings), ctx_size=N_CTX, n_seq_max=N_SEQ_MAX, long_context=True)
     vision = VisionFacts(0)
     if (bundle := subject.bundle) is not None:
@@ -117,40 +122,28 @@ def _plan(settings: Settings, subject: Subject) -> Plan:
     return plan_decoder(subject.path, subject.spec, wanted, vision, kernels=settings.kernels)
 
 
-def _measure(
-    settings: Settings,
-    console: Console,
-    subject: Subject,
-    rounds: int,
-    only: tuple[str, ...],
-    placement: Placement,
-) -> Benchmark:
+def _options(settings: Settings, rounds: int, only: tuple[str, ...], placement: Placement) -> BenchOptions:
     n_threads = settings.threads or inspect_machine().n_cores
+    return BenchOptions(rounds, n_threads, settings.kernels, only, placement, settings.vision_device)
+
+
+def _measure(console: Console, subject: Subject, options: BenchOptions) -> Benchmark:
     try:
         with StepBar(console) as bar, cancel_on_interrupt() as cancel:
-            return measure(
-                subject,
-                rounds=rounds,
-                n_threads=n_threads,
-                kernels=settings.kernels,
-                cancel=cancel,
-                progress=bar.show,
-                only=only,
-                placement=placement,
-                vision_device=settings.vision_device,
-            )
+            return measure(subject, options, cancel, bar.show)
     except Aborted as error:
         raise KeyboardInterrupt from error
 
 
 def _check_plot(plot: Path | None) -> None:
-    """Refuse now what would fail after minutes of measuring."""
+    """Refuse a chart that could not be drawn or written, before the measurements take their minutes."""
     if plot is None:
         return
     if plot.suffix.lower() != ".png":
-        raise UsageError(f"Expected a file name that ends in .png, but it is {plot.name!r}; choose another.")
+        raise UsageError(f"The chart is a PNG, and {plot.name!r} does not end in .png. Choose another file name.")
     if plot.is_dir() or not os.access(plot.parent, os.W_OK):
-        raise UsageError(f"Expected to be able to write {plot}, but it cannot be written; choose another place.")
+        raise UsageError(f"{plot} cannot be written. Choose another place.")
+    require_matplotlib()
 
 
 def _installed(settings: Settings, console: Console, *, quiet: bool) -> tuple[About, Subject]:
@@ -163,19 +156,19 @@ def _installed(settings: Settings, console: Console, *, quiet: bool) -> tuple[Ab
 
 @contextlib.contextmanager
 def _random(settings: Settings, console: Console, shape: str, file_type: str) -> Iterator[tuple[About, Subject]]:
-    """Write a decoder of random weights; it is gone after the block."""
+    """Write a decoder with random weights; it is removed after the block."""
     if shape not in _SHAPES:
-        raise UsageError(f"Expected a shape out of {', '.join(_SHAPES)}, but it is {shape[:40]!r}; choose one.")
+        raise UsageError(f"There is no shape {shape[:40]!r}. Choose one of {', '.join(_SHAPES)}.")
     kind = FILE_TYPES.get(file_type.upper())
     if kind is None:
-        raise UsageError(f"Expected a type out of {', '.join(FILE_TYPES)}, but it is {file_type[:40]!r}; choose one.")
+        raise UsageError(f"There is no type {file_type[:40]!r}. Choose one of {', '.join(FILE_TYPES)}.")
     with _temporary_folder(settings.cache_dir / "bench") as folder:
         path = folder / "decoder.gguf"
         _check_room(folder, random_decoder_bytes(shape, kind))
         with disk_errors(path), StageBars(console) as bars:
             spec = write_random_decoder(path, shape, kind, lambda done, total: bars.show("weights", done, total))
             with path.open("rb+") as file:
-                # what is still to be written must not disturb what is measured
+                # the system must not write to the disk during the measurements
                 os.fsync(file.fileno())
         weights = _weights(path)
         about = About(f"random weights, {shape}", shape, kind.name, weights.file_bytes, _RANDOM_NOTICE)
@@ -203,13 +196,13 @@ def _check_room(folder: Path, n_bytes: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < n_bytes + _ROOM_BYTES:
         raise HardwareError(
-            f"Expected {(n_bytes + _ROOM_BYTES) / 1e9:.1f} GB of room for random weights in {folder.parent}, but "
-            f"{free / 1e9:.1f} GB are free; free some, or set BIMEDIX_EDGE_CACHE_DIR to another place."
+            f"Random weights need {(n_bytes + _ROOM_BYTES) / 1e9:.1f} GB in {folder.parent}, and {free / 1e9:.1f} GB "
+            "are free. Free some space, or set BIMEDIX_EDGE_CACHE_DIR to another place."
         )
 
 
 def _weights(path: Path) -> Weights:
-    """Return what a verified decoder's file holds for each evaluation."""
+    """Return the sizes in a decoder's file, which was verified or written here."""
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         tensors = read_header(memoryview(data)).tensors
     looked_up, last = "token_embd.weight", "output.weight"
