@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from bimedix_edge.events import Chance, Done, Encode, ImageUse, Prefill, Timings, Token, Usage
+from bimedix_edge.events import Done, Encode, ImageUse, Logprob, Prefill, Timings, Token, Usage
 from bimedix_edge.sampling import Sampling
 from bimedix_edge.server.front.waiting import WaitingLine
 from bimedix_edge.server.link import wire
@@ -25,7 +25,7 @@ VALUES = [
         top_logprobs=2,
     ),
     GenerateRequest("a", Sampling(), prompt="text", max_tokens=3),
-    Token(3, "x", Chance(3, b"\xd9", -0.5), (Chance(3, b"\xd9", -0.5), Chance(4, b"", -1.5))),
+    Token(3, "x", Logprob(3, b"\xd9", -0.5), (Logprob(3, b"\xd9", -0.5), Logprob(4, b"", -1.5))),
     Done("x", (3,), "stop", Usage(5, 2, 1), (ImageUse("ab", 3, 4, cached=True),), Timings(1.0, 2.0, 3.0, 4.0)),
     Failed("queue_full", "no", place=4, retry_after_s=1.5),
     Look(b"\x89PNG" * 40, "ab", 3, 4, 1, notes=("a",), tags={"modality": "CT"}),

@@ -20,6 +20,7 @@ from PIL import Image
 
 from bimedix_edge.bundle import MANIFEST
 from bimedix_edge.decoder.llama import library_version
+from bimedix_edge.engine.request import GenerationOptions
 from bimedix_edge.errors import BimedixEdgeError, ImageError, PromptError, SchemaError, UsageError
 from bimedix_edge.events import Cancel, Done, Token
 from bimedix_edge.imaging.preprocess import square
@@ -127,16 +128,13 @@ class _ModelProcess:
         engine = self._runtime.engine
         prompt = self._conversations.prompt(request)
         with self._conversations.session(request, prompt) as session:
-            events = engine.generate(
-                session,
-                prompt,
+            options = GenerationOptions(
                 request.sampling,
                 max_tokens=request.max_tokens or self._runtime.settings.max_tokens,
-                cancel=cancel,
                 stop=request.stop,
                 top_logprobs=request.top_logprobs,
             )
-            for event in events:
+            for event in engine.generate(session, prompt, options, cancel):
                 if isinstance(event, Done):
                     self._conversations.remember(request, prompt, event)
                     return event
