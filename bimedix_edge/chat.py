@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 
 from bimedix_edge.engine.engine import Engine
+from bimedix_edge.engine.request import GenerationOptions
 from bimedix_edge.engine.sessions import Item
 from bimedix_edge.errors import HardwareError, ModelError, UsageError
 from bimedix_edge.events import Cancel, Done, Event, Token
@@ -147,7 +148,7 @@ class Chat:
         segments = [*(closing() if past else ()), *user_turn(turn.question, len(turn.pictures)), *answer_header()]
         shown = [self._engine.prompt_image(picture) for picture in turn.pictures]
         prompt = [*before, *self._engine.items(segments, shown)]
-        events = self._engine.generate(self._session, prompt, sampling, max_tokens=max_tokens, cancel=cancel)
+        events = self._engine.generate(self._session, prompt, GenerationOptions(sampling, max_tokens), cancel)
         return self._record(events, past, turn, prompt)
 
     def _record(

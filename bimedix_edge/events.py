@@ -1,4 +1,4 @@
-"""What happens while an answer is made, as values: `Encode`, `Prefill`, `Token`, then one `Done`."""
+"""What happens while an answer is generated, as values: `Encode`, `Prefill`, `Token`, then one `Done`."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Literal
 
 __all__ = [
     "Cancel",
-    "Chance",
     "Done",
     "Encode",
     "Event",
     "ImageUse",
+    "Logprob",
     "Prefill",
     "StopReason",
     "Timings",
@@ -44,9 +44,9 @@ class ImageUse:
     """One image of a prompt.
 
     Attributes:
-        sha256: of the file's bytes, or of the pixels where there was no file.
-        width_px, height_px: of the picture as it was given.
-        cached: whether it was not encoded for this answer.
+        sha256: Hash of the file's bytes, or of the pixels where there was no file.
+        width_px, height_px: Size of the picture as it was given.
+        cached: Whether its embeddings were known, so that this answer did not encode it.
     """
 
     sha256: str
@@ -57,7 +57,13 @@ class ImageUse:
 
 @dataclass(frozen=True)
 class Usage:
-    """Positions of the context: all of the prompt, what of it was reused from before, and those written."""
+    """Positions of the context.
+
+    Attributes:
+        prompt: Positions of the whole prompt.
+        reused: Positions of the prompt that were in the KV cache from before.
+        generated: Tokens of the answer.
+    """
 
     prompt: int
     reused: int
@@ -69,10 +75,10 @@ class Timings:
     """Where the time went, in milliseconds.
 
     Attributes:
-        encode: waiting for images to become embeddings.
-        prefill: reading the prompt, embeddings included.
-        first_token: from the request to the first token of the answer; 0 when there was none.
-        decode: from the first token to the last.
+        encode: Waiting for the embeddings of images.
+        prefill: Evaluating the prompt, embeddings included.
+        first_token: From the request to the first token of the answer; 0 when there was none.
+        decode: From the first token to the last.
     """
 
     encode: float
@@ -100,13 +106,13 @@ class Prefill:
 
 
 @dataclass(frozen=True)
-class Chance:
-    """How likely a token was.
+class Logprob:
+    """The log-probability of a token.
 
     Attributes:
-        id: of the token.
-        raw: its bytes, which may be part of a UTF-8 character; special tokens have none.
-        logprob: natural logarithm of its probability before temperature and the other samplers.
+        id: Id of the token.
+        raw: Bytes of the token, which may be part of a UTF-8 character; special tokens have none.
+        logprob: Natural logarithm of its probability, before temperature and the other samplers.
     """
 
     id: int
@@ -119,17 +125,17 @@ class Token:
     """One token of the answer.
 
     Attributes:
-        id: of the token.
-        text: what is certain with it: nothing while a UTF-8 character is incomplete, or while the end of the text could
-            be the beginning of a stop text; later tokens, or `Done`, then bring it.
-        chance: of this token, where probabilities were asked for.
-        top: of the most likely ones, likewise.
+        id: Id of the token.
+        text: Text that is certain with this token. It is empty while a UTF-8 character is incomplete, or while the end
+            of the text could begin a stop text; a later token, or `Done`, then brings it.
+        logprob: Log-probability of this token; None unless the options ask for log-probabilities.
+        top: Most likely tokens at this place, the best first; empty unless the options ask for them.
     """
 
     id: int
     text: str
-    chance: Chance | None = None
-    top: tuple[Chance, ...] = ()
+    logprob: Logprob | None = None
+    top: tuple[Logprob, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -137,11 +143,13 @@ class Done:
     """The answer is complete.
 
     Attributes:
-        text: all of it.
-        token_ids: its tokens, without the one that ended it.
+        text: Text of the whole answer.
+        token_ids: Its tokens, without the one that ended it.
         stop_reason: `end` (the model ended its turn), `stop` (a stop text came, which is left out), `max_tokens`,
             `context` (full) or `cancelled`.
-        usage, images, timings: see there.
+        usage: Positions of the context.
+        images: Images of the prompt, in order.
+        timings: Where the time went.
     """
 
     text: str

@@ -13,6 +13,8 @@ from bimedix_edge.bundle import Bundle, Manifest, open_bundle
 from bimedix_edge.chat import Chat
 from bimedix_edge.decoder.decoder import Decoder
 from bimedix_edge.decoder.llama import library_version
+from bimedix_edge.decoder.placement import DecoderOptions
+from bimedix_edge.engine.embeddings import ImageEmbeddings
 from bimedix_edge.engine.engine import Engine
 from bimedix_edge.engine.image_cache import ImageCache
 from bimedix_edge.errors import BundleError, UsageError
@@ -21,7 +23,7 @@ from bimedix_edge.planning.plan import plan_model
 from bimedix_edge.sampling import Sampling
 from bimedix_edge.settings import Settings, load_settings
 from bimedix_edge.store import DEMO, Store
-from bimedix_edge.vision.encoder import VisionEncoder
+from bimedix_edge.vision.encoder import EncoderFile, VisionEncoder
 
 __all__ = ["Runtime"]
 
@@ -47,13 +49,7 @@ class Runtime:
         self.settings = settings
         self._n_threads = settings.threads or inspect_machine().n_cores
         vision = VisionEncoder(
-            bundle.path("vision"),
-            sha256=self.manifest.files["vision"].sha256,
-            spec=self.manifest.vision,
-            preprocessing=self.manifest.preprocessing,
-            n_threads=self._n_threads,
-            device=settings.vision_device,
-            kernels=settings.kernels,
+            EncoderFile.of(bundle), self._n_threads, device=settings.vision_device, kernels=settings.kernels
         )
         self._load(vision)
         self.load_ms = (time.perf_counter() - start_s) * 1e3
@@ -62,20 +58,20 @@ class Runtime:
         """Plan, and load the decoder."""
         settings = self.settings
         self.plan = plan_model(self.directory, self.manifest, settings, open_vision=vision)
-        decoder = Decoder(
-            self._bundle.path("decoder"),
-            self.manifest.decoder,
-            n_ctx=self.plan.load.n_ctx,
-            n_seq_max=self.plan.load.n_seq_max,
-            n_batch=self.plan.load.n_batch,
+        load = self.plan.load
+        options = DecoderOptions(
+            n_ctx=load.n_ctx,
+            n_seq_max=load.n_seq_max,
+            n_batch=load.n_batch,
             n_threads=self._n_threads,
             kernels=settings.kernels,
             placement=self.plan.placement,
         )
+        decoder = Decoder(self._bundle.path("decoder"), self.manifest.decoder, options)
         self.kernels = decoder.kernels
         cache_bytes = settings.image_cache_bytes
         image_cache = ImageCache(settings.image_cache_dir, cache_bytes, self._notify) if cache_bytes else None
-        self.engine = Engine(decoder, vision, image_cache=image_cache, n_parallel=settings.parallel)
+        self.engine = Engine(decoder, ImageEmbeddings(vision, image_cache), n_parallel=settings.parallel)
 
     @classmethod
     def open(

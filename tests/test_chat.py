@@ -77,7 +77,12 @@ def _count(runtime: Runtime, text: str) -> int:
 
 
 def test_a_follow_up_answers_as_a_fresh_conversation_would(runtime: Runtime, samples: Path) -> None:
+<<<<<<< HEAD
     from bimedix_edge.prompt import PromptMessage, render
+=======
+    from bimedix_edge.engine.request import GenerationOptions
+    from bimedix_edge.prompt import Message, render
+>>>>>>> engine
     from bimedix_edge.sampling import Sampling
 
     picture = load_picture(samples / "effusion_left.png")
@@ -91,7 +96,9 @@ def test_a_follow_up_answers_as_a_fresh_conversation_would(runtime: Runtime, sam
     ]
     engine = runtime.engine
     prompt = engine.items(render(messages, runtime.manifest.prompt), [engine.prompt_image(picture)])
-    fresh = _finish(engine.generate(engine.session(), prompt, Sampling(temperature=0.0), max_tokens=64))
+    fresh = _finish(
+        engine.generate(engine.session(), prompt, GenerationOptions(Sampling(temperature=0.0), max_tokens=64))
+    )
     assert fresh.usage.reused == 0
     assert fresh.token_ids == second.token_ids
 

@@ -11,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from bimedix_edge.engine.request import GenerationOptions
 from bimedix_edge.engine.sessions import ImageRow, Item
 from bimedix_edge.events import Done
 from bimedix_edge.imaging.picture import load_picture
@@ -33,7 +34,7 @@ def _items(runtime: Runtime, prompt: Prompt) -> list[Item]:
 
 def _answer(runtime: Runtime, items: Sequence[Item]) -> list[int]:
     session = runtime.engine.session()
-    events = runtime.engine.generate(session, items, Sampling(temperature=0.0), max_tokens=64)
+    events = runtime.engine.generate(session, items, GenerationOptions(Sampling(temperature=0.0), max_tokens=64))
     done = next(event for event in events if isinstance(event, Done))
     runtime.engine.release(session)
     return list(done.token_ids)
@@ -75,7 +76,8 @@ def test_logits_are_close_to_transformers(bundles: dict[str, Path], kind: str) -
     with Runtime.open(bundles[kind], settings=Settings(ctx_size=2048)) as runtime:
         for prompt, logits in zip(chosen, expected, strict=True):
             session = runtime.engine.session()
-            events = runtime.engine.generate(session, _items(runtime, prompt), Sampling(temperature=0.0), max_tokens=1)
+            options = GenerationOptions(Sampling(temperature=0.0), max_tokens=1)
+            events = runtime.engine.generate(session, _items(runtime, prompt), options)
             assert any(isinstance(event, Done) for event in events)
             worst = max(worst, float(np.abs(runtime.engine.decoder.logits() - logits).max()))
             runtime.engine.release(session)

@@ -17,13 +17,14 @@ from bimedix_edge.bench.workloads import N_BATCH, N_CTX, N_SEQ_MAX, Side, Subjec
 from bimedix_edge.decoder.decoder import Decoder
 from bimedix_edge.decoder.kernels import OFF, Kernels, int8_ops, read_bandwidth
 from bimedix_edge.decoder.llama import open_kernels
-from bimedix_edge.decoder.placement import Placement
+from bimedix_edge.decoder.placement import DecoderOptions, Placement
+from bimedix_edge.engine.embeddings import ImageEmbeddings
 from bimedix_edge.engine.engine import Engine
 from bimedix_edge.errors import HardwareError, UsageError
 from bimedix_edge.events import Cancel
 from bimedix_edge.hardware.machine import inspect_machine
 from bimedix_edge.hardware.nvidia_bandwidth import copy_bandwidth
-from bimedix_edge.vision.encoder import VisionEncoder
+from bimedix_edge.vision.encoder import EncoderFile, VisionEncoder
 
 __all__ = ["ON", "BenchOptions", "Benchmark", "Measurement", "StepReport", "measure"]
 
@@ -235,13 +236,7 @@ class _Run:
     def _open_vision(self) -> None:
         if (bundle := self._subject.bundle) is not None:
             self._vision = VisionEncoder(
-                bundle.path("vision"),
-                sha256=bundle.manifest.files["vision"].sha256,
-                spec=bundle.manifest.vision,
-                preprocessing=bundle.manifest.preprocessing,
-                n_threads=self._options.n_threads,
-                device=self._options.vision_device,
-                kernels=self._choices[ON],
+                EncoderFile.of(bundle), self._options.n_threads, device=self._options.vision_device, kernels=self._choices[ON]
             )
 
     @contextlib.contextmanager
@@ -255,12 +250,14 @@ class _Run:
         decoder = Decoder(
             self._subject.path,
             self._subject.spec,
-            n_ctx=N_CTX,
-            n_seq_max=N_SEQ_MAX,
-            n_batch=N_BATCH,
-            n_threads=self._options.n_threads,
-            kernels=self._choices[name],
-            placement=self._options.placement,
+            DecoderOptions(
+                n_ctx=N_CTX,
+                n_seq_max=N_SEQ_MAX,
+                n_batch=N_BATCH,
+                n_threads=self._options.n_threads,
+                kernels=self._choices[name],
+                placement=self._options.placement,
+            ),
         )
         self._load_s.setdefault(name, time.perf_counter() - start_s)
         with decoder:
@@ -271,7 +268,7 @@ class _Run:
                 yield None
             else:
                 self._workloads.warm_up(decoder)
-                engine = Engine(decoder, self._vision) if self._vision else None
+                engine = Engine(decoder, ImageEmbeddings(self._vision)) if self._vision else None
                 yield Side(name, self._choices[name], decoder, engine)
 
     def _take(self, sides: Sequence[Side | None]) -> None:

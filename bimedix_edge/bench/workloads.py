@@ -16,6 +16,7 @@ import numpy as np
 
 from bimedix_edge.bundle import Bundle, DecoderSpec
 from bimedix_edge.chat import Chat
+from bimedix_edge.decoder.batches import Run
 from bimedix_edge.decoder.decoder import Aborted, Decoder
 from bimedix_edge.engine.engine import Engine
 from bimedix_edge.events import Cancel
@@ -167,14 +168,14 @@ class Workloads:
         self.stop_if_asked()
         tokens = self._tokens(n)
         start_s = time.perf_counter()
-        decoder.evaluate_each(range(n), [position] * n, tokens)
+        decoder.evaluate([Run(seq, position, [token]) for seq, token in enumerate(tokens)])
         return time.perf_counter() - start_s
 
     def _evaluate(self, decoder: Decoder, position: int, n: int) -> float:
         """Return the seconds to evaluate `n` tokens in sequence 0, with the logits of the last one."""
         tokens = self._tokens(n)
         start_s = time.perf_counter()
-        decoder.evaluate_tokens(0, position, tokens, lambda: self._cancel.cancelled)
+        decoder.evaluate([Run(0, position, tokens)], lambda: self._cancel.cancelled)
         return time.perf_counter() - start_s
 
     def _tokens(self, n: int) -> list[int]:

@@ -42,8 +42,8 @@ def open_runtime(settings: Settings, console: Console, *, quiet: bool = False, l
         show_plan(runtime.plan, console, settings, language)
     if runtime.kernels.name is None and settings.kernels == AUTO and not quiet:
         console.print(f"llama.cpp's own kernels compute: {runtime.kernels.reason}.", style="yellow")
-    if runtime.engine.vision.fault and not quiet:
-        console.print(f"The CPU computes the image encoder: {runtime.engine.vision.fault}", style="yellow")
+    if runtime.vision_fault and not quiet:
+        console.print(f"The CPU computes the image encoder: {runtime.vision_fault}", style="yellow")
     return runtime
 
 

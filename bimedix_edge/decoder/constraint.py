@@ -24,7 +24,7 @@ except (ImportError, OSError) as error:
         "run `pip install 'llguidance>=1.9,<2'`."
     ) from error
 
-__all__ = ["Constraint", "Vocabulary"]
+__all__ = ["Constraint", "ConstraintTokens"]
 
 # A schema comes from whoever may ask. Under these, the worst of tests/schema/hostile.py took 80 ms to compile and 50 ms
 # a token; llguidance's own limits are several times wider. Its longer error texts would repeat the schema.
@@ -39,7 +39,7 @@ _LIMITS = LLParserLimits(
 _MAX_REASON_CHARACTERS = 160
 
 
-class Vocabulary:
+class ConstraintTokens:
     """A model's tokens, prepared for constraints; takes about a second for 128,256 tokens, so it is made once.
 
     Args:
@@ -70,7 +70,7 @@ class Vocabulary:
 
 
 class Constraint:
-    """The state of one answer under a grammar; made by `Vocabulary.constraint`."""
+    """The state of one answer under a grammar; made by `ConstraintTokens.constraint`."""
 
     def __init__(self, tokenizer: LLTokenizer, grammar: str, n_vocab: int, end_token: int) -> None:
         self._matcher = LLMatcher(tokenizer, LLMatcher.grammar_from_json_schema(grammar), log_level=0, limits=_LIMITS)

@@ -1,18 +1,19 @@
 """llama.cpp's model and context through llama-cpp-python's low-level binding.
 
-One `Decoder` is one model and one context with a key-value (KV) cache that its sequences share. It evaluates a run of
-tokens or a run of embeddings at given positions of a sequence, and samples from the logits of the last one. What the
-positions mean, and which of them may be reused, is the engine's business.
+One `Decoder` is one model and one context with a key-value (KV) cache that its sequences share. It evaluates runs of
+tokens or embeddings at given positions of sequences, and samples from the logits of their last positions. The engine
+decides what the positions mean and which of them are reused.
 
-The binding's high-level class is not used: it reuses KV by token-id prefix, and image positions have no token, so two
-images could match.
+The binding's high-level class is not used. It reuses the KV cache by token-id prefix, and image positions have no
+token, so two images could match.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -21,8 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bimedix_edge.bundle import DecoderSpec
-from bimedix_edge.decoder.batches import BatchBuffers
-from bimedix_edge.decoder.kernels import AUTO
+from bimedix_edge.decoder.batches import BatchBuffers, Run
 from bimedix_edge.decoder.llama import (
     PINNED_VERSION,
     device_list,
@@ -34,7 +34,7 @@ from bimedix_edge.decoder.llama import (
     repacks,
     start,
 )
-from bimedix_edge.decoder.placement import Placement
+from bimedix_edge.decoder.placement import DecoderOptions
 from bimedix_edge.decoder.sampler import Sampler, logits_of
 from bimedix_edge.decoder.token_rows import TokenRows, matrix_types
 from bimedix_edge.errors import DecoderError, DeviceError, HardwareError
@@ -42,7 +42,7 @@ from bimedix_edge.prompt import END_OF_TURN
 from bimedix_edge.sampling import Sampling
 
 if TYPE_CHECKING:
-    from bimedix_edge.decoder.constraint import Vocabulary
+    from bimedix_edge.decoder.constraint import ConstraintTokens
 
 __all__ = ["Aborted", "Decoder"]
 
@@ -56,64 +56,52 @@ _GGML_LEAST_STEP, _TILES_LEAST_STEP, _KERNELS_LEAST_STEP, _EXACT_STEP = 64, 32, 
 
 
 class Aborted(Exception):
-    """An evaluation was stopped by its `should_stop`; the sequence is as it was before that run."""
+    """`should_stop` ended an evaluation. Each sequence is as it was before."""
 
 
 class Decoder:
     """A loaded GGUF model and one context.
 
     Args:
-        path: the GGUF file, already verified against its bundle's manifest.
-        spec: the manifest's statement about it.
-        n_ctx: KV cells, shared by all sequences.
-        n_seq_max: sequences that can be alive at once.
-        n_batch: most positions of one evaluation.
-        n_threads: threads of the matmuls.
-        kernels: which kernels compute them, one of `kernels.CHOICES`.
-        placement: what goes to which device, and how keys and values are stored; see `fit`.
+        path: Path of the GGUF file, already verified against its bundle's manifest.
+        spec: Its description in the manifest.
+        options: Sizes, threads, kernels and devices.
 
     Attributes:
-        kernels: what was chosen, and why.
-        least_step: steps of so many positions, or more, have to the bit the same results as longer ones.
-        exact_beside: whether a step of any length has, whatever else is evaluated in it.
+        spec: As given.
+        kernels: Kernels in use, and why these.
+        n_ctx, n_seq_max, n_batch: As in the options; llama.cpp may round n_ctx up.
+        least_step: Smallest chunk whose results are bit-identical to those of a longer one.
+        exact_beside: Whether the results of a chunk of any length do not depend on what else is in the batch.
 
     Raises:
-        DecoderError: llama.cpp refuses the file, or it is not what the manifest states.
-        HardwareError: the context does not fit into memory, or the kernels cannot be used.
+        DecoderError: llama.cpp refuses the file, or the file is not what the manifest describes.
+        HardwareError: The context does not fit into memory, or the kernels cannot be used.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        spec: DecoderSpec,
-        *,
-        n_ctx: int,
-        n_seq_max: int,
-        n_batch: int,
-        n_threads: int,
-        kernels: str = AUTO,
-        placement: Placement = Placement(),  # noqa: B008  it is frozen
-    ) -> None:
+    def __init__(self, path: Path, spec: DecoderSpec, options: DecoderOptions) -> None:
         self._model: llama_cpp.llama_model_p | None = None
         self._context: llama_cpp.llama_context_p | None = None
         self.spec = spec
         self._path = path
-        self.n_batch = n_batch
-        self.n_seq_max = n_seq_max
-        self.placement = placement
+        self.n_batch = options.n_batch
+        self.n_seq_max = options.n_seq_max
+        self.placement = options.placement
         start()
-        self.kernels = open_kernels(kernels)
+        self.kernels = open_kernels(options.kernels)
+        # at most one position of a sequence has logits; llama.cpp would reserve memory for those of a whole batch
+        n_outputs = min(options.n_seq_max, options.n_batch)
         try:
             self._load(path)
             self._check_spec(path)
-            self._create_context(n_ctx, n_seq_max, n_threads)
+            self._create_context(options.n_ctx, n_outputs, options.n_threads)
         except BaseException:
             self.close()
             raise
         self.n_ctx = int(llama_cpp.llama_n_ctx(self._context))
-        self.least_step = min(self._least_step(), n_batch)
+        self.least_step = min(self._least_step(), options.n_batch)
         self.exact_beside = self.least_step == _EXACT_STEP
-        self._buffers = BatchBuffers(n_batch, n_seq_max)
+        self._buffers = BatchBuffers(options.n_batch, n_outputs)
 
     def _least_step(self) -> int:
         ours = self.kernels.name is not None and not self.placement.devices
@@ -138,13 +126,12 @@ class Decoder:
         self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
         if not self._model and self.placement.devices:
             raise HardwareError(
-                f"Expected room for {self.placement.n_gpu_layers} layers on {', '.join(self.placement.devices)}, but "
-                f"llama.cpp could not load them ({last_error()}); choose fewer --gpu-layers or a larger --fit-target."
+                f"{', '.join(self.placement.devices)} cannot hold {self.placement.n_gpu_layers} layers: llama.cpp "
+                f"could not load them ({last_error()}). Choose fewer --gpu-layers or a larger --fit-target."
             )
         if not self._model:
             raise DecoderError(
-                f"Expected a GGUF decoder that llama.cpp {PINNED_VERSION} can load, but it refuses {path.name} "
-                f"({last_error()}); convert the checkpoint again."
+                f"llama.cpp {PINNED_VERSION} refuses {path.name} ({last_error()}). Convert the checkpoint again."
             )
         self._vocab = llama_cpp.llama_model_get_vocab(self._model)
 
@@ -159,31 +146,30 @@ class Decoder:
         )
         if stated != found:
             raise DecoderError(
-                f"Expected layers, width, heads, KV heads and vocabulary {stated} as the manifest states, but "
-                f"{path.name} has {found}; convert the checkpoint again."
+                f"{path.name} does not match the manifest: its layers, width, heads, KV heads and vocabulary are "
+                f"{found}, and the manifest says {stated}. Convert the checkpoint again."
             )
 
-    def _create_context(self, n_ctx: int, n_seq_max: int, n_threads: int) -> None:
+    def _create_context(self, n_ctx: int, n_outputs: int, n_threads: int) -> None:
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = n_ctx
         params.n_batch = params.n_ubatch = self.n_batch
-        params.n_seq_max = n_seq_max
-        # at most one position of a sequence has logits; llama.cpp would keep room for those of a whole batch
-        params.n_outputs_max = min(n_seq_max, self.n_batch)
+        params.n_seq_max = self.n_seq_max
+        params.n_outputs_max = n_outputs
         params.kv_unified = True
         params.n_threads = params.n_threads_batch = n_threads
         params.no_perf = True
         params.type_k = params.type_v = _KV_TYPES[self.placement.kv_type]
         params.offload_kqv = self.placement.kv_on_gpu
         params.op_offload = self.placement.prefill_on_gpu
-        # left to itself, llama.cpp does without where it sees our device; and what is not f16 needs it
+        # by default llama.cpp turns it off where it sees our device, and keys and values that are not f16 need it
         params.flash_attn_type = _FLASH_ATTENTION_ON
         forget_errors()
         self._context = llama_cpp.llama_init_from_model(self._model, params)
         if not self._context:
             raise HardwareError(
-                f"Expected room for a context of {n_ctx} tokens, but llama.cpp could not create it "
-                f"({last_error()}); choose a smaller --ctx-size."
+                f"A context of {n_ctx} tokens does not fit into memory: llama.cpp could not create it "
+                f"({last_error()}). Choose a smaller --ctx-size."
             )
 
     def tokenize(self, text: str) -> list[int]:
@@ -194,13 +180,11 @@ class Decoder:
         """Return the id of a special token given by its text.
 
         Raises:
-            DecoderError: the vocabulary has no such token.
+            DecoderError: The vocabulary has no such token.
         """
         tokens = self._tokenize(name, parse_special=True)
         if len(tokens) != 1:
-            raise DecoderError(
-                f"Expected the special token {name} in the vocabulary, but there is none; convert the checkpoint again."
-            )
+            raise DecoderError(f"The vocabulary has no special token {name}. Convert the checkpoint again.")
         return tokens[0]
 
     def _tokenize(self, text: str, *, parse_special: bool) -> list[int]:
@@ -210,8 +194,8 @@ class Decoder:
         count = llama_cpp.llama_tokenize(self._vocab, data, len(data), tokens, room, False, parse_special)
         if count < 0:
             raise DecoderError(
-                f"Expected at most {room} tokens for {len(data)} bytes of text, but llama.cpp wants {-count}; "
-                "convert the checkpoint again."
+                f"The vocabulary is damaged: llama.cpp makes {-count} tokens of {len(data)} bytes of text, more than "
+                "there can be. Convert the checkpoint again."
             )
         return list(tokens[:count])
 
@@ -225,68 +209,55 @@ class Decoder:
                 return buffer.raw[:count]
             size = -count
 
-    def evaluate_tokens(
-        self,
-        seq: int,
-        position: int,
-        tokens: Sequence[int],
-        should_stop: Callable[[], bool] | None = None,
-        *,
-        want_logits: bool = True,
-    ) -> None:
-        """Evaluate tokens at `position` and after.
+    def evaluate(self, runs: Sequence[Run], should_stop: Callable[[], bool] | None = None) -> list[int]:
+        """Evaluate runs of positions in one pass over the weights, which is one call of llama.cpp.
+
+        A batch of llama.cpp holds tokens or embeddings. Beside a run of embeddings, tokens become embeddings, too.
 
         Args:
-            seq: the sequence, 0 to n_seq_max - 1.
-            position: of the first token; every position before it must have been evaluated.
-            tokens: 1 to n_batch ids.
-            should_stop: asked between the operations of the graph.
-            want_logits: whether the last token's logits are computed, to sample from.
+            runs: At most n_batch positions, and at most n_seq_max of them with logits.
+            should_stop: Polled between the operations of the graph.
+
+        Returns:
+            The index in the batch for each run that wants logits, in order. `sample` and `logits` take it until the
+            next evaluation.
 
         Raises:
-            Aborted: `should_stop` said yes; the sequence has no more than `position` positions then.
-            DecoderError: llama.cpp failed; likewise.
+            Aborted: `should_stop` returned true. Each sequence then ends where its first run began.
+            DecoderError: llama.cpp failed, or the embeddings are not of this decoder; likewise.
+            DeviceError: A GPU failed; likewise.
+            ValueError: The runs do not fit into a batch.
         """
-        batch = self._buffers.batch(len(tokens), seq, position, want_logits=want_logits)
-        ctypes.memmove(self._buffers.tokens, (llama_cpp.llama_token * len(tokens))(*tokens), 4 * len(tokens))
-        batch.token = self._buffers.tokens
-        batch.embd = None
-        self._decode(batch, {seq: position}, should_stop)
+        embeds = self._as_embeds(runs)
+        self._decode(self._buffers.fill(runs, embeds), runs, should_stop)
+        ends = itertools.accumulate(len(run.content) for run in runs)
+        return [end - 1 for run, end in zip(runs, ends, strict=True) if run.wants_logits]
 
-    def evaluate_embeds(
-        self,
-        seq: int,
-        position: int,
-        embeds: NDArray[np.float32],
-        should_stop: Callable[[], bool] | None = None,
-        *,
-        want_logits: bool = False,
-    ) -> None:
-        """Evaluate embeddings in place of tokens.
+    def _as_embeds(self, runs: Sequence[Run]) -> NDArray[np.float32] | None:
+        """Return all runs as embeddings, float32 (n, n_embd), C-contiguous; None if all of them hold tokens."""
+        if not any(isinstance(run.content, np.ndarray) for run in runs):
+            return None
+        rows = [
+            self._checked(run.content) if isinstance(run.content, np.ndarray) else self.token_embeds(run.content)
+            for run in runs
+        ]
+        return rows[0] if len(rows) == 1 else np.concatenate(rows)
 
-        Args:
-            seq, position, should_stop, want_logits: as for `evaluate_tokens`.
-            embeds: float32 (n, n_embd), C-contiguous, n at most n_batch.
-
-        Raises:
-            Aborted, DecoderError: as for `evaluate_tokens`.
-        """
+    def _checked(self, embeds: NDArray[np.float32]) -> NDArray[np.float32]:
         if embeds.ndim != 2 or embeds.shape[1] != self.spec.n_embd or embeds.dtype != np.float32:
             raise DecoderError(
-                f"Expected float32 embeddings of width {self.spec.n_embd}, but the vision encoder gave "
-                f"{embeds.dtype} {embeds.shape}; convert the checkpoint again."
+                f"The image embeddings do not fit the decoder: they are {embeds.dtype} {embeds.shape}, and it takes "
+                f"float32 of width {self.spec.n_embd}. Convert the checkpoint again."
             )
-        embeds = np.ascontiguousarray(embeds)
-        batch = self._buffers.batch(len(embeds), seq, position, want_logits=want_logits)
-        batch.token = None
-        batch.embd = embeds.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
-        self._decode(batch, {seq: position}, should_stop)
+        return np.ascontiguousarray(embeds)
 
     def token_embeds(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """Return what llama.cpp looks up for tokens, float32 (n, n_embd): evaluating either gives the same.
+        """Return the embeddings that llama.cpp looks up for tokens, float32 (n, n_embd).
+
+        Evaluating tokens or their embeddings gives bit-identical results.
 
         Raises:
-            DecoderError: the file is not what was loaded from it.
+            DecoderError: The file changed since it was loaded.
         """
         return self._token_rows(tokens)
 
@@ -296,71 +267,13 @@ class Decoder:
             return TokenRows(self._path, self.spec.n_vocab, self.spec.n_embd, ggml)
         except (OSError, ValueError) as error:
             raise DecoderError(
-                f"Expected the decoder's file as it was when it was loaded, but it changed ({error}); open it again."
+                f"The decoder's file changed since it was loaded ({error}). Open the model again."
             ) from error
 
-    def evaluate_each(
-        self,
-        seqs: Sequence[int],
-        positions: Sequence[int],
-        tokens: Sequence[int],
-        should_stop: Callable[[], bool] | None = None,
-    ) -> None:
-        """Evaluate one token of each of some sequences in one pass; each has logits, known by its index.
-
-        Args:
-            seqs: all different, 0 to n_seq_max - 1; at most n_batch.
-            positions: of the tokens; each sequence must have been evaluated up to its.
-            tokens: one a sequence.
-            should_stop: as for `evaluate_tokens`.
-
-        Raises:
-            Aborted, DecoderError: as for `evaluate_tokens`; every sequence is as it was before then.
-        """
-        batch = self._buffers.column(seqs, positions)
-        self._buffers.tokens[: len(tokens)] = tokens
-        batch.token = self._buffers.tokens
-        batch.embd = None
-        self._decode(batch, dict(zip(seqs, positions, strict=True)), should_stop)
-
-    def evaluate_beside(
-        self,
-        seqs: Sequence[int],
-        positions: Sequence[int],
-        tokens: Sequence[int],
-        seq: int,
-        position: int,
-        piece: Sequence[int] | NDArray[np.float32],
-        *,
-        want_logits: bool,
-    ) -> None:
-        """Evaluate one token of each of some sequences and a piece of another one in one pass.
-
-        Args:
-            seqs, positions, tokens: as for `evaluate_each`; their logits are known by their index.
-            seq, position: of the piece, which is not among those.
-            piece: tokens, or embeddings as for `evaluate_embeds`.
-            want_logits: whether the logits of its last position are computed; their index is that in the whole step.
-
-        Raises:
-            DecoderError: llama.cpp failed; every sequence is as it was before then.
-        """
-        n = len(seqs)
-        batch = self._buffers.columns_and_run(seqs, positions, len(piece), seq, position, want_logits=want_logits)
-        if isinstance(piece, np.ndarray):
-            embeds = np.concatenate([self.token_embeds(tokens), piece])
-            batch.token = None
-            batch.embd = embeds.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
-        else:
-            self._buffers.tokens[: n + len(piece)] = [*tokens, *piece]
-            batch.token = self._buffers.tokens
-            batch.embd = None
-        self._decode(batch, {**dict(zip(seqs, positions, strict=True)), seq: position}, None)
-
     def _decode(
-        self, batch: llama_cpp.llama_batch, starts: Mapping[int, int], should_stop: Callable[[], bool] | None
+        self, batch: llama_cpp.llama_batch, runs: Sequence[Run], should_stop: Callable[[], bool] | None
     ) -> None:
-        """Evaluate a batch; if that fails, let each sequence end where it started."""
+        """Evaluate a batch; if that fails, cut each sequence back to where its first run began."""
         callback = _abort_callback(should_stop)
         forget_errors()
         llama_cpp.llama_set_abort_callback(self._context, callback, None)
@@ -368,19 +281,19 @@ class Decoder:
         if status == 0:
             llama_cpp.llama_synchronize(self._context)
             return
+        starts = {run.seq: run.position for run in reversed(runs)}
         for seq, position in starts.items():
             self.truncate(seq, position)
         if status == _ABORTED:
             raise Aborted
         if self.placement.devices:
             raise DeviceError(
-                f"Expected {', '.join(self.placement.devices)} to compute, but llama.cpp returned {status} "
-                f"({last_error()}): the device failed or is out of memory, and the answer was interrupted; go on with "
-                "fewer --gpu-layers, or with 0 on the CPU."
+                f"{', '.join(self.placement.devices)} failed or is out of memory, and the answer was interrupted: "
+                f"llama.cpp returned {status} ({last_error()}). Choose fewer --gpu-layers, or 0 for the CPU."
             )
         raise DecoderError(
-            f"Expected llama.cpp to evaluate {batch.n_tokens} positions from {max(starts.values())} on, but it "
-            f"returned {status} ({last_error()}); start a new conversation, and report this if it happens again."
+            f"llama.cpp failed to evaluate {batch.n_tokens} positions from {max(starts.values())} on: it returned "
+            f"{status} ({last_error()}). Start a new conversation, and report this if it happens again."
         )
 
     def sampler(self, sampling: Sampling) -> Sampler:
@@ -389,68 +302,66 @@ class Decoder:
         The first one with a grammar takes about a second longer, to prepare a vocabulary of 128,256 tokens.
 
         Raises:
-            SchemaError: the grammar allows nothing, or is too much work.
+            SchemaError: The grammar allows nothing, or takes too much work.
         """
-        constraint = None if sampling.grammar is None else self._vocabulary.constraint(sampling.grammar)
+        constraint = None if sampling.grammar is None else self._constraint_tokens.constraint(sampling.grammar)
         return Sampler(sampling, self.spec.n_vocab, constraint)
 
     @functools.cached_property
-    def _vocabulary(self) -> Vocabulary:
-        # imported here, since most answers are held to no grammar
-        from bimedix_edge.decoder.constraint import Vocabulary
+    def _constraint_tokens(self) -> ConstraintTokens:
+        # imported here, since most answers have no grammar
+        from bimedix_edge.decoder.constraint import ConstraintTokens
 
         tokens = range(self.spec.n_vocab)
         special = [token for token in tokens if llama_cpp.llama_vocab_is_control(self._vocab, token)]
-        return Vocabulary([self.piece(token) for token in tokens], special, self.special(END_OF_TURN), self.tokenize)
+        pieces = [self.piece(token) for token in tokens]
+        return ConstraintTokens(pieces, special, self.special(END_OF_TURN), self.tokenize)
 
     def sample(self, sampler: Sampler, index: int = -1) -> int:
-        """Choose the next token from the logits of a position of the last evaluation, by default the last."""
+        """Choose the next token from logits of the last evaluation, by an index of `evaluate`; by default its last."""
         assert self._context is not None
         return sampler.sample(self._context, index)
 
     def logits(self, index: int = -1) -> NDArray[np.float32]:
-        """Return a copy of the logits of a position of the last evaluation, float32 (n_vocab,)."""
+        """Return a copy of logits of the last evaluation, float32 (n_vocab,), by an index of `evaluate`."""
         assert self._context is not None
         logits: NDArray[np.float32] = logits_of(self._context, index, self.spec.n_vocab).copy()
         return logits
 
     def truncate(self, seq: int, position: int) -> None:
-        """Forget everything of a sequence from `position` on.
+        """Remove a sequence's positions from `position` on.
 
         Raises:
-            DecoderError: llama.cpp cannot remove it.
+            DecoderError: llama.cpp cannot remove them.
         """
         memory = llama_cpp.llama_get_memory(self._context)
         if not llama_cpp.llama_memory_seq_rm(memory, seq, position, -1):
             raise DecoderError(
-                f"Expected llama.cpp to forget a sequence from position {position} on, but it cannot; "
-                "start a new conversation."
+                f"llama.cpp cannot remove a conversation's positions from {position} on. Start a new conversation."
             )
 
     def save(self, seq: int) -> bytearray:
-        """Return a copy of all that a sequence has in the KV cache.
+        """Return a copy of a sequence's part of the KV cache.
 
         Raises:
-            DecoderError: llama.cpp gives none.
+            DecoderError: llama.cpp copies only part of it.
         """
         data = bytearray(llama_cpp.llama_state_seq_get_size(self._context, seq))
         buffer = (ctypes.c_uint8 * len(data)).from_buffer(data)
         if (n_bytes := llama_cpp.llama_state_seq_get_data(self._context, buffer, len(data), seq)) != len(data):
-            raise DecoderError(
-                f"Expected llama.cpp to copy {len(data)} bytes of a conversation, but it copied {n_bytes}; report this."
-            )
+            raise DecoderError(f"llama.cpp copied {n_bytes} of a conversation's {len(data)} bytes. Please report this.")
         return data
 
     def restore(self, seq: int, data: bytearray) -> None:
-        """Give an empty sequence what `save` returned, bit for bit; it needs as many free cells as it had positions.
+        """Put back what `save` returned, bit for bit, into an empty sequence; this takes a free cell for each position.
 
         Raises:
-            DecoderError: llama.cpp does not take it; the sequence is empty then.
+            DecoderError: llama.cpp refuses it; the sequence is empty then.
         """
         buffer = (ctypes.c_uint8 * len(data)).from_buffer(data)
         if not llama_cpp.llama_state_seq_set_data(self._context, buffer, len(data), seq):
             self.truncate(seq, 0)
-            raise DecoderError("Expected llama.cpp to take a conversation back, but it does not; report this.")
+            raise DecoderError("llama.cpp refuses a conversation that it saved itself. Please report this.")
 
     def close(self) -> None:
         """Free context and model; calling it again does nothing."""

@@ -1,4 +1,4 @@
-"""Images encoded in a thread beside the one that reads the prompt: an encoding can be stopped, and overlapped."""
+"""Images encoded in threads beside the one that evaluates the prompt, so that an encoding can be stopped."""
 
 from __future__ import annotations
 
@@ -9,61 +9,63 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from bimedix_edge.vision.encoder import Stop
+from bimedix_edge.vision.encoder import EncodingStop
 
 __all__ = ["Lookahead"]
 
 Embeds = NDArray[np.float32]
-# how long a user who cancels waits at most before the encoding is told so
+# longest time from a user's cancel to the stop of the encoding
 _POLL_S = 0.05
 
 
 class Lookahead:
-    """Encodings, and what follows them, in threads that are gone when the `with` block ends, however it ends.
+    """Encodings, and what follows them, in threads that have ended when the `with` block ends, however it ends.
 
     Args:
-        should_stop: whether the answer was cancelled.
-        stopped: the exception to raise then.
+        should_stop: Returns whether the answer was cancelled.
+        stopped: Exception to raise then.
     """
 
     def __init__(self, should_stop: Callable[[], bool], stopped: type[Exception]) -> None:
         self._should_stop = should_stop
         self._stopped = stopped
-        self._stop = Stop()
+        self._stop = EncodingStop()
         self._pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="bimedix-edge-encode")
         self._futures: dict[str, Future[Embeds]] = {}
         self._later: list[Future[None]] = []
 
-    def begin(self, key: str, encode: Callable[[Stop], Embeds], then: Callable[[], None] = lambda: None) -> None:
-        """Encode in the thread; does nothing if `key` has begun.
+    def begin(
+        self, key: str, encode: Callable[[EncodingStop], Embeds], then: Callable[[], None] = lambda: None
+    ) -> None:
+        """Encode in a thread; does nothing if the encoding of `key` has begun.
 
         Args:
-            key: of the image.
-            encode: gives its embeddings, float32 (n_tokens, n_embd).
-            then: called in some thread when `wait` will not wait any more.
+            key: Key of the image.
+            encode: Returns its embeddings, float32 (n_tokens, n_embd).
+            then: Called from some thread when `wait` returns at once.
         """
         if key not in self._futures:
             self._futures[key] = self._pool.submit(encode, self._stop)
             self._futures[key].add_done_callback(lambda _: then())
 
     def later(self, work: Callable[[], None]) -> None:
-        """Do `work`, too, before the block ends; what fails in it is raised there."""
+        """Do `work`, too, before the block ends; a failure of it is raised there."""
         self._later.append(self._pool.submit(work))
 
     def begun(self, key: str) -> bool:
-        """Return whether `key` has begun and was not waited for."""
+        """Return whether the encoding of `key` has begun and `wait` was not called for it."""
         return key in self._futures
 
     def ready(self, key: str) -> bool:
-        """Return whether what has begun is done, so that `wait` returns at once."""
+        """Return whether an encoding that has begun is done, so that `wait` returns at once."""
         return self._futures[key].done()
 
     def wait(self, key: str) -> Embeds:
-        """Return the embeddings of what has begun; what failed in the thread is raised here.
+        """Return the embeddings of an encoding that has begun; a failure in its thread is raised here.
 
         Raises:
-            stopped: the answer was cancelled meanwhile.
-            VisionError: the encoding failed.
+            stopped: The answer was cancelled meanwhile.
+            VisionError: The encoding failed.
         """
         future = self._futures.pop(key)
         while True:

@@ -6,8 +6,10 @@ from collections.abc import Generator
 from dataclasses import replace
 
 from bimedix_edge.decoder.decoder import Aborted
-from bimedix_edge.engine.generation import Generation, ImageSource, Request
+from bimedix_edge.engine.embeddings import ImageEmbeddings
+from bimedix_edge.engine.generation import Generation
 from bimedix_edge.engine.lookahead import Lookahead
+from bimedix_edge.engine.request import EngineRequest
 from bimedix_edge.engine.scheduler import Scheduler
 from bimedix_edge.errors import UsageError
 from bimedix_edge.events import Done, Event, Token
@@ -15,24 +17,25 @@ from bimedix_edge.events import Done, Event, Token
 __all__ = ["read_answer"]
 
 
-def read_answer(request: Request, images: ImageSource, scheduler: Scheduler) -> Generator[Event, None, None]:
-    """Let the scheduler make an answer, and yield what happens.
+def read_answer(
+    request: EngineRequest, embeddings: ImageEmbeddings, scheduler: Scheduler
+) -> Generator[Event, None, None]:
+    """Submit a request to the scheduler, and yield the events of its answer.
 
-    The answer is written ahead of who reads it. When it is cancelled, what was written and not read yet is left out, so
-    that it ends for everybody where it was cancelled. The iterator ends, however it does, when nothing works on the
-    answer any more.
+    The answer is generated ahead of its reader. When it is cancelled, tokens that were not read yet are left out, so
+    the answer ends where the reader cancelled it. However the iterator ends, nothing works on the answer any more then.
 
     Raises:
-        UsageError: another answer is being read in the same conversation.
-        BimedixEdgeError: what failed in the engine.
+        UsageError: Another answer is being read in the same conversation.
+        BimedixEdgeError: The engine failed.
     """
     session = request.session
     if session.taken:
-        raise UsageError("Expected one answer at a time in a conversation, but one is being written; wait for it.")
+        raise UsageError("The conversation has an answer in progress already. Wait until it ends.")
     session.taken = True
     try:
-        generation = scheduler.generation(request, images)
-        with Lookahead(generation.should_stop, Aborted) as generation.lookahead:
+        generation = scheduler.generation(request, embeddings)
+        with Lookahead(generation.should_stop, Aborted) as generation.images.lookahead:
             scheduler.submit(generation)
             try:
                 done = yield from _read(generation)
@@ -60,7 +63,7 @@ def _read(generation: Generation) -> Generator[Event, None, Done]:
 
 
 def _cut(done: Done, read: list[Token]) -> Done:
-    """Return how an answer ended of which only some tokens were read before it was cancelled."""
+    """Return the end of an answer that was cancelled before all of its tokens were read."""
     return replace(
         done,
         text="".join(token.text for token in read),

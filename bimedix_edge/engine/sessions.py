@@ -88,7 +88,7 @@ class SessionTable:
 
     def __init__(self, decoder: Decoder, parked_bytes: int = PARKED_BYTES) -> None:
         self._decoder = decoder
-        self._parked_bytes = parked_bytes
+        self.parked_bytes = parked_bytes
         self._sessions: list[Session] = []
         self._clock = itertools.count(1)
 
@@ -203,7 +203,7 @@ class SessionTable:
         if not idle:
             return False
         oldest = min(idle, key=lambda session: session.last_used)
-        self._leave(oldest, copy=len(oldest.items) >= _LEAST_PARKED and self._parked_bytes > 0)
+        self._leave(oldest, copy=len(oldest.items) >= _LEAST_PARKED and self.parked_bytes > 0)
         self._keep_budget()
         return True
 
@@ -221,7 +221,7 @@ class SessionTable:
         parked.sort(key=lambda session: session.last_used)
         total = sum(len(session.copy or b"") for session in parked)
         for session in parked:
-            if total <= self._parked_bytes:
+            if total <= self.parked_bytes:
                 return
             total -= len(session.copy or b"")
             self._drop_copy(session)

@@ -126,15 +126,13 @@ class VisionJudge:
 
     def _cosines(self, path: Path, kind: VisionWeights) -> NDArray[np.float64]:
         # imported here, since it loads ONNX Runtime
-        from bimedix_edge.vision.encoder import VisionEncoder
+        from bimedix_edge.vision.encoder import EncoderFile, VisionEncoder
 
         config = self._checkpoint.config
+        spec = VisionSpec(config.vision.n_patches, config.decoder.n_embd, kind, OPSET)
         encoder = VisionEncoder(
-            path,
-            sha256="",
-            spec=VisionSpec(config.vision.n_patches, config.decoder.n_embd, kind, OPSET),
-            preprocessing=config.vision.preprocessing,
-            n_threads=n_threads(),
+            EncoderFile(path, "", spec, config.vision.preprocessing),
+            n_threads(),
             # by the graph's own definitions: the manifest says how close the file is, wherever it was written
             kernels="off",
         )

@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from bimedix_edge.engine.request import GenerationOptions
 from bimedix_edge.events import Done
 from bimedix_edge.imaging.picture import load_picture
 from bimedix_edge.models.demo import phantom
@@ -83,7 +84,7 @@ def evaluate(bundle: Path, *, n_images: int = 500, shown: Shown = "picture") -> 
                     segments = render([PromptMessage("user", question.text, images=1)], runtime.manifest.prompt)
                     prompt = runtime.engine.items(segments, [image])
                     events = runtime.engine.generate(
-                        session, prompt, Sampling(temperature=0.0), max_tokens=_MAX_ANSWER_TOKENS
+                        session, prompt, GenerationOptions(Sampling(temperature=0.0), _MAX_ANSWER_TOKENS)
                     )
                     done = next(event for event in events if isinstance(event, Done))
                     right = done.text == question.answer

@@ -16,7 +16,7 @@ from pathlib import Path
 import llama_cpp
 import numpy as np
 
-from bimedix_edge.decoder.constraint import Vocabulary
+from bimedix_edge.decoder.constraint import ConstraintTokens
 from bimedix_edge.schema.grammar import grammar_for
 from bimedix_edge.schema.reports import load_schema
 
@@ -34,7 +34,7 @@ ROUNDS = 5
 NO_LOG = llama_cpp.llama_log_callback(lambda *_: None)
 
 
-def read_vocabulary(path: Path) -> tuple[Vocabulary, Callable[[str], list[int]], int]:
+def read_vocabulary(path: Path) -> tuple[ConstraintTokens, Callable[[str], list[int]], int]:
     llama_cpp.llama_log_set(NO_LOG, ctypes.c_void_p(0))
     params = llama_cpp.llama_model_default_params()
     params.vocab_only = True
@@ -53,7 +53,7 @@ def read_vocabulary(path: Path) -> tuple[Vocabulary, Callable[[str], list[int]],
         count = llama_cpp.llama_tokenize(vocab, data, len(data), tokens, len(tokens), False, False)
         return list(tokens[:count])
 
-    vocabulary = Vocabulary(pieces, special, llama_cpp.llama_vocab_eot(vocab), tokenize)
+    vocabulary = ConstraintTokens(pieces, special, llama_cpp.llama_vocab_eot(vocab), tokenize)
     print(f"{n_vocab} tokens, prepared once in {time.process_time() - start_s:.2f} s")
     return vocabulary, tokenize, n_vocab
 

@@ -43,9 +43,11 @@ from bimedix_edge.converters.source.checkpoint import Checkpoint
 from bimedix_edge.converters.synthetic.checkpoint import generate
 from bimedix_edge.converters.synthetic.config import SHAPES, Shape
 from bimedix_edge.converters.synthetic.decoder import write_random_decoder
+from bimedix_edge.decoder.batches import Run
 from bimedix_edge.decoder.decoder import Decoder
+from bimedix_edge.decoder.placement import DecoderOptions
 from bimedix_edge.imaging.preprocess import preprocess
-from bimedix_edge.vision.encoder import VisionEncoder
+from bimedix_edge.vision.encoder import EncoderFile, VisionEncoder
 from bimedix_edge.vision.providers import AUTO
 
 # the published tower and projector above a decoder that is as small as its width allows
@@ -178,14 +180,7 @@ def prepared(work: Path, *, float32: bool) -> dict[str, Path]:
 
 def ours(directory: Path, n_threads: int, kernels: str = AUTO) -> Encode:
     bundle = open_bundle(directory)
-    encoder = VisionEncoder(
-        bundle.path("vision"),
-        sha256=bundle.manifest.files["vision"].sha256,
-        spec=bundle.manifest.vision,
-        preprocessing=bundle.manifest.preprocessing,
-        n_threads=n_threads,
-        kernels=kernels,
-    )
+    encoder = VisionEncoder(EncoderFile.of(bundle), n_threads, kernels=kernels)
     print(f"{directory.name}, kernels {kernels}: {encoder.kernels.name or 'of ONNX Runtime'}, {encoder.kernels.reason}")
     return lambda pixels: encoder.encode([pixels])[0]
 
@@ -209,13 +204,14 @@ def measure_overlap(work: Path, encode: Encode, pixels: NDArray[np.uint8], round
     rows = np.random.default_rng(1).standard_normal((576, spec.n_embd)).astype(np.float32) * np.float32(0.02)
     seconds: dict[str, list[float]] = {"one after the other": [], "side by side": []}
     with (
-        Decoder(path, spec, n_ctx=1024, n_seq_max=1, n_batch=512, n_threads=n_threads) as decoder,
+        Decoder(path, spec, DecoderOptions(n_ctx=1024, n_seq_max=1, n_batch=512, n_threads=n_threads)) as decoder,
         ThreadPoolExecutor(1) as pool,
     ):
 
         def read() -> None:
             for start in range(0, len(rows), PREFILL_STEP):
-                decoder.evaluate_embeds(0, start, rows[start : start + PREFILL_STEP], lambda: False)
+                part = Run(0, start, rows[start : start + PREFILL_STEP], wants_logits=False)
+                decoder.evaluate([part], lambda: False)
             decoder.truncate(0, 0)
 
         for turn in range(-1, rounds):

@@ -7,11 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from bimedix_edge import Done, Encode, Event, Runtime, Sampling
+from bimedix_edge.engine.request import GenerationOptions
 from bimedix_edge.engine.sessions import Item
 from bimedix_edge.imaging.picture import load_picture
 from bimedix_edge.prompt import BOS, ImageSlot, Special, Text
 
 QUESTION = "Is there a nodule?"
+GREEDY = Sampling(temperature=0.0, seed=0)
 
 
 def _finished(events: Iterator[Event]) -> tuple[Done, int]:
@@ -43,7 +45,7 @@ def test_equal_images_side_by_side_are_read_as_unequal_ones_would_be(runtime: Ru
     def answer(prompt: list[Item]) -> tuple[tuple[int, ...], int, int]:
         engine.embeddings.clear()
         session = engine.session()
-        done, n_encodes = _finished(engine.generate(session, prompt, Sampling(temperature=0.0, seed=0), max_tokens=8))
+        done, n_encodes = _finished(engine.generate(session, prompt, GenerationOptions(GREEDY, max_tokens=8)))
         n_held = len(session.items)
         engine.release(session)
         assert len(done.images) == 3
@@ -60,6 +62,6 @@ def test_a_prompt_may_end_with_an_image(runtime: Runtime, samples: Path) -> None
     image = engine.prompt_image(load_picture(samples / "nodule_right_upper.png"))
     prompt = engine.items([Special(BOS), Text("A picture:"), ImageSlot(0)], [image])
     session = engine.session()
-    done, _ = _finished(engine.generate(session, prompt, Sampling(temperature=0.0, seed=0), max_tokens=2))
+    done, _ = _finished(engine.generate(session, prompt, GenerationOptions(GREEDY, max_tokens=2)))
     assert done.usage.prompt == len(prompt)
     assert done.stop_reason in ("max_tokens", "end")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import math
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +11,9 @@ import numpy as np
 import pytest
 
 from bimedix_edge import Cancel, Done, Event, Runtime, Sampling, Settings, Token, UsageError
+from bimedix_edge.decoder.batches import Run
 from bimedix_edge.engine.pace import Pace
+from bimedix_edge.engine.request import EngineRequest, GenerationOptions
 from bimedix_edge.engine.sessions import Item
 from bimedix_edge.imaging.picture import load_picture
 from bimedix_edge.prompt import PromptMessage, render
@@ -31,10 +32,10 @@ def finish(events: Iterator[Event]) -> Done:
     return last
 
 
-def ask(runtime: Runtime, items: list[Item], n: int = 24, **options: object) -> Done:
+def ask(runtime: Runtime, items: list[Item], n: int = 24) -> Done:
     engine = runtime.engine
     session = engine.session()
-    done = finish(engine.generate(session, items, GREEDY, max_tokens=n, **options))  # type: ignore[arg-type]
+    done = finish(engine.generate(session, items, GenerationOptions(GREEDY, n)))
     engine.release(session)
     return done
 
@@ -69,14 +70,14 @@ def test_a_sequence_comes_back_from_the_hosts_memory_bit_for_bit(runtime: Runtim
     decoder = runtime.engine.decoder
     tokens = [item for item in prompt(runtime, "Describe the image.") if isinstance(item, int)]
     other = decoder.tokenize("something else, so that cells are not where they were before")
-    decoder.evaluate_tokens(0, 0, tokens)
+    decoder.evaluate([Run(0, 0, tokens)])
     kept = decoder.save(0)
-    decoder.evaluate_tokens(0, len(tokens), [5])
+    decoder.evaluate([Run(0, len(tokens), [5])])
     expected = decoder.logits()
     decoder.truncate(0, 0)
-    decoder.evaluate_tokens(1, 0, other)
+    decoder.evaluate([Run(1, 0, other)])
     decoder.restore(2, kept)
-    decoder.evaluate_tokens(2, len(tokens), [5])
+    decoder.evaluate([Run(2, len(tokens), [5])])
     # llama.cpp adds up attention in the order of cells, which is the same here
     np.testing.assert_allclose(decoder.logits(), expected, atol=2e-2)
     assert int(decoder.logits().argmax()) == int(expected.argmax())
@@ -93,7 +94,7 @@ def test_a_conversation_that_left_the_cache_is_not_computed_again(bundles: dict[
         for chat in chats:
             done = finish(chat.ask("Is the heart enlarged?"))
             assert done.usage.reused > runtime.manifest.vision.n_tokens
-        runtime.engine.sessions._parked_bytes = 0
+        runtime.engine.sessions.parked_bytes = 0
         for chat in chats:
             finish(chat.ask("Describe the image."))
         assert finish(chats[0].ask("Hello")).usage.reused == 0
@@ -106,33 +107,36 @@ def test_a_stop_text_ends_the_answer_and_is_not_part_of_it(runtime: Runtime, sam
     stop = whole[at : at + 4]
     engine = runtime.engine
     session = engine.session()
-    events = list(engine.generate(session, items, GREEDY, max_tokens=24, stop=["never", stop]))
+    events = list(engine.generate(session, items, GenerationOptions(GREEDY, 24, stop=["never", stop])))
     done = events[-1]
     assert isinstance(done, Done)
     assert (done.text, done.stop_reason) == (whole[: whole.index(stop)], "stop")
     assert "".join(event.text for event in events if isinstance(event, Token)) == done.text
-    never = finish(engine.generate(session, items, GREEDY, max_tokens=24, stop=[whole[-3:] + "?"]))
+    never = finish(engine.generate(session, items, GenerationOptions(GREEDY, 24, stop=[whole[-3:] + "?"])))
     assert (never.text, never.stop_reason) == (whole, "end")
 
 
-def test_probabilities_are_those_of_the_logits(runtime: Runtime, samples: Path) -> None:
+@pytest.mark.parametrize("n_top", [0, 1, 3, 20])
+def test_log_probabilities_are_the_log_softmax_of_the_logits(n_top: int, runtime: Runtime, samples: Path) -> None:
     items = prompt(runtime, "Describe the image.", samples / "normal.png")
     engine = runtime.engine
-    events = list(engine.generate(engine.session(), items, GREEDY, max_tokens=5, top_logprobs=3))
-    tokens = [event for event in events if isinstance(event, Token)]
-    assert len(tokens) == 5
-    for token in tokens:
-        assert token.chance is not None
-        assert token.chance == token.top[0]
-        assert token.chance.raw == engine.decoder.piece(token.id)
-        assert [chance.logprob for chance in token.top] == sorted(
-            (chance.logprob for chance in token.top), reverse=True
-        )
-        assert sum(math.exp(chance.logprob) for chance in token.top) <= 1 + 1e-6
-    logits = engine.decoder.logits().astype(np.float64)
-    last = finish(engine.generate(engine.session(), items, GREEDY, max_tokens=1, top_logprobs=0))
-    assert last.token_ids == (tokens[0].id,)
-    assert np.isfinite(logits).all()
+    session = engine.session()
+    for n in range(1, 6):
+        events = list(engine.generate(session, items, GenerationOptions(GREEDY, n, top_logprobs=n_top)))
+        tokens = [event for event in events if isinstance(event, Token)]
+        assert len(tokens) == n
+        # the last token was chosen from what was evaluated last
+        logits = engine.decoder.logits().astype(np.float64)
+        expected = logits - logits.max() - np.log(np.exp(logits - logits.max()).sum())
+        best = np.argsort(-logits, kind="stable")[:n_top]
+        last = tokens[-1]
+        assert last.logprob is not None
+        assert last.id == last.logprob.id == int(logits.argmax())
+        assert [known.id for known in last.top] == best.tolist()
+        for known in (last.logprob, *last.top):
+            assert known.logprob == pytest.approx(expected[known.id], abs=1e-5)
+            assert known.raw == engine.decoder.piece(known.id)
+    assert expected.min() < -5  # not a distribution that anything would pass for
 
 
 def test_one_of_several_that_is_cancelled_does_not_change_the_others(runtime: Runtime, samples: Path) -> None:
@@ -142,7 +146,8 @@ def test_one_of_several_that_is_cancelled_does_not_change_the_others(runtime: Ru
     cancel = Cancel()
 
     def leave() -> None:
-        for event in runtime.engine.generate(runtime.engine.session(), items, GREEDY, max_tokens=24, cancel=cancel):
+        session = runtime.engine.session()
+        for event in runtime.engine.generate(session, items, GenerationOptions(GREEDY, 24), cancel):
             if isinstance(event, Token):
                 cancel.cancel()
             if isinstance(event, Done):
@@ -155,12 +160,12 @@ def test_one_of_several_that_is_cancelled_does_not_change_the_others(runtime: Ru
 def test_an_iterator_that_is_lost_frees_its_place(runtime: Runtime, samples: Path) -> None:
     engine = runtime.engine
     session = engine.session()
-    events = engine.generate(session, prompt(runtime, "Describe the image."), GREEDY, max_tokens=900)
+    events = engine.generate(session, prompt(runtime, "Describe the image."), GenerationOptions(GREEDY, 900))
     next(events)
     del events
     gc.collect()
     assert not session.busy
-    assert finish(engine.generate(session, prompt(runtime, "Hello"), GREEDY, max_tokens=3)).usage.generated > 0
+    assert finish(engine.generate(session, prompt(runtime, "Hello"), GenerationOptions(GREEDY, 3))).usage.generated > 0
 
 
 def test_closing_the_engine_ends_what_is_being_written(bundles: dict[str, Path]) -> None:
@@ -183,7 +188,8 @@ def test_closing_the_engine_ends_what_is_being_written(bundles: dict[str, Path])
 def test_a_session_that_is_released_ends_its_answer(runtime: Runtime) -> None:
     engine = runtime.engine
     session = engine.session()
-    events = engine.generate(session, prompt(runtime, "Hello"), Sampling(temperature=3.0, seed=1), max_tokens=900)
+    options = GenerationOptions(Sampling(temperature=3.0, seed=1), 900)
+    events = engine.generate(session, prompt(runtime, "Hello"), options)
     next(event for event in events if isinstance(event, Token))
     engine.release(session)
     with pytest.raises(UsageError, match="closed meanwhile"):
@@ -202,17 +208,16 @@ def test_more_than_are_made_together_wait_their_turn(bundles: dict[str, Path], s
 @pytest.mark.parametrize("length", [1, 63, 64, 65, 127, 128, 129, 200, 511, 576, 577])
 @pytest.mark.parametrize("limit", [64, 112, 192, 512])
 def test_a_prompt_is_never_cut_into_small_pieces(length: int, limit: int, runtime: Runtime) -> None:
-    from bimedix_edge.engine.generation import Generation, Request
-
     engine = runtime.engine
     session = engine.session()
-    made = Generation(Request(session, [7] * length, GREEDY, 1, Cancel()), engine.decoder, engine, lambda: None)
+    request = EngineRequest(session, [7] * length, GenerationOptions(GREEDY, 1), Cancel())
+    generation = engine.scheduler.generation(request, engine.embeddings)
     sizes = []
     while len(session.items) < length:
-        step = made.next_step(limit)
-        made.was_read(step, 0.1)
-        sizes.append(len(step))
-    made.retire(UsageError("done"))
+        chunk = generation.next_chunk(limit)
+        generation.chunk_evaluated(chunk, 0.1)
+        sizes.append(len(chunk))
+    generation.retire(UsageError("done"))
     assert sum(sizes) == length
     assert max(sizes) <= engine.decoder.n_batch
     least = engine.decoder.least_step
@@ -225,13 +230,13 @@ def test_a_text_is_the_same_as_tokens_and_as_their_embeddings(kind: str, bundles
     with Runtime.open(bundles[kind], settings=Settings(ctx_size=512, threads=2)) as runtime:
         decoder = runtime.engine.decoder
         tokens = [int(token) for token in np.random.default_rng(1).integers(0, decoder.spec.n_vocab, 150)]
-        decoder.evaluate_tokens(0, 0, tokens)
+        decoder.evaluate([Run(0, 0, tokens)])
         looked_up = decoder.logits()
         decoder.truncate(0, 0)
         rows = decoder.token_embeds(tokens)
         assert (rows.dtype, rows.shape) == (np.float32, (150, decoder.spec.n_embd))
         assert np.unique(rows, axis=0).shape[0] == len(set(tokens))
-        decoder.evaluate_embeds(0, 0, rows, want_logits=True)
+        decoder.evaluate([Run(0, 0, rows)])
         assert (decoder.logits() == looked_up).all()
 
 
@@ -246,16 +251,17 @@ def test_text_beside_images_is_read_with_them_and_changes_nothing(
         render([PromptMessage("user", "Is there a nodule?", len(images))], runtime.manifest.prompt), images
     )
     steps: list[int] = []
-    evaluate = decoder.evaluate_embeds
+    evaluate = decoder.evaluate
 
-    def noted(seq: int, at: int, rows: np.ndarray, *rest: object, **options: object) -> None:
-        steps.append(len(rows))
-        evaluate(seq, at, rows, *rest, **options)  # type: ignore[arg-type]
+    def noted(runs: list[Run], *rest: object) -> list[int]:
+        if any(isinstance(run.content, np.ndarray) for run in runs):
+            steps.append(sum(len(run.content) for run in runs))
+        return evaluate(runs, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(decoder, "evaluate_embeds", noted)
+    monkeypatch.setattr(decoder, "evaluate", noted)
     answers, n_steps = [], []
     for limit in (512, 512, 64, 100):  # the first encodes
-        monkeypatch.setattr(engine._scheduler._pace, "limit", lambda limit=limit, **_: limit)
+        monkeypatch.setattr(engine.scheduler.pace, "limit", lambda limit=limit, **_: limit)
         steps.clear()
         answers.append(ask(runtime, items).token_ids)
         assert sum(steps) == len(items)
@@ -277,7 +283,7 @@ def test_what_is_computed_does_not_depend_on_what_is_computed_beside_it(kind: st
 
         def read(seq: int, *sizes: int) -> np.ndarray:
             for at, size in zip(np.cumsum((0, *sizes)), sizes, strict=False):
-                decoder.evaluate_tokens(seq, int(at), tokens[at : at + size])
+                decoder.evaluate([Run(seq, int(at), tokens[at : at + size])])
             return decoder.logits()
 
         whole = read(0, 150)
@@ -290,11 +296,11 @@ def test_what_is_computed_does_not_depend_on_what_is_computed_beside_it(kind: st
             assert (read(0, *sizes) == whole).all(), sizes
         for seq in range(1, 8):
             read(seq, 150)
-        decoder.evaluate_each([0], [150], [17])
+        decoder.evaluate([Run(0, 150, [17])])
         alone = decoder.logits(0)
         for n in range(2, 9):
             decoder.truncate(0, 150)
-            decoder.evaluate_each(range(n), [150] * n, [17, *range(20, 19 + n)])
+            decoder.evaluate([Run(seq, 150, [token]) for seq, token in enumerate([17, *range(20, 19 + n)])])
             beside = decoder.logits(0)
             for seq in range(1, n):
                 decoder.truncate(seq, 150)
@@ -313,14 +319,15 @@ def test_what_is_written_and_what_is_read_beside_it_are_as_they_would_be_alone(
         decoder = runtime.engine.decoder
         tokens = [int(token) for token in np.random.default_rng(0).integers(10, 200, 90)]
         for seq in (0, 3):
-            decoder.evaluate_tokens(seq, 0, tokens[: 40 + seq])
-        decoder.evaluate_each([0, 3], [40, 43], [17, 18])
+            decoder.evaluate([Run(seq, 0, tokens[: 40 + seq])])
+        written_runs = [Run(0, 40, [17]), Run(3, 43, [18])]
+        assert decoder.evaluate(written_runs) == [0, 1]
         written = decoder.logits(0), decoder.logits(1)
-        decoder.evaluate_tokens(5, 0, tokens)
+        decoder.evaluate([Run(5, 0, tokens)])
         read = decoder.logits()
         decoder.truncate(0, 40), decoder.truncate(3, 43), decoder.truncate(5, 30)
         rest = tokens[30:] if piece == "tokens" else decoder.token_embeds(tokens[30:])
-        decoder.evaluate_beside([0, 3], [40, 43], [17, 18], 5, 30, rest, want_logits=True)
+        assert decoder.evaluate([*written_runs, Run(5, 30, rest)]) == [0, 1, 61]
         found = decoder.logits(0), decoder.logits(1), decoder.logits(61)
         for logits, expected in zip(found, (*written, read), strict=True):
             if decoder.exact_beside:
@@ -328,10 +335,10 @@ def test_what_is_written_and_what_is_read_beside_it_are_as_they_would_be_alone(
             assert np.abs(logits - expected).max() < 0.3
         # and without logits of the piece
         decoder.truncate(0, 40), decoder.truncate(3, 43), decoder.truncate(5, 30)
-        decoder.evaluate_beside([3, 0], [43, 40], [18, 17], 5, 30, rest, want_logits=False)
+        assert decoder.evaluate([*reversed(written_runs), Run(5, 30, rest, wants_logits=False)]) == [0, 1]
         assert np.abs(decoder.logits(1) - written[0]).max() < 0.3
         with pytest.raises(ValueError, match="a batch holds"):
-            decoder.evaluate_beside([0], [41], [17], 5, 90, [1] * decoder.n_batch, want_logits=False)
+            decoder.evaluate([Run(0, 41, [17]), Run(5, 90, [1] * decoder.n_batch, wants_logits=False)])
 
 
 def test_a_piece_leaves_room_in_its_step_for_those_who_write(
@@ -342,7 +349,7 @@ def test_a_piece_leaves_room_in_its_step_for_those_who_write(
         decoder = runtime.engine.decoder
         n_batch = decoder.n_batch
         # as it may be where a position takes next to nothing of what a token takes
-        monkeypatch.setattr(runtime.engine._scheduler._pace, "limit", lambda **_: n_batch)
+        monkeypatch.setattr(runtime.engine.scheduler.pace, "limit", lambda **_: n_batch)
         long = [7 + index % 150 for index in range(n_batch + 100)]
         alone = [ask(runtime, prompt, 200).token_ids for prompt in ([5, 6], [7, 8], long)]
         found: dict[int, tuple[int, ...]] = {}
@@ -358,20 +365,20 @@ def test_a_piece_leaves_room_in_its_step_for_those_who_write(
 
 def test_pieces_are_as_long_as_the_others_can_bear() -> None:
     pace = Pace(512, 64)
-    assert pace.limit(writes=False, shared=False) == 128
-    pace.wrote(0.03)
+    assert pace.limit(decodes=False, shared=False) == 128
+    pace.decoded(0.03)
     assert pace.pause_s() == pytest.approx(0.09)
     # a pass over the weights, and a millisecond a position
-    pace.read(128, 0.03 + 0.128)
-    assert pace.limit(writes=True, shared=False) == 144  # six times 30 ms, less the pass: 150 ms
-    assert pace.limit(writes=False, shared=False) == 512
-    assert pace.limit(writes=False, shared=True) == 464
+    pace.prefilled(128, 0.03 + 0.128)
+    assert pace.limit(decodes=True, shared=False) == 144  # six times 30 ms, less the pass: 150 ms
+    assert pace.limit(decodes=False, shared=False) == 512
+    assert pace.limit(decodes=False, shared=True) == 464
     for _ in range(50):
-        pace.read(64, 64.0)
-    assert pace.limit(writes=True, shared=True) == 64
-    assert pace.limit(writes=False, shared=True) == 128
+        pace.prefilled(64, 64.0)
+    assert pace.limit(decodes=True, shared=True) == 64
+    assert pace.limit(decodes=False, shared=True) == 128
     # where results are the same for any number, pieces may be short, but not so short that nothing is read
     pace = Pace(512, 1)
-    pace.wrote(0.03)
-    pace.read(64, 64.0)
-    assert pace.limit(writes=True, shared=True) == 16
+    pace.decoded(0.03)
+    pace.prefilled(64, 64.0)
+    assert pace.limit(decodes=True, shared=True) == 16

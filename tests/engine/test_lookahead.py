@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from bimedix_edge import Cancel, Chat, Done, Encode, Event, Runtime, Sampling
+from bimedix_edge.decoder.batches import Run
 from bimedix_edge.engine.lookahead import Lookahead
 from bimedix_edge.errors import VisionError
-from bimedix_edge.vision.encoder import Stop
+from bimedix_edge.vision.encoder import EncodingStop
 
 QUESTION = "Is there a nodule?"
 
@@ -40,13 +41,13 @@ def test_overlapped_answers_are_those_of_one_after_the_other(names: list[str], r
     images = [samples / f"{name}.png" for name in names]
     found = []
     for overlap in (False, True):
-        runtime.engine.overlap = overlap
+        runtime.engine.scheduler.overlap = overlap
         runtime.engine.embeddings.clear()
         with runtime.chat() as chat:
             events = list(chat.ask(QUESTION, images, sampling=Sampling(temperature=0.0)))
         encodes = [event for event in events if isinstance(event, Encode)]
         done = finish(iter(events))
-        embeds = [runtime.engine.known_embeds(runtime.engine.prompt_image(turn)) for turn in chat.turns[0].pictures]
+        embeds = [runtime.engine.embeddings.known(runtime.engine.prompt_image(turn)) for turn in chat.turns[0].pictures]
         assert all(rows is not None for rows in embeds)
         found.append((done.token_ids, [image.cached for image in done.images], encodes, np.stack(embeds).tobytes()))
     assert found[0] == found[1]
@@ -59,7 +60,7 @@ def test_overlapped_answers_are_those_of_one_after_the_other(names: list[str], r
 def test_the_next_image_is_encoded_while_the_one_before_is_read(
     overlap: bool, runtime: Runtime, samples: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encode, evaluate = runtime.engine.vision.encode, runtime.engine.decoder.evaluate_embeds
+    encode, evaluate = runtime.engine.vision.encode, runtime.engine.decoder.evaluate
     begun: list[threading.Event] = [threading.Event(), threading.Event()]
     waiting = iter(begun)
     beside: list[bool] = []
@@ -68,14 +69,15 @@ def test_the_next_image_is_encoded_while_the_one_before_is_read(
         next(waiting).set()
         return encode(*arguments)
 
-    def noted_evaluate(*arguments: Any, **options: Any) -> None:
-        # the reading of the first image waits for the encoding of the second
-        beside.append(begun[1].wait(20 if overlap else 0.1))
-        evaluate(*arguments, **options)
+    def noted_evaluate(runs: list[Run], *rest: Any) -> list[int]:
+        # the chunk with the first image waits for the encoding of the second
+        if any(isinstance(run.content, np.ndarray) for run in runs):
+            beside.append(begun[1].wait(20 if overlap else 0.1))
+        return evaluate(runs, *rest)
 
     monkeypatch.setattr(runtime.engine.vision, "encode", noted_encode)
-    monkeypatch.setattr(runtime.engine.decoder, "evaluate_embeds", noted_evaluate)
-    runtime.engine.overlap = overlap
+    monkeypatch.setattr(runtime.engine.decoder, "evaluate", noted_evaluate)
+    runtime.engine.scheduler.overlap = overlap
     with runtime.chat() as chat:
         finish(chat.ask(QUESTION, [samples / "normal.png", samples / "effusion_left.png"]))
     assert beside == [overlap, True]
@@ -88,7 +90,7 @@ def test_a_failure_in_the_thread_is_the_callers(
     def fail(*_: object) -> None:
         raise VisionError("Expected it to work, but it does not; this is a test.")
 
-    runtime.engine.overlap = overlap
+    runtime.engine.scheduler.overlap = overlap
     with monkeypatch.context() as patch:
         patch.setattr(runtime.engine.vision, "encode", fail)
         with pytest.raises(VisionError, match="this is a test"):
@@ -105,12 +107,12 @@ def test_cancelling_stops_an_encoding(
     encode = runtime.engine.vision.encode
     cancel = Cancel()
 
-    def endless(images: list[np.ndarray], stop: Stop) -> object:
+    def endless(images: list[np.ndarray], stop: EncodingStop) -> object:
         cancel.cancel()
         while True:
             encode(images, stop)
 
-    runtime.engine.overlap = overlap
+    runtime.engine.scheduler.overlap = overlap
     with monkeypatch.context() as patch:
         patch.setattr(runtime.engine.vision, "encode", endless)
         done = finish(chat.ask(QUESTION, [samples / "normal.png"], cancel=cancel))
@@ -120,7 +122,7 @@ def test_cancelling_stops_an_encoding(
 
 
 def test_leaving_early_leaves_no_thread(runtime: Runtime, samples: Path) -> None:
-    runtime.engine.overlap = True
+    runtime.engine.scheduler.overlap = True
     with runtime.chat() as chat:
         events = chat.ask(QUESTION, [samples / "normal.png", samples / "effusion_left.png"])
         next(events)
@@ -138,7 +140,7 @@ def test_what_fails_later_is_raised_at_the_end() -> None:
 
 
 def test_an_encoding_that_times_out_by_itself_is_an_error() -> None:
-    def late(_: Stop) -> np.ndarray:
+    def late(_: EncodingStop) -> np.ndarray:
         raise TimeoutError("its own")
 
     with (

@@ -14,8 +14,11 @@ from numpy.typing import NDArray
 
 from bimedix_edge.converters.decoder.quantize import FILE_TYPES
 from bimedix_edge.converters.synthetic.decoder import write_random_decoder
+from bimedix_edge.decoder.batches import Run
 from bimedix_edge.decoder.decoder import Aborted, Decoder
+from bimedix_edge.decoder.placement import DecoderOptions
 from bimedix_edge.engine.embeddings import EmbeddingCache
+from bimedix_edge.engine.request import GenerationOptions
 from bimedix_edge.engine.sessions import Item
 from bimedix_edge.events import Done
 from bimedix_edge.imaging.picture import load_picture
@@ -46,7 +49,7 @@ def opened(bundle: Path, kernels: str) -> Runtime:
     if kernels not in ("auto", "off") and not usable(kernels):
         pytest.skip(f"this processor cannot run {kernels}")
     runtime = Runtime.open(bundle, settings=Settings(ctx_size=2048, kernels=kernels))
-    runtime.engine.embeddings = _EMBEDDINGS
+    runtime.engine.embeddings.memory = _EMBEDDINGS
     return runtime
 
 
@@ -57,7 +60,7 @@ def items(runtime: Runtime, prompt: Prompt) -> list[Item]:
 
 def answer(runtime: Runtime, prompt: Prompt, max_tokens: int = 32) -> list[int]:
     session = runtime.engine.session()
-    events = runtime.engine.generate(session, items(runtime, prompt), _GREEDY, max_tokens=max_tokens)
+    events = runtime.engine.generate(session, items(runtime, prompt), GenerationOptions(_GREEDY, max_tokens))
     done = next(event for event in events if isinstance(event, Done))
     runtime.engine.release(session)
     return list(done.token_ids)
@@ -125,11 +128,11 @@ def test_logits_of_the_1b_shape_are_those_without_kernels(tmp_path: Path, kind: 
     all_tokens = [rng.integers(0, spec.n_vocab, n).tolist() for n in rng.integers(64, 128, N_ALL)]
 
     def logits(kernels: str) -> Logits:
-        shape = {"n_ctx": 512, "n_seq_max": 1, "n_batch": 128, "n_threads": os.cpu_count() or 1}
-        with Decoder(path, spec, kernels=kernels, **shape) as decoder:
+        options = DecoderOptions(512, n_seq_max=1, n_batch=128, n_threads=os.cpu_count() or 1, kernels=kernels)
+        with Decoder(path, spec, options) as decoder:
             found = []
             for tokens in all_tokens:
-                decoder.evaluate_tokens(0, 0, tokens)
+                decoder.evaluate([Run(0, 0, tokens)])
                 found.append(decoder.logits().astype(np.float64))
                 decoder.truncate(0, 0)
             return found
@@ -173,20 +176,20 @@ def test_an_evaluation_stops_between_products(bundles: dict[str, Path], name: st
     with opened(bundles["Q8_0"], name) as runtime:
         decoder: Decoder = runtime.engine.decoder
         tokens = decoder.tokenize("Is there a nodule in the left lung, and where do you see it?")
-        decoder.evaluate_tokens(0, 0, tokens)
+        decoder.evaluate([Run(0, 0, tokens)])
         expected = decoder.logits()
         never = _StopsAt(1 << 30)
         decoder.truncate(0, 0)
-        decoder.evaluate_tokens(0, 0, tokens, never)
+        decoder.evaluate([Run(0, 0, tokens)], never)
         # in each layer the three projections, the sum, SwiGLU and the sum
         assert never.asked >= 4 * decoder.spec.n_layer
         for n in itertools.chain(range(1, 8), range(8, never.asked, 7)):
             stop = _StopsAt(n)
             decoder.truncate(0, 0)
             with pytest.raises(Aborted):
-                decoder.evaluate_tokens(0, 0, tokens, stop)
+                decoder.evaluate([Run(0, 0, tokens)], stop)
             # a few threads may each have asked once more
             assert stop.asked <= n + 4
         decoder.truncate(0, 0)
-        decoder.evaluate_tokens(0, 0, tokens)
+        decoder.evaluate([Run(0, 0, tokens)])
         np.testing.assert_array_equal(decoder.logits(), expected)

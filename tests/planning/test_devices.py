@@ -149,7 +149,7 @@ def test_what_llama_cpp_says_when_it_fails_is_told(tmp_path: Path) -> None:
     (tmp_path / "decoder.gguf").write_bytes(b"no model at all")
     spec = DecoderSpec("llama", "F16", 1, 64, 1, 1, 64, 100, 512)
     with pytest.raises(DecoderError, match=r"refuses decoder\.gguf \(.*magic"):
-        decoder.Decoder(tmp_path / "decoder.gguf", spec, n_ctx=64, n_seq_max=1, n_batch=64, n_threads=1)
+        decoder.Decoder(tmp_path / "decoder.gguf", spec, decoder.DecoderOptions(64, 1, 64, n_threads=1))
 
 
 GPU = NvidiaGpu("RTX", (8, 9), 8 * GIB, 7 * GIB)

@@ -9,12 +9,12 @@ from typing import Any
 
 from jsonschema import Draft202012Validator, FormatChecker
 
-from bimedix_edge.decoder.constraint import Constraint, Vocabulary
+from bimedix_edge.decoder.constraint import Constraint, ConstraintTokens
 from bimedix_edge.schema.grammar import grammar_for
 
 END = 256
 _BYTES = [bytes([byte]) for byte in range(256)]
-VOCABULARY = Vocabulary([*_BYTES, b"<end>"], [END], END, lambda text: list(text.encode()))
+VOCABULARY = ConstraintTokens([*_BYTES, b"<end>"], [END], END, lambda text: list(text.encode()))
 
 _FORMATS = FormatChecker(formats=["date", "uuid"])
 

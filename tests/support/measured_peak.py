@@ -17,10 +17,16 @@ from pathlib import Path
 
 from bimedix_edge.bundle import DecoderSpec
 from bimedix_edge.cli.commands import ask  # noqa: F401  what the command imports counts, too
+from bimedix_edge.decoder.batches import Run
 from bimedix_edge.decoder.decoder import Decoder
 from bimedix_edge.decoder.llama import repacks
+<<<<<<< HEAD
 from bimedix_edge.decoder.placement import Placement
 from bimedix_edge.planning.memory import HostNeed, LlamaBuild, Load, host_need, read_facts
+=======
+from bimedix_edge.decoder.placement import DecoderOptions, Placement
+from bimedix_edge.planning.memory import HostNeed, Load, host_need, read_facts
+>>>>>>> engine
 from bimedix_edge.runtime import Runtime
 from bimedix_edge.sampling import Sampling
 from bimedix_edge.settings import Settings
@@ -42,7 +48,7 @@ def of_bundle(bundle: Path, image: str, n_ctx: int, kv_type: str, kernels: str) 
             list(chat.ask("Is there a nodule?", [image]))
         decoder = runtime.engine.decoder
         for start in range(0, decoder.n_ctx, decoder.n_batch):
-            decoder.evaluate_tokens(0, start, [10 + token % 1000 for token in range(decoder.n_batch)])
+            decoder.evaluate([Run(0, start, [10 + token % 1000 for token in range(decoder.n_batch)])])
         assert runtime.plan.load.n_ctx == n_ctx
         return runtime.plan.host
 
@@ -55,10 +61,10 @@ def of_decoder(path: Path, n_ctx: int, kv_type: str, kernels: str, shape: str) -
     spec = DecoderSpec("llama", "", known.n_layer, known.n_embd, *heads, known.n_vocab, 131072)
     load, placement = Load(n_ctx, min(512, n_ctx), 8), Placement(kv_type=kv_type)
     facts = read_facts(path, spec)
-    sizes = {"n_ctx": n_ctx, "n_batch": load.n_batch, "n_seq_max": load.n_seq_max}
-    with Decoder(path, spec, **sizes, n_threads=2, kernels=kernels, placement=placement) as decoder:
+    options = DecoderOptions(n_ctx, load.n_seq_max, load.n_batch, n_threads=2, kernels=kernels, placement=placement)
+    with Decoder(path, spec, options) as decoder:
         for start in range(0, min(n_ctx, MOST_READ), load.n_batch):
-            decoder.evaluate_tokens(0, start, [10 + token % 1000 for token in range(load.n_batch)])
+            decoder.evaluate([Run(0, start, [10 + token % 1000 for token in range(load.n_batch)])])
         ours = decoder.kernels.name is not None
         assert decoder.sample(decoder.sampler(Sampling(temperature=0.0))) >= 0
     return host_need(facts, load, placement, LlamaBuild(kernels=ours, repacks=repacks(kernels=ours)))

@@ -19,6 +19,7 @@ import llama_cpp
 
 from bimedix_edge.decoder.llama import backend_faults
 from bimedix_edge.engine.embeddings import EmbeddingCache
+from bimedix_edge.engine.request import GenerationOptions
 from bimedix_edge.errors import DeviceError, HardwareError
 from bimedix_edge.events import Done, Token
 from bimedix_edge.imaging.picture import load_picture
@@ -48,7 +49,7 @@ def registered(path: str, n_devices: int) -> ctypes.CDLL:
 def opened(bundle: str, **wishes: Any) -> Runtime:
     settings = Settings(ctx_size=1024, temperature=0.0, fit_target=0, **wishes)
     runtime = Runtime.open(Path(bundle), settings=settings)
-    runtime.engine.embeddings = _EMBEDDINGS
+    runtime.engine.embeddings.memory = _EMBEDDINGS
     return runtime
 
 
@@ -56,7 +57,7 @@ def answer(runtime: Runtime, prompt: Prompt) -> str:
     images = [runtime.engine.prompt_image(load_picture(picture)) for picture in prompt.pictures]
     items = runtime.engine.items(render(prompt.messages, runtime.manifest.prompt), images)
     session = runtime.engine.session()
-    events = list(runtime.engine.generate(session, items, _GREEDY, max_tokens=24))
+    events = list(runtime.engine.generate(session, items, GenerationOptions(_GREEDY, max_tokens=24)))
     runtime.engine.release(session)
     done = events[-1]
     assert isinstance(done, Done)

@@ -18,11 +18,12 @@ from bimedix_edge.errors import HardwareError, UsageError, VisionError
 from bimedix_edge.hardware.facts import CudaDriver, NvidiaGpu
 from bimedix_edge.imaging.picture import load_picture
 from bimedix_edge.store import demo_checkpoint
-from bimedix_edge.vision import encoder as vision
-from bimedix_edge.vision.encoder import Stop, Stopped, VisionEncoder
+from bimedix_edge.vision import providers
+from bimedix_edge.vision.encoder import EncoderFile, EncodingStop, Stopped, VisionEncoder
 from bimedix_edge.vision.kernels import VisionKernels, choose_vision_kernels
 from bimedix_edge.vision.onnx import onnxruntime
 from bimedix_edge.vision.providers import devices_here
+from bimedix_edge.vision.sessions import PlacedSession, session_options
 
 COMMAND = [sys.executable, "-m", "bimedix_edge.cli.main"]
 NAMES = ("normal", "effusion_left", "nodule_right_upper")
@@ -31,15 +32,7 @@ NAMES = ("normal", "effusion_left", "nodule_right_upper")
 def opened(directory: Path, device: str = "cpu", weights: str | None = None, *, kernels: str = "auto") -> VisionEncoder:
     bundle = open_bundle(directory)
     spec = bundle.manifest.vision if weights is None else replace(bundle.manifest.vision, weights=weights)
-    return VisionEncoder(
-        bundle.path("vision"),
-        sha256=bundle.manifest.files["vision"].sha256,
-        spec=spec,
-        preprocessing=bundle.manifest.preprocessing,
-        n_threads=2,
-        device=device,
-        kernels=kernels,
-    )
+    return VisionEncoder(replace(EncoderFile.of(bundle), spec=spec), 2, device=device, kernels=kernels)
 
 
 @pytest.fixture(scope="module")
@@ -105,14 +98,14 @@ def test_the_way_over_fixed_places_gives_the_same(bundles: dict[str, Path], samp
     expected = encoder.encode(images)
     # the CPU's memory in place of a device's
     session = onnxruntime.InferenceSession(
-        str(bundles["F16"] / "vision.onnx"), encoder._options, providers=["CPUExecutionProvider"]
+        str(bundles["F16"] / "vision.onnx"), session_options("float32", 2), providers=["CPUExecutionProvider"]
     )
-    encoder._run = vision._Placed(session, "cpu").run
+    encoder.session = PlacedSession(session, "cpu")
     found = encoder.encode(images)
     # an earlier result is not overwritten by a later one
     assert [a.tobytes() for a in found] == [b.tobytes() for b in expected]
-    stop = Stop()
-    stop._options.terminate = True
+    stop = EncodingStop()
+    stop.run_options.terminate = True
     with pytest.raises(VisionError):
         encoder.encode(images[:1], stop)
 
@@ -127,7 +120,7 @@ def test_float16_agrees_with_float32(bundles: dict[str, Path], samples: Path, tm
 
 
 def test_a_stopped_encoding_ends(bundles: dict[str, Path]) -> None:
-    stop = Stop()
+    stop = EncodingStop()
     stop.stop()
     encoder = opened(bundles["F16"])
     with pytest.raises(Stopped):
@@ -175,7 +168,7 @@ def test_a_device_that_does_not_load_is_an_error_and_for_auto_a_fault_that_is_to
         pytest.skip("a device is here")
     # the driver says that there is one, and what ONNX Runtime needs for it is missing
     gpu = NvidiaGpu("a GPU", (8, 9), 8 << 30, 7 << 30)
-    monkeypatch.setattr(vision, "inspect_driver", lambda: CudaDriver("580.1", (13, 0), (gpu,), None))
+    monkeypatch.setattr(providers, "inspect_driver", lambda: CudaDriver("580.1", (13, 0), (gpu,), None))
     with pytest.raises(HardwareError, match="cannot load what it needs"):
         opened(bundles["F16"], "cuda")
     encoder = opened(bundles["F16"], "auto")

@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from bimedix_edge.events import Chance, Done, Encode, Prefill, Token
+from bimedix_edge.events import Done, Encode, Logprob, Prefill, Token
 from bimedix_edge.server.api.errors import ApiError, failure
 from bimedix_edge.server.api.responses import (
     ChatChoice,
@@ -124,7 +124,7 @@ class _Shape(abc.ABC, Generic[Choice]):
         if written.done is not None:
             # with the text that was held back, since a stop text could have begun there
             text = written.done.text[written.n_sent_chars :]
-        has_chances = any(token.chance is not None for token in new)
+        has_chances = any(token.logprob is not None for token in new)
         if not text and not has_chances and written.done is None:
             return None
         choice = self._delta(index, text, new if has_chances else [])
@@ -307,16 +307,16 @@ def _progress(index: int, event: Queued | Encode | Prefill) -> ProgressEvent:
 def _chat_logprobs(tokens: Sequence[Token]) -> ChatLogprobs | None:
     content = [
         TokenLogprob(
-            _text(token.chance), token.chance.logprob, list(token.chance.raw), [_top(chance) for chance in token.top]
+            _text(token.logprob), token.logprob.logprob, list(token.logprob.raw), [_top(chance) for chance in token.top]
         )
         for token in tokens
-        if token.chance is not None
+        if token.logprob is not None
     ]
     return ChatLogprobs(content) if content else None
 
 
 def _completion_logprobs(tokens: Sequence[Token], offset: int) -> CompletionLogprobs | None:
-    known = [(token, token.chance) for token in tokens if token.chance is not None]
+    known = [(token, token.logprob) for token in tokens if token.logprob is not None]
     if not known:
         return None
     texts = [_text(chance) for _, chance in known]
@@ -328,9 +328,9 @@ def _completion_logprobs(tokens: Sequence[Token], offset: int) -> CompletionLogp
     )
 
 
-def _top(chance: Chance) -> TopLogprob:
+def _top(chance: Logprob) -> TopLogprob:
     return TopLogprob(_text(chance), chance.logprob, list(chance.raw))
 
 
-def _text(chance: Chance) -> str:
+def _text(chance: Logprob) -> str:
     return chance.raw.decode("utf-8", "replace")

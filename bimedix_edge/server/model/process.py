@@ -19,7 +19,12 @@ from PIL import Image
 
 from bimedix_edge import child
 from bimedix_edge.bundle import MANIFEST
+<<<<<<< HEAD
 from bimedix_edge.child import FrameError
+=======
+from bimedix_edge.decoder.llama import library_version
+from bimedix_edge.engine.request import GenerationOptions
+>>>>>>> engine
 from bimedix_edge.errors import BimedixEdgeError, ImageError, PromptError, SchemaError, UsageError
 from bimedix_edge.events import Cancel, Done, Token
 from bimedix_edge.imaging.preprocess import square
@@ -123,6 +128,7 @@ class _RequestHandler:
         else:
             self._link.send(ready)
 
+<<<<<<< HEAD
     def _generate(self, frame: Generate, cancel: Cancel) -> None:
         """Answer a request; the parent sends another in its place only after the last event."""
         text: list[str] = []
@@ -149,10 +155,22 @@ class _RequestHandler:
                 request.sampling,
                 max_tokens=request.max_tokens or runtime.settings.max_tokens,
                 cancel=cancel,
+=======
+    def _write(self, frame: Frame, cancel: Cancel, text: list[str]) -> Done | Failed:
+        request: GenerateRequest = frame.value
+        assert self._runtime is not None
+        assert self._conversations is not None
+        engine = self._runtime.engine
+        prompt = self._conversations.prompt(request)
+        with self._conversations.session(request, prompt) as session:
+            options = GenerationOptions(
+                request.sampling,
+                max_tokens=request.max_tokens or self._runtime.settings.max_tokens,
+>>>>>>> engine
                 stop=request.stop,
                 top_logprobs=request.top_logprobs,
             )
-            for event in events:
+            for event in runtime.engine.generate(session, prompt, options, cancel):
                 if isinstance(event, Done):
                     conversations.remember(request, prompt, event)
                     return event
