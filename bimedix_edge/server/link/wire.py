@@ -213,11 +213,13 @@ def pack(frame: RequestFrame | ReplyFrame) -> list[bytes]:
     """Return a frame as pieces to write one after the other.
 
     Raises:
-        FrameError: It is too long.
+        FrameError: It is too long, or holds a number of more than 64 bits.
         UnsendableText: It holds a text that is not valid Unicode.
     """
     try:
         data = msgspec.msgpack.encode(frame, enc_hook=_plain)
+    except OverflowError:
+        raise FrameError("A number in the frame has more than 64 bits.") from None
     except UnicodeEncodeError:
         raise UnsendableText("The text is not valid Unicode (it holds half of a surrogate pair).") from None
     return child.frame(data)
