@@ -224,6 +224,24 @@ def test_the_servers_parent_holds_no_engine_and_no_decoder_of_images() -> None:
     assert result.stdout.strip() == "[]"
 
 
+def test_what_runs_a_child_needs_the_standard_library_alone() -> None:
+    imported = _imports(ROOT / "bimedix_edge/child.py")
+    foreign = {name for name in imported if name.split(".")[0] not in sys.stdlib_module_names}
+    assert foreign <= {"bimedix_edge.errors"}
+    users = {
+        str(path.relative_to(ROOT / "bimedix_edge"))
+        for path in _sources("bimedix_edge")
+        if "bimedix_edge.child" in _imports(path)
+    }
+    assert users == {
+        "imaging/isolation.py",
+        "imaging/worker.py",
+        "server/front/supervisor.py",
+        "server/link/wire.py",
+        "server/model/process.py",
+    }
+
+
 def test_neither_torch_nor_transformers_is_imported() -> None:
     for folder in ("bimedix_edge", "converters"):
         for path in _sources(folder):

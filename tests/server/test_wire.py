@@ -114,6 +114,11 @@ def test_half_of_a_surrogate_pair_is_refused_in_words() -> None:
         pack(wire.Tokenize(1, "a\ud800"))
 
 
+def test_a_number_of_more_than_64_bits_is_refused_in_words() -> None:
+    with pytest.raises(FrameError, match="more than 64 bits"):
+        pack(wire.Detokenize(1, (10**400,)))
+
+
 def test_damaged_frames_are_errors_that_quote_nothing() -> None:
     chance = random.Random(1)
     # with few bytes of a picture, since any value of them is valid

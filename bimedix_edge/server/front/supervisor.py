@@ -71,7 +71,10 @@ _FIRST_GUESS_S = 10.0
 _LOST = "The model's process ended before the answer was complete. It is being restarted; ask again."
 _GIVEN_UP = "The model's process cannot be started. See the server's first messages, and start the server again."
 _STOPPING = "The server is being stopped. Ask again later."
-_TOO_LARGE = f"The request is larger than {child.MAX_FRAME_BYTES >> 30} GiB. Send less text or smaller images."
+_UNSENDABLE = (
+    f"The request is larger than {child.MAX_FRAME_BYTES >> 30} GiB, or a number in it has more than 64 bits. Make it "
+    "smaller."
+)
 
 _Reply = TypeVar("_Reply", TokenIds, DetokenizedText, PreviewReply, Cells)
 
@@ -334,7 +337,7 @@ class ModelProcess:
                 self._send(pack(Generate(job.number, job.request)))
             except FrameError as error:
                 del self._active[job.number]
-                sentence = str(error) if isinstance(error, UnsendableText) else _TOO_LARGE
+                sentence = str(error) if isinstance(error, UnsendableText) else _UNSENDABLE
                 job.events.put_nowait(Failed("prompt", sentence))
         self._announce_places()
 
@@ -376,7 +379,7 @@ class ModelProcess:
         try:
             pieces = pack(frame)
         except FrameError as error:
-            raise PromptError(str(error) if isinstance(error, UnsendableText) else _TOO_LARGE) from None
+            raise PromptError(str(error) if isinstance(error, UnsendableText) else _UNSENDABLE) from None
         future = self._calls[frame.id] = asyncio.get_running_loop().create_future()
         try:
             self._send(pieces)

@@ -46,13 +46,13 @@ class _Private(Struct, frozen=True, forbid_unknown_fields=True):
         return f"<{type(self).__name__}>"
 
 
-class TextPart(_Private, frozen=True, forbid_unknown_fields=True, tag="text"):
+class TextPart(_Private, frozen=True, tag="text"):
     """Text of a message."""
 
     text: str
 
 
-class ImagePart(_Private, frozen=True, forbid_unknown_fields=True, tag="image"):
+class ImagePart(_Private, frozen=True, tag="image"):
     """An image of a message.
 
     Attributes:
@@ -69,14 +69,14 @@ class ImagePart(_Private, frozen=True, forbid_unknown_fields=True, tag="image"):
 Part = TextPart | ImagePart
 
 
-class InputMessage(_Private, frozen=True, forbid_unknown_fields=True):
+class InputMessage(_Private, frozen=True):
     """One message; its images come before its text, as in the model's training, and newlines join its texts."""
 
     role: Literal["system", "user", "assistant"]
     parts: tuple[Part, ...]
 
 
-class GenerateRequest(_Private, frozen=True, forbid_unknown_fields=True):
+class GenerateRequest(_Private, frozen=True):
     """A request for one answer, with `messages` or `prompt`, never both.
 
     Attributes:
@@ -108,7 +108,7 @@ class Queued(Struct, frozen=True, forbid_unknown_fields=True):
     place: Positive
 
 
-class Failed(_Private, frozen=True, forbid_unknown_fields=True):
+class Failed(_Private, frozen=True):
     """The request ends without an answer.
 
     Attributes:
@@ -169,7 +169,7 @@ class ModelFacts(Struct, frozen=True, forbid_unknown_fields=True):
     fingerprint: str
 
 
-class ImagePreview(_Private, frozen=True, forbid_unknown_fields=True):
+class ImagePreview(_Private, frozen=True):
     """What the model sees of a picture.
 
     Attributes:

@@ -65,7 +65,7 @@ class Frame(Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind"):
     id: Count
 
 
-class OpenModel(Frame, frozen=True, forbid_unknown_fields=True, tag="open"):
+class OpenModel(Frame, frozen=True, tag="open"):
     """Load a model.
 
     Attributes:
@@ -78,106 +78,106 @@ class OpenModel(Frame, frozen=True, forbid_unknown_fields=True, tag="open"):
     settings: Settings
 
 
-class Generate(Frame, frozen=True, forbid_unknown_fields=True, tag="generate"):
+class Generate(Frame, frozen=True, tag="generate"):
     """Answer a request."""
 
     request: GenerateRequest
 
 
-class CancelRequest(Frame, frozen=True, forbid_unknown_fields=True, tag="cancel"):
+class CancelRequest(Frame, frozen=True, tag="cancel"):
     """Stop answering a request."""
 
 
-class Tokenize(Frame, frozen=True, forbid_unknown_fields=True, tag="tokenize"):
+class Tokenize(Frame, frozen=True, tag="tokenize"):
     """Ask for the tokens of plain text."""
 
     text: str
 
 
-class Detokenize(Frame, frozen=True, forbid_unknown_fields=True, tag="detokenize"):
+class Detokenize(Frame, frozen=True, tag="detokenize"):
     """Ask for the text of tokens."""
 
     tokens: tuple[int, ...]
 
 
-class Preview(Frame, frozen=True, forbid_unknown_fields=True, tag="preview"):
+class Preview(Frame, frozen=True, tag="preview"):
     """Ask what the model sees of an image."""
 
     image: ImagePart
 
 
-class CountCells(Frame, frozen=True, forbid_unknown_fields=True, tag="count_cells"):
+class CountCells(Frame, frozen=True, tag="count_cells"):
     """Ask how many cells of the KV cache are in use."""
 
 
-class ModelReady(Frame, frozen=True, forbid_unknown_fields=True, tag="ready"):
+class ModelReady(Frame, frozen=True, tag="ready"):
     """The model is loaded."""
 
     facts: ModelFacts
 
 
-class ModelRefused(Frame, frozen=True, forbid_unknown_fields=True, tag="refused"):
+class ModelRefused(Frame, frozen=True, tag="refused"):
     """The model cannot be loaded: the class of the error, and its sentence."""
 
     error: str
     message: str
 
 
-class EncodeEvent(Frame, frozen=True, forbid_unknown_fields=True, tag="encode"):
+class EncodeEvent(Frame, frozen=True, tag="encode"):
     """An image is about to be encoded, or has been."""
 
     event: Encode
 
 
-class PrefillEvent(Frame, frozen=True, forbid_unknown_fields=True, tag="prefill"):
+class PrefillEvent(Frame, frozen=True, tag="prefill"):
     """A chunk of the prompt has been prefilled."""
 
     event: Prefill
 
 
-class TokenEvent(Frame, frozen=True, forbid_unknown_fields=True, tag="token"):
+class TokenEvent(Frame, frozen=True, tag="token"):
     """A token of the answer has been decoded."""
 
     event: Token
 
 
-class DoneEvent(Frame, frozen=True, forbid_unknown_fields=True, tag="done"):
+class DoneEvent(Frame, frozen=True, tag="done"):
     """The answer is complete."""
 
     event: Done
 
 
-class FailedEvent(Frame, frozen=True, forbid_unknown_fields=True, tag="failed"):
+class FailedEvent(Frame, frozen=True, tag="failed"):
     """The request failed."""
 
     event: Failed
 
 
-class TokenIds(Frame, frozen=True, forbid_unknown_fields=True, tag="token_ids"):
+class TokenIds(Frame, frozen=True, tag="token_ids"):
     """Replies to `Tokenize`."""
 
     tokens: tuple[Count, ...]
 
 
-class DetokenizedText(Frame, frozen=True, forbid_unknown_fields=True, tag="text"):
+class DetokenizedText(Frame, frozen=True, tag="text"):
     """Replies to `Detokenize`."""
 
     text: str
 
 
-class PreviewReply(Frame, frozen=True, forbid_unknown_fields=True, tag="preview"):
+class PreviewReply(Frame, frozen=True, tag="preview"):
     """Replies to `Preview`."""
 
     preview: ImagePreview
 
 
-class Cells(Frame, frozen=True, forbid_unknown_fields=True, tag="cells"):
+class Cells(Frame, frozen=True, tag="cells"):
     """Replies to `CountCells`."""
 
     n_used: Count
 
 
-class ErrorReply(Frame, frozen=True, forbid_unknown_fields=True, tag="error"):
+class ErrorReply(Frame, frozen=True, tag="error"):
     """Replies to any of them: the class of the error, and its sentence."""
 
     error: str
@@ -213,11 +213,13 @@ def pack(frame: RequestFrame | ReplyFrame) -> list[bytes]:
     """Return a frame as pieces to write one after the other.
 
     Raises:
-        FrameError: It is too long.
+        FrameError: It is too long, or holds a number of more than 64 bits.
         UnsendableText: It holds a text that is not valid Unicode.
     """
     try:
         data = msgspec.msgpack.encode(frame, enc_hook=_plain)
+    except OverflowError:
+        raise FrameError("A number in the frame has more than 64 bits.") from None
     except UnicodeEncodeError:
         raise UnsendableText("The text is not valid Unicode (it holds half of a surrogate pair).") from None
     return child.frame(data)
@@ -229,7 +231,8 @@ def unpack_request(data: bytes) -> RequestFrame:
     Raises:
         FrameError: It is malformed.
     """
-    return _unpack(data, RequestFrame)
+    frame: RequestFrame = _unpack(data, RequestFrame)
+    return frame
 
 
 def unpack_reply(data: bytes) -> ReplyFrame:
@@ -238,7 +241,8 @@ def unpack_reply(data: bytes) -> ReplyFrame:
     Raises:
         FrameError: It is malformed.
     """
-    return _unpack(data, ReplyFrame)
+    frame: ReplyFrame = _unpack(data, ReplyFrame)
+    return frame
 
 
 def _unpack(data: bytes, kind: Any) -> Any:

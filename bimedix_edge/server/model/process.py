@@ -234,8 +234,8 @@ def _preview(runtime: Runtime, part: ImagePart) -> ImagePreview:
         width_px=picture.width_px,
         height_px=picture.height_px,
         n_frames=picture.n_frames,
-        notes=tuple(picture.notes),
-        warnings=tuple(picture.warnings),
+        notes=tuple(map(str, picture.notes)),
+        warnings=tuple(map(str, picture.warnings)),
         tags=picture.tags,
         presets=tuple(PRESETS) if picture.tags.get("modality") == "CT" else (),
     )
