@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from bimedix_edge.events import Done, Encode, Prefill, Token
+from bimedix_edge.imaging.notes import NoteReport
 from bimedix_edge.sampling import Sampling
 
 __all__ = [
@@ -168,7 +169,7 @@ class Look:
         png: a PNG file of its pixels after padding and resizing.
         sha256: of the picture's file.
         width_px, height_px, n_frames: of the picture.
-        notes, warnings: in words.
+        notes, warnings: See `NoteReport`.
         tags: of a DICOM file: `modality`, `body_part`, `view`, `laterality` and `window`, as far as stated.
         presets: windows that can be asked for; empty unless the picture is CT.
     """
@@ -178,8 +179,8 @@ class Look:
     width_px: int
     height_px: int
     n_frames: int
-    notes: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()
+    notes: tuple[NoteReport, ...] = ()
+    warnings: tuple[NoteReport, ...] = ()
     tags: dict[str, str] = field(default_factory=dict)
     presets: tuple[str, ...] = ()
 

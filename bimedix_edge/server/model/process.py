@@ -218,8 +218,8 @@ def _look(runtime: Runtime, part: ImagePart) -> Look:
         width_px=picture.width_px,
         height_px=picture.height_px,
         n_frames=picture.n_frames,
-        notes=tuple(picture.notes),
-        warnings=tuple(picture.warnings),
+        notes=tuple(note.report() for note in picture.notes),
+        warnings=tuple(warning.report() for warning in picture.warnings),
         tags=picture.tags,
         presets=tuple(PRESETS) if picture.tags.get("modality") == "CT" else (),
     )
