@@ -77,12 +77,8 @@ def _count(runtime: Runtime, text: str) -> int:
 
 
 def test_a_follow_up_answers_as_a_fresh_conversation_would(runtime: Runtime, samples: Path) -> None:
-<<<<<<< HEAD
-    from bimedix_edge.prompt import PromptMessage, render
-=======
     from bimedix_edge.engine.request import GenerationOptions
-    from bimedix_edge.prompt import Message, render
->>>>>>> engine
+    from bimedix_edge.prompt import PromptMessage, render
     from bimedix_edge.sampling import Sampling
 
     picture = load_picture(samples / "effusion_left.png")

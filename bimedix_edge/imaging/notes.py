@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar, TypedDict
 
 import msgspec
 
 from bimedix_edge.imaging import words
 
-__all__ = ["Note", "note"]
+__all__ = ["Note", "NoteReport", "note"]
 
 _LARGEST_WHOLE = 1 << 53
+
+
+class NoteReport(TypedDict):
+    """A note as JSON: code and fields for programs, the English sentence for people."""
+
+    code: str
+    fields: dict[str, str | int | float]
+    text: str
 
 
 class Note(msgspec.Struct, frozen=True):
@@ -35,8 +43,8 @@ class Note(msgspec.Struct, frozen=True):
     def __str__(self) -> str:
         return self.text()
 
-    def report(self) -> dict[str, Any]:
-        """Return code, fields and the English text as JSON values."""
+    def report(self) -> NoteReport:
+        """Return the note as JSON."""
         return {"code": self.code, "fields": self.fields, "text": self.text()}
 
 

@@ -102,7 +102,7 @@ def test_an_answer_streams_and_stops(browser: Browser, server: Any, samples: Pat
                 page.wait_for_timeout(50)
             assert page.locator("#send").inner_text() == "Stop"
             page.keyboard.press("Escape")
-            page.get_by_text("Stopped; this is a part of an answer.").wait_for()
+            page.get_by_text("Stopped. This answer is incomplete.").wait_for()
         part = text.inner_text()
         assert part
         assert page.locator("#send").inner_text() == "Send"

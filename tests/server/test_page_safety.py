@@ -7,11 +7,15 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
+from PIL import Image
 from playwright.sync_api import expect
-from server.pages import answer, attach, dictate, opened, send
+from server.pages import answer, attach, ct, dictate, opened, send
 
-from bimedix_edge.imaging import checks, dicom_tags
+from bimedix_edge.imaging import words
+from bimedix_edge.imaging.notes import note
+from bimedix_edge.imaging.window import PRESETS
 from bimedix_edge.server.front import page as page_module
 
 if TYPE_CHECKING:
@@ -19,6 +23,8 @@ if TYPE_CHECKING:
 
 STATIC = Path(page_module.__file__).parents[1] / "static"
 MAX_LINES = 300
+# the page isolates values, so that neither direction turns the other around
+ISOLATES = dict.fromkeys(map(ord, "\u2068\u2069"))
 VECTORS = """
 <script>alert(1)</script>
 <script src=//evil.test/x.js></script>
@@ -115,9 +121,12 @@ def test_payloads_in_names_and_tags(browser: Browser, server: Any, samples: Path
         page.locator(".card-head button").click()
         tags = {f"tag{index}": payload for index, payload in enumerate(PAYLOADS)}
         tags |= {"modality": PAYLOADS[0], "body_part": PAYLOADS[1], "view": PAYLOADS[2], "window": PAYLOADS[3]}
-        told = {"png": look, "sha256": "0" * 64, "width_px": 9, "height_px": 9, "n_frames": 1}
-        told |= {"notes": PAYLOADS, "warnings": PAYLOADS, "tags": tags, "presets": PAYLOADS}
-        page.route("**/api/look", lambda route: route.fulfill(json=told))
+        notes = [{"code": payload, "fields": {payload: payload}, "text": payload} for payload in PAYLOADS]
+        fields = {"preset": PAYLOADS[4], "center": PAYLOADS[5], "width": PAYLOADS[6]}
+        notes.append({"code": "preset_window", "fields": fields, "text": PAYLOADS[7]})
+        seen = {"png": look, "sha256": "0" * 64, "width_px": 9, "height_px": 9, "n_frames": 1}
+        seen |= {"notes": notes, "warnings": notes, "tags": tags, "presets": PAYLOADS}
+        page.route("**/api/look", lambda route: route.fulfill(json=seen))
         attach(page, {"name": VECTORS[2], "mimeType": "image/png", "buffer": sample})
         card = page.locator(".card")
         card.locator("summary").click()
@@ -190,10 +199,46 @@ def test_both_languages_say_the_same() -> None:
         assert len({frozenset(found) for found in values.values()}) == 1, key
 
 
-def test_warnings_are_known_by_their_beginnings() -> None:
-    """A warning that is worded anew would be English in the Arabic page."""
-    known = re.findall(r"\[/\^([a-z ]+)", (STATIC / "server_words.js").read_text(encoding="utf-8"))
-    assert len(known) == 5
-    sources = "".join(Path(str(module.__file__)).read_text(encoding="utf-8") for module in (checks, dicom_tags))
-    for beginning in known:
-        assert re.search(f'f?"{beginning.rstrip()}', sources), beginning
+def test_the_page_has_every_note_with_its_fields_in_both_languages() -> None:
+    for name, language in (("strings_en.js", words.LANGUAGES[0]), ("strings_ar.js", words.LANGUAGES[1])):
+        found = {key.removeprefix("note."): text for key, text in _strings(name).items() if key.startswith("note.")}
+        sentences = words.SENTENCES[language]
+        assert found.keys() == sentences.keys()
+        for code, entry in sentences.items():
+            forms = [entry] if isinstance(entry, str) else list(entry.values())
+            fields = {field for form in forms for field in re.findall(r"\{(\w+)\}", form)}
+            assert set(re.findall(r"\{(\w+)\}", found[code])) == fields, code
+    assert {
+        key.removeprefix("window.") for key in _strings("strings_ar.js") if key.startswith("window.")
+    } == PRESETS.keys()
+
+
+def test_notes_are_shown_in_the_interfaces_language(browser: Browser, server: Any, tmp_path: Path) -> None:
+    values = np.linspace(1000, 5000, 128 * 128).astype(np.uint16).reshape(128, 128)
+    Image.fromarray(values).save(tmp_path / "deep.png")
+    for language in words.LANGUAGES:
+        with opened(browser, server.url, server.key, language=language) as page:
+            attach(page, tmp_path / "deep.png", ct(tmp_path))
+            notes = page.locator(".card .notes li")
+            page.locator(".card summary").first.click()
+            shown = notes.first.inner_text().translate(ISOLATES)
+            scaled = note("scaled_16_bit", low=1000, high=5000).text(language)
+            assert shown == f"{scaled[0].upper()}{scaled[1:]}."
+            warning = page.locator(".card .warnings li").inner_text().translate(ISOLATES)
+            burned = note("burned_in_text").text(language)
+            assert warning == f"{burned[0].upper()}{burned[1:]}."
+            window = {"en": "Window: center 40, width 400.", "ar": "النافذة: المركز 40، العرض 400."}[language]
+            assert window in page.locator(".card .tags").last.inner_text().translate(ISOLATES)
+
+
+def test_a_note_that_the_page_does_not_know_is_the_servers_text(browser: Browser, server: Any, samples: Path) -> None:
+    with opened(browser, server.url, server.key, language="ar") as page:
+
+        def answer_later_version(route: Any) -> None:
+            seen = route.fetch().json()
+            seen["warnings"] = [{"code": "__proto__", "fields": {"n": 1}, "text": "a later warning"}]
+            route.fulfill(json=seen)
+
+        page.route("**/api/look", answer_later_version)
+        attach(page, samples / "normal.png")
+        assert page.locator(".card .warnings li").inner_text() == "a later warning"

@@ -9,13 +9,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-<<<<<<< HEAD
 from bimedix_edge import child
 from bimedix_edge.child import PREFIX, FrameError, frame_length
-from bimedix_edge.events import Chance, Done, Encode, ImageUse, Prefill, Timings, Token, Usage
-=======
 from bimedix_edge.events import Done, Encode, ImageUse, Logprob, Prefill, Timings, Token, Usage
->>>>>>> engine
 from bimedix_edge.sampling import Sampling
 from bimedix_edge.server.front.waiting import WaitingLine
 from bimedix_edge.server.link import wire
@@ -38,7 +34,6 @@ QUESTION = GenerateRequest(
         InputMessage("system", (TextPart("be brief"),)),
         InputMessage("user", (ImagePart(bytes(range(256)) * 9, window="lung", frame=3), TextPart("قلب"))),
     ),
-<<<<<<< HEAD
     stop=("a", "b"),
     top_logprobs=2,
 )
@@ -59,7 +54,7 @@ REPLIES = [
     wire.ModelRefused(0, "BundleError", "no"),
     event_frame(7, Encode(0, 1, done=True)),
     event_frame(7, Prefill(1, 2, 0)),
-    event_frame(7, Token(3, "x", Chance(3, b"\xd9", -0.5), (Chance(3, b"\xd9", -0.5), Chance(4, b"", -math.inf)))),
+    event_frame(7, Token(3, "x", Logprob(3, b"\xd9", -0.5), (Logprob(3, b"\xd9", -0.5), Logprob(4, b"", -math.inf)))),
     event_frame(
         7, Done("x", (3,), "stop", Usage(5, 2, 1), (ImageUse("ab", 3, 4, cached=True),), Timings(1.0, 2.0, 3.0, 4.0))
     ),
@@ -69,19 +64,6 @@ REPLIES = [
     wire.PreviewReply(7, ImagePreview(b"\x89PNG" * 40, "ab", 3, 4, 1, notes=("a",), tags={"modality": "CT"})),
     wire.Cells(7, 0),
     wire.ErrorReply(7, "ImageError", "no"),
-=======
-    GenerateRequest("a", Sampling(), prompt="text", max_tokens=3),
-    Token(3, "x", Logprob(3, b"\xd9", -0.5), (Logprob(3, b"\xd9", -0.5), Logprob(4, b"", -1.5))),
-    Done("x", (3,), "stop", Usage(5, 2, 1), (ImageUse("ab", 3, 4, cached=True),), Timings(1.0, 2.0, 3.0, 4.0)),
-    Failed("queue_full", "no", place=4, retry_after_s=1.5),
-    Look(b"\x89PNG" * 40, "ab", 3, 4, 1, notes=("a",), tags={"modality": "CT"}),
-    Queued(2),
-    Encode(0, 1, done=True),
-    Prefill(1, 2, 0),
-    Stats(kv_used=3),
-    None,
-    {"model": None, "settings": {"ctx_size": 5, "temperature": 0.5}},
->>>>>>> engine
 ]
 
 

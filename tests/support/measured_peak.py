@@ -20,13 +20,8 @@ from bimedix_edge.cli.commands import ask  # noqa: F401  what the command import
 from bimedix_edge.decoder.batches import Run
 from bimedix_edge.decoder.decoder import Decoder
 from bimedix_edge.decoder.llama import repacks
-<<<<<<< HEAD
-from bimedix_edge.decoder.placement import Placement
-from bimedix_edge.planning.memory import HostNeed, LlamaBuild, Load, host_need, read_facts
-=======
 from bimedix_edge.decoder.placement import DecoderOptions, Placement
-from bimedix_edge.planning.memory import HostNeed, Load, host_need, read_facts
->>>>>>> engine
+from bimedix_edge.planning.memory import HostNeed, LlamaBuild, Load, host_need, read_facts
 from bimedix_edge.runtime import Runtime
 from bimedix_edge.sampling import Sampling
 from bimedix_edge.settings import Settings

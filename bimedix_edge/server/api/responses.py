@@ -9,6 +9,8 @@ from typing import Annotated, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from bimedix_edge.imaging.notes import NoteReport
+
 __all__ = [
     "ChatChoice",
     "ChatChunk",
@@ -276,8 +278,8 @@ class PreviewAnswer(Struct, frozen=True):
     width_px: Count
     height_px: Count
     n_frames: Count
-    notes: list[str]
-    warnings: list[str]
+    notes: list[NoteReport]
+    warnings: list[NoteReport]
     tags: dict[str, str]
     presets: list[str]
     notice: str

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct
 
 from bimedix_edge.events import Done, Encode, Prefill, Token
+from bimedix_edge.imaging.notes import NoteReport
 from bimedix_edge.sampling import Sampling
 
 __all__ = [
@@ -186,8 +187,8 @@ class ImagePreview(_Private, frozen=True):
     width_px: Positive
     height_px: Positive
     n_frames: Positive
-    notes: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()
+    notes: tuple[NoteReport, ...] = ()
+    warnings: tuple[NoteReport, ...] = ()
     tags: dict[str, str] = {}
     presets: tuple[str, ...] = ()
 

@@ -19,12 +19,8 @@ from PIL import Image
 
 from bimedix_edge import child
 from bimedix_edge.bundle import MANIFEST
-<<<<<<< HEAD
 from bimedix_edge.child import FrameError
-=======
-from bimedix_edge.decoder.llama import library_version
 from bimedix_edge.engine.request import GenerationOptions
->>>>>>> engine
 from bimedix_edge.errors import BimedixEdgeError, ImageError, PromptError, SchemaError, UsageError
 from bimedix_edge.events import Cancel, Done, Token
 from bimedix_edge.imaging.preprocess import square
@@ -128,7 +124,6 @@ class _RequestHandler:
         else:
             self._link.send(ready)
 
-<<<<<<< HEAD
     def _generate(self, frame: Generate, cancel: Cancel) -> None:
         """Answer a request; the parent sends another in its place only after the last event."""
         text: list[str] = []
@@ -149,24 +144,9 @@ class _RequestHandler:
         assert runtime is not None and conversations is not None, "the parent asks once the model is loaded"
         prompt = conversations.prompt(request)
         with conversations.session(request, prompt) as session:
-            events = runtime.engine.generate(
-                session,
-                prompt,
-                request.sampling,
-                max_tokens=request.max_tokens or runtime.settings.max_tokens,
-                cancel=cancel,
-=======
-    def _write(self, frame: Frame, cancel: Cancel, text: list[str]) -> Done | Failed:
-        request: GenerateRequest = frame.value
-        assert self._runtime is not None
-        assert self._conversations is not None
-        engine = self._runtime.engine
-        prompt = self._conversations.prompt(request)
-        with self._conversations.session(request, prompt) as session:
             options = GenerationOptions(
                 request.sampling,
-                max_tokens=request.max_tokens or self._runtime.settings.max_tokens,
->>>>>>> engine
+                max_tokens=request.max_tokens or runtime.settings.max_tokens,
                 stop=request.stop,
                 top_logprobs=request.top_logprobs,
             )
@@ -234,8 +214,8 @@ def _preview(runtime: Runtime, part: ImagePart) -> ImagePreview:
         width_px=picture.width_px,
         height_px=picture.height_px,
         n_frames=picture.n_frames,
-        notes=tuple(map(str, picture.notes)),
-        warnings=tuple(map(str, picture.warnings)),
+        notes=tuple(note.report() for note in picture.notes),
+        warnings=tuple(warning.report() for warning in picture.warnings),
         tags=picture.tags,
         presets=tuple(PRESETS) if picture.tags.get("modality") == "CT" else (),
     )

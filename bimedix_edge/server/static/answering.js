@@ -1,24 +1,24 @@
 /**
- * Answers on their way. Each belongs to one turn of one chat, whatever chat is shown; several chats may have one each.
+ * Answers in progress. Each belongs to one turn of one chat, whichever chat is shown; several chats may have one each.
  */
 
 import { ApiError, complete } from "./api.js";
 import { changed, current, isUnanswered, runningTurn, sentImages } from "./chats.js";
 import { messagePart } from "./pictures.js";
 
-// how to stop the answer of a chat, by the chat
+// the `AbortController` of each answer in progress, by its chat
 const running = new Map();
 const STOP_REASONS = { length: "length" };
 
 /**
- * Let the model answer the last turn of `chat`, anew if it has an answer.
- * @returns {Promise<Object>} the turn's answer when it is over, however it ended.
+ * Ask the model to answer the last turn of `chat`; a new answer replaces an earlier one.
+ * @returns {Promise<Object>} the turn's answer, when it is complete, stopped or failed.
  */
 export async function answer(chat) {
   const turn = chat.turns.at(-1);
   const stop = new AbortController();
   running.set(chat, stop);
-  const made = {
+  const reply = {
     text: "",
     state: "sending",
     progress: {},
@@ -28,37 +28,37 @@ export async function answer(chat) {
     startedMs: Date.now(),
     endedMs: null,
   };
-  turn.answer = made;
-  const tell = () => changed("turn", { chat, turn });
-  tell();
+  turn.answer = reply;
+  const notify = () => changed("turn", { chat, turn });
+  notify();
   changed("list");
   try {
     const body = { messages: await messages(chat), bimedix_chat: chat.id };
     for await (const chunk of complete(body, stop.signal)) {
-      take(made, chunk);
+      take(reply, chunk);
       checkImages(chat, chunk);
-      tell();
+      notify();
     }
-    made.state = "done";
+    reply.state = "done";
   } catch (error) {
-    if (stop.signal.aborted) made.state = "stopped";
-    else fail(made, error);
+    if (stop.signal.aborted) reply.state = "stopped";
+    else fail(reply, error);
   } finally {
     running.delete(chat);
   }
-  made.endedMs = Date.now();
-  if (chat !== current() && made.state !== "stopped") chat.unread = true;
-  tell();
+  reply.endedMs = Date.now();
+  if (chat !== current() && reply.state !== "stopped") chat.unread = true;
+  notify();
   changed("list");
-  return made;
+  return reply;
 }
 
-/** Stop the answer of `chat` within a step; nothing happens if there is none. */
+/** Stop the answer of `chat` within one decode step; does nothing if there is none. */
 export function stop(chat) {
   running.get(chat)?.abort();
 }
 
-/** Return whether a question can be asked in `chat`, or why not: `busy`, or `unanswered`. */
+/** Return why no question can be asked in `chat`: `busy` or `unanswered`; null if one can. */
 export function obstacle(chat) {
   if (runningTurn(chat)) return "busy";
   const last = chat.turns.at(-1);
@@ -66,34 +66,34 @@ export function obstacle(chat) {
 }
 
 async function messages(chat) {
-  const made = [];
+  const found = [];
   for (const turn of chat.turns) {
     const content = await Promise.all(turn.images.map(messagePart));
     content.push({ type: "text", text: turn.text });
-    made.push({ role: "user", content });
-    if (turn !== chat.turns.at(-1)) made.push({ role: "assistant", content: turn.answer.text });
+    found.push({ role: "user", content });
+    if (turn !== chat.turns.at(-1)) found.push({ role: "assistant", content: turn.answer.text });
   }
-  return made;
+  return found;
 }
 
-function take(made, chunk) {
+function take(reply, chunk) {
   if (chunk.bimedix) {
-    made.state = chunk.bimedix.event;
-    made.progress = chunk.bimedix;
+    reply.state = chunk.bimedix.event;
+    reply.progress = chunk.bimedix;
   }
-  if (chunk.usage) made.usage = chunk.usage;
+  if (chunk.usage) reply.usage = chunk.usage;
   const [choice] = chunk.choices ?? [];
   if (!choice) return;
   if (choice.delta?.content) {
-    made.state = "writing";
-    made.text += choice.delta.content;
+    reply.state = "writing";
+    reply.text += choice.delta.content;
   }
-  if (choice.finish_reason) made.reason = STOP_REASONS[choice.finish_reason] ?? null;
+  if (choice.finish_reason) reply.reason = STOP_REASONS[choice.finish_reason] ?? null;
 }
 
 /**
- * Compare the pictures that the model saw, as the server tells with the end of an answer, with those of the chat.
- * @throws {ApiError} they differ: the answer is about another picture, perhaps another patient.
+ * Compare the pictures that the model saw, which the server names at the end of an answer, with those of the chat.
+ * @throws {ApiError} if they differ: the answer is about another picture, perhaps another patient.
  */
 function checkImages(chat, chunk) {
   const seen = chunk.choices?.[0]?.bimedix?.images;
@@ -102,10 +102,10 @@ function checkImages(chat, chunk) {
   if (sent.join() !== seen.map((image) => image.sha256).join()) throw new ApiError(0, { code: "mixed" });
 }
 
-function fail(made, error) {
-  made.state = "failed";
-  if (error.code === "mixed") made.text = "";
-  // anything else is a defect of this page: it is shown as such, and the console has it
-  made.problem = error instanceof ApiError ? error : new ApiError(0, { message: String(error) });
+function fail(reply, error) {
+  reply.state = "failed";
+  if (error.code === "mixed") reply.text = "";
+  // any other error is a defect of this page: show it, and report it to the console
+  reply.problem = error instanceof ApiError ? error : new ApiError(0, { message: String(error) });
   if (!(error instanceof ApiError)) reportError(error);
 }

@@ -1,14 +1,14 @@
-/** The server, as functions: who we are, what it is, what the model sees of a picture, and answers. */
+/** The server's API as functions: session, facts, what the model sees of a picture, and answers. */
 
 import { serverSentEvents } from "./sse.js";
 
-// in this tab alone, so that it may be loaded again; the server has a new key at each start
+// kept for this tab only, so that it can be reloaded; the server has a new key at each start
 const KEY = "bimedix.key";
 
 /**
- * The server said no.
- * `status` is HTTP's (0: it was not reached), `code` the server's name for it, `details` its `error` object,
- * `retryAfterS` how long to wait, where it says so.
+ * A refusal by the server, or no answer.
+ * `status` is HTTP's (0: the server was not reached), `code` the server's code, `details` its `error` object,
+ * `retryAfterS` the seconds to wait, if stated.
  */
 export class ApiError extends Error {
   constructor(status, details = {}, retryAfterS = null) {
@@ -31,11 +31,11 @@ export function setKey(key) {
   else sessionStorage.setItem(KEY, key);
 }
 
-/** Exchange the token of the link that opened the page, which works once, for a key; return whether it worked. */
+/** Exchange the one-time token of the link that opened the page for a key; return whether it worked. */
 export async function redeemLink() {
   const token = new URLSearchParams(location.hash.slice(1)).get("t");
   if (token === null) return false;
-  history.replaceState(null, "", location.pathname); // neither the history nor a bookmark keeps it
+  history.replaceState(null, "", location.pathname); // so that neither the history nor a bookmark keeps it
   try {
     const { key } = await (await call("/api/session", { body: { token } })).json();
     setKey(key);
@@ -46,12 +46,12 @@ export async function redeemLink() {
   }
 }
 
-/** Return name, notice and limits of the model; see `/api/facts`. */
+/** Return name, notice and limits of the model: `/api/facts`. */
 export async function facts() {
   return (await call("/api/facts")).json();
 }
 
-/** Return the key that encrypts this tab's texts, 32 bytes; the server keeps it in memory and forgets it at its end. */
+/** Return the 32-byte key that encrypts this tab's texts; the server holds it in memory only, until it stops. */
 export async function tabKey() {
   const { key } = await (await call("/api/tab-key")).json();
   return Uint8Array.from(atob(key), (character) => character.charCodeAt(0));
@@ -67,11 +67,11 @@ export async function look(body, signal) {
 }
 
 /**
- * Yield the parts of an answer as they come.
- * @param {Object} body of `/v1/chat/completions`, without what concerns streaming.
+ * Yield the chunks of an answer as they stream.
+ * @param {Object} body of `/v1/chat/completions`, without the options of streaming.
  * @param {AbortSignal} signal stops the answer on the server, too.
- * @yields {Object} chunks of OpenAI's shape, and those with `bimedix` that tell of progress.
- * @throws {ApiError} the server refused, broke off, or cannot be reached.
+ * @yields {Object} chunks in OpenAI's format, and chunks with `bimedix` that report progress.
+ * @throws {ApiError} if the server refuses, breaks off, or cannot be reached.
  */
 export async function* complete(body, signal) {
   const streaming = { stream: true, stream_options: { include_usage: true, bimedix_progress: true } };
@@ -113,6 +113,6 @@ async function refusal(response) {
   try {
     return new ApiError(response.status, JSON.parse(text).error, wait);
   } catch {
-    return new ApiError(response.status, { code: "unreadable" }, wait); // no JSON: not from the API, but from below it
+    return new ApiError(response.status, { code: "unreadable" }, wait); // not JSON: not from the API, but from a layer below
   }
 }

@@ -1,15 +1,15 @@
 /**
  * The chats of this tab, in memory. A chat holds turns (a question with its pictures, and its answer) and a draft.
- * Everything that runs, such as a stream or the preparing of a picture, holds on to its own turn or picture, never to
- * "the chat that is shown": switching cannot mix them.
+ * Work in progress, such as a stream or the preparation of a picture, refers to its own turn or picture, not to "the
+ * chat that is shown": switching chats cannot mix them.
  *
- *     chat:    id, created, turns, draft, stash (the draft that an edit put aside), editing (id of a turn), unread
- *     turn:    id, text, images, answer (null before it is asked for)
+ *     chat:    id, created, turns, draft, stash (the draft put aside during an edit), editing (id of a turn), unread
+ *     turn:    id, text, images, answer (null before the question is sent)
  *     answer:  text, state (sending, queued, encode, prefill, writing; then done, stopped, failed, interrupted),
  *              progress, problem, reason, usage, startedMs, endedMs
  *     picture: see pictures.js
  *
- * Events on `changes`: `list` (chats came, went or have another title or state), `shown` (another chat is shown),
+ * Events on `changes`: `list` (a chat is new, gone, or has another title or state), `shown` (another chat is shown),
  * `turn` with {chat, turn}, `draft` with {chat}.
  */
 
@@ -20,7 +20,7 @@ export const changes = new EventTarget();
 let all = [];
 let shown = null;
 
-/** Tell whoever listens. */
+/** Dispatch an event on `changes`. */
 export function changed(kind, detail = {}) {
   changes.dispatchEvent(new CustomEvent(kind, { detail }));
 }
@@ -30,19 +30,19 @@ export function chats() {
   return all;
 }
 
-/** Return the chat that is shown; there always is one. */
+/** Return the chat that is shown; there is always one. */
 export function current() {
   return shown;
 }
 
-/** Begin with these chats (of `vault.restore`), or with an empty one. */
+/** Begin with the chats of `vault.restore`, or with an empty one. */
 export function startChats(restored) {
   all = restored;
   if (all.length) show(all.find((chat) => chat.shown) ?? all[0]);
   else newChat();
 }
 
-/** Show an empty chat: one that is there already, or a new one. */
+/** Show an empty chat: an existing one, or a new one. */
 export function newChat() {
   let chat = all.find(isEmpty);
   if (!chat) {
@@ -68,7 +68,7 @@ export function show(chat) {
   changed("list");
 }
 
-/** Forget a chat; its answer must have been stopped before. */
+/** Forget a chat; stop its answer before. */
 export function remove(chat) {
   all = all.filter((other) => other !== chat);
   if (chat !== shown) changed("list");
@@ -87,22 +87,22 @@ export function emptyDraft() {
   return { text: "", images: [] };
 }
 
-/** Return whether nothing was written in `chat`. */
+/** Return whether `chat` has no turn and an empty draft. */
 export function isEmpty(chat) {
   return !chat.turns.length && !chat.draft.text && !chat.draft.images.length;
 }
 
-/** Return whether an answer is being made. */
+/** Return whether an answer is in progress. */
 export function isRunning(answer) {
   return answer !== null && RUNNING.has(answer.state);
 }
 
-/** Return the turn of `chat` whose answer is being made, or undefined. */
+/** Return the turn of `chat` whose answer is in progress, or undefined. */
 export function runningTurn(chat) {
   return chat.turns.find((turn) => isRunning(turn.answer));
 }
 
-/** Return whether a turn has nothing that a conversation could go on from. */
+/** Return whether a turn ended without text, so that the conversation cannot continue after it. */
 export function isUnanswered(turn) {
   return !isRunning(turn.answer) && !turn.answer?.text;
 }
@@ -114,19 +114,19 @@ export function titleOf(chat) {
   return characters.length > TITLE_CHARACTERS ? `${characters.slice(0, TITLE_CHARACTERS).join("")}…` : text;
 }
 
-/** Return the pictures that were sent in `chat`, in their order; `until` leaves out those after that turn. */
+/** Return the pictures that were sent in `chat`, in order; with `until`, only those up to that turn. */
 export function sentImages(chat, until = null) {
   const last = until ? chat.turns.indexOf(until) : chat.turns.length - 1;
   return chat.turns.slice(0, last + 1).flatMap((turn) => turn.images);
 }
 
-/** Return the pictures that the next question goes with: those sent before, an edited turn aside, and the draft's. */
+/** Return the pictures for the next question: those sent before, without an edited turn's, and the draft's. */
 export function keptImages(chat) {
   const kept = chat.turns.filter((turn) => turn.id !== chat.editing);
   return [...kept.flatMap((turn) => turn.images), ...chat.draft.images];
 }
 
-/** Return those of `keptImages` whose files are gone since the page was loaded again. */
+/** Return those of `keptImages` whose files were lost when the page was reloaded. */
 export function lostImages(chat) {
   return keptImages(chat).filter((image) => image.state === "lost");
 }
@@ -137,7 +137,7 @@ export function numberOf(chat, image) {
   return (place < 0 ? sentImages(chat).indexOf(image) : place) + 1;
 }
 
-/** Turn the draft into a turn at the end, in place of the one that is being edited, and return it. */
+/** Append the draft as a turn, in place of the turn being edited if there is one, and return it. */
 export function addTurn(chat) {
   const turn = { id: crypto.randomUUID(), text: chat.draft.text.trim(), images: chat.draft.images, answer: null };
   if (chat.editing) chat.turns = chat.turns.filter((other) => other.id !== chat.editing);
@@ -149,7 +149,7 @@ export function addTurn(chat) {
   return turn;
 }
 
-/** Put the last question and its pictures back into the draft; what stood there waits until the edit is over. */
+/** Put the last question and its pictures back into the draft; the old draft waits until the edit is over. */
 export function beginEdit(chat, copyOf) {
   const turn = chat.turns.at(-1);
   chat.stash = chat.draft;

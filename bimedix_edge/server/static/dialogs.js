@@ -2,8 +2,8 @@
 
 import { button, byId, el } from "./dom.js";
 import { nodes, number, t } from "./i18n.js";
+import { noteText, windowNote } from "./notes.js";
 import { frameOf } from "./pictures.js";
-import { serverWords } from "./server_words.js";
 import { paragraph } from "./text.js";
 
 const SHA_GROUP = 8;
@@ -11,9 +11,9 @@ const SHA_GROUP = 8;
 /**
  * Show a dialog until it is closed.
  * @param {string} title
- * @param {function} content given a function that closes the dialog with a value, returns its nodes.
- * @param {Object} options `class`, and `closable: false` where there is no way on without an answer.
- * @returns {Promise<*>} the value, or null if it was dismissed.
+ * @param {function} content returns the nodes of the dialog; its argument is a function that closes it with a value.
+ * @param {Object} options `class`, and `closable: false` if the page cannot go on without an answer.
+ * @returns {Promise<*>} the value, or null if the user dismissed the dialog.
  */
 export function openDialog(title, content, options = {}) {
   return new Promise((resolve) => {
@@ -37,7 +37,7 @@ export function openDialog(title, content, options = {}) {
   });
 }
 
-/** Ask a question; resolves to whether the answer is `yes`. */
+/** Ask a question; resolves to true if the user presses `yes`. */
 export function confirmed(question, yes) {
   return openDialog(question, (close) => [
     el(
@@ -83,7 +83,7 @@ export function askKey({ wrong }) {
   );
 }
 
-/** Show what the model sees of a picture, and all that is known of it. */
+/** Show what the model sees of a picture, and everything the page knows about it. */
 export function showPicture(image, place) {
   return openDialog(t("image.open", { n: place }), () => {
     const source = image.seen.png ?? image.thumb;
@@ -96,19 +96,23 @@ export function showPicture(image, place) {
   }, { class: "wide" });
 }
 
-/** Return one line: size, frame, and what a DICOM file says of itself. */
+/** Return one line: size, frame, and the tags of a DICOM file. */
 export function tagLine(image) {
   const { width_px: width, height_px: height, n_frames: total, tags } = image.seen;
   const line = el("p", { class: "tags" }, el("span", {}, nodes("image.size", { width, height })));
   if (total > 1) line.append(el("span", {}, nodes("image.frame_of", { n: frameOf(image), total })));
   for (const [name, value] of Object.entries(tags)) {
+    if (name === "window") continue; // its note says the same in the interface's language
     const label = TAGS[name];
-    line.append(el("span", {}, label ? `${t(label)}: ` : null, el("bdi", {}, value)));
+    const text = name === "laterality" && SIDES[value] ? t(SIDES[value]) : value;
+    line.append(el("span", {}, label ? `${t(label)}: ` : null, el("bdi", {}, text)));
   }
+  const shown = windowNote(image.seen.notes);
+  if (shown) line.append(el("span", {}, el("bdi", {}, noteText(shown))));
   return line;
 }
 
-// the window says itself what it is
+const SIDES = { left: "side.left", right: "side.right", "both sides": "side.both" };
 const TAGS = {
   modality: "tag.modality",
   body_part: "tag.body_part",
@@ -116,16 +120,16 @@ const TAGS = {
   laterality: "tag.laterality",
 };
 
-/** Return what has to be known before an answer is believed, or nothing. */
+/** Return a list of the warnings, or nothing. */
 export function warningList(image) {
   if (!image.seen.warnings.length) return [];
-  return [el("div", { class: "warnings" }, el("strong", {}, t("image.warnings")), sentences(image.seen.warnings.map(serverWords)))];
+  return [el("div", { class: "warnings" }, el("strong", {}, t("image.warnings")), sentences(image.seen.warnings.map(noteText)))];
 }
 
-/** Return what was done to get the picture, or nothing. */
+/** Return a list of the steps from the file to the picture, or nothing. */
 export function noteList(image) {
   if (!image.seen.notes.length) return [];
-  return [el("details", { class: "notes" }, el("summary", {}, t("image.notes")), sentences(image.seen.notes))];
+  return [el("details", { class: "notes" }, el("summary", {}, t("image.notes")), sentences(image.seen.notes.map(noteText)))];
 }
 
 function sentences(texts) {

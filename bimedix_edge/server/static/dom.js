@@ -1,26 +1,26 @@
 /**
- * Elements, made one by one. Text becomes text nodes; no string is ever read as markup, and the page's
- * content security policy (`require-trusted-types-for`) makes the browser refuse it where somebody tries.
+ * Elements, built one by one. Text becomes text nodes; the page never parses a string as markup, and its content
+ * security policy (`require-trusted-types-for`) makes the browser refuse code that tries.
  */
 
 /**
- * Make an element.
- * @param {string} tag its name.
- * @param {Object} properties `class`, `dataset` and `on` (listeners by event); true and false set and leave out an
- *     attribute; all else are attributes.
- * @param {...(Node|string|null|Array)} children strings become text; null is left out.
+ * Return a new element.
+ * @param {string} tag name of the element.
+ * @param {Object} properties `class`, `dataset` and `on` (listeners by event); other
+ *     properties are attributes, which true sets without a value and false omits.
+ * @param {...(Node|string|null|Array)} children strings become text; null is skipped.
  * @returns {HTMLElement}
  */
 export function el(tag, properties = {}, ...children) {
-  const made = document.createElement(tag);
+  const element = document.createElement(tag);
   for (const [name, value] of Object.entries(properties)) {
     if (value === null || value === undefined || value === false) continue;
-    if (name === "on") for (const [event, listener] of Object.entries(value)) made.addEventListener(event, listener);
-    else if (name === "dataset") Object.assign(made.dataset, value);
-    else made.setAttribute(name, value === true ? "" : String(value));
+    if (name === "on") for (const [event, listener] of Object.entries(value)) element.addEventListener(event, listener);
+    else if (name === "dataset") Object.assign(element.dataset, value);
+    else element.setAttribute(name, value === true ? "" : String(value));
   }
-  made.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined));
-  return made;
+  element.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined));
+  return element;
 }
 
 /** Return the element of the page with this id. */
@@ -29,7 +29,7 @@ export function byId(id) {
 }
 
 const SVG = "http://www.w3.org/2000/svg";
-// outlines on a grid of 24; those that point somewhere are mirrored from right to left
+// outlines on a grid of 24; icons with a direction are mirrored in right-to-left pages
 const PATHS = {
   add: "M12 5v14M5 12h14",
   chats: "M4 6h16M4 12h16M4 18h10",
@@ -48,7 +48,7 @@ const PATHS = {
   warning: "M12 4L2.5 20h19zM12 10v5M12 17.5v.5",
 };
 
-/** Return a drawing that says nothing to screen readers; the control around it has a label. */
+/** Return an icon that screen readers skip; the control around it has a label. */
 export function icon(name) {
   const drawing = document.createElementNS(SVG, "svg");
   drawing.setAttribute("viewBox", "0 0 24 24");
@@ -61,11 +61,11 @@ export function icon(name) {
 }
 
 /**
- * Make a button.
- * @param {string} name of its icon.
- * @param {string} label what it does, in words.
+ * Return a new button.
+ * @param {string} name name of its icon.
+ * @param {string} label its label.
  * @param {function} action called when it is pressed.
- * @param {Object} options `hidden`: the label is for screen readers and the tooltip only; `class`; `id`.
+ * @param {Object} options `hidden`: only screen readers and the tooltip have the label; `class`; `id`.
  */
 export function button(name, label, action, options = {}) {
   const text = options.hidden ? null : el("span", {}, label);
@@ -86,11 +86,11 @@ export function button(name, label, action, options = {}) {
 
 let lastTimer = 0;
 
-/** Let screen readers say `text` when they have finished what they are saying. */
+/** Let screen readers say `text` after their current text. */
 export function announce(text) {
   const place = byId("announcer");
   place.textContent = "";
   clearTimeout(lastTimer);
-  // the same sentence twice is a change only if something else stood there in between
+  // repeating a sentence counts as a change only if the element was empty in between
   lastTimer = setTimeout(() => (place.textContent = text), 60);
 }

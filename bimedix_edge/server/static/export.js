@@ -1,4 +1,4 @@
-/** A chat as a file: HTML to read and print, JSON for programs. Both carry the notice, and neither names files. */
+/** A chat as a file: HTML to read and print, JSON for programs. Both carry the notice; neither has names of files. */
 
 import { current, isRunning, numberOf, titleOf } from "./chats.js";
 import { openDialog, tagLine, warningList, noteList } from "./dialogs.js";
@@ -25,7 +25,7 @@ pre { overflow-x: auto; background: #f2f5f5; padding: .5rem; }
 `;
 
 /**
- * Ask for the kind of file and write it.
+ * Ask for the format of the file, and save it.
  * @param {Object} model of `/api/facts`.
  */
 export async function exportShown(model) {
@@ -67,40 +67,40 @@ function imageRecord(chat, image) {
   return { number: numberOf(chat, image), sha256: image.sha256, window: image.window, frame: image.frame, ...seen };
 }
 
-/** Return a chat as one HTML file that needs nothing else and may load nothing. */
+/** Return a chat as one HTML file that is complete and may load nothing. */
 export function page(chat, model) {
-  const made = document.implementation.createHTMLDocument(titleOf(chat));
-  made.documentElement.lang = language();
-  made.documentElement.dir = document.documentElement.dir;
-  made.head.prepend(
+  const file = document.implementation.createHTMLDocument(titleOf(chat));
+  file.documentElement.lang = language();
+  file.documentElement.dir = document.documentElement.dir;
+  file.head.prepend(
     el("meta", { charset: "utf-8" }),
     el("meta", { "http-equiv": "Content-Security-Policy", content: POLICY }),
     el("meta", { name: "viewport", content: "width=device-width" }),
   );
   const notice = () => el("p", { class: "notice", dir: "auto" }, model.notice);
-  made.body.append(
+  file.body.append(
     el("h1", {}, el("bdi", {}, model.name)),
     notice(),
     el("p", {}, t("export.written", { date: dateTime(Date.now()) })),
     ...chat.turns.map((turn) => turnOf(chat, turn)),
     notice(),
   );
-  // the page's own policy forbids inline styles even here, so this constant is put into the text; no content can say
-  // "</head>" before it, since content is escaped
-  const text = made.documentElement.outerHTML.replace("</head>", `<style>${STYLE}</style></head>`);
+  // the page's own policy forbids inline styles even here, so the text gets this constant; no content before it can
+  // contain "</head>", since content is escaped
+  const text = file.documentElement.outerHTML.replace("</head>", `<style>${STYLE}</style></head>`);
   return `<!doctype html>\n${text}\n`;
 }
 
 function turnOf(chat, turn) {
   const text = el("div", { dir: "auto" });
   showMarkdown(text, turn.answer.text);
-  const made = el("article", {}, el("h2", {}, t("turn.question")));
-  made.append(...turn.images.map((image) => figure(chat, image)), paragraph(turn.text, { class: "asked" }));
-  made.append(el("h2", {}, t("turn.answer")), text);
+  const article = el("article", {}, el("h2", {}, t("turn.question")));
+  article.append(...turn.images.map((image) => figure(chat, image)), paragraph(turn.text, { class: "asked" }));
+  article.append(el("h2", {}, t("turn.answer")), text);
   const state = { stopped: "turn.stopped", interrupted: "turn.interrupted" }[turn.answer.state];
-  if (state || turn.answer.reason === "length") made.append(el("p", {}, t(state ?? "turn.length")));
-  if (turn.answer.problem) made.append(el("p", { class: "problem", dir: "auto" }, words(turn.answer.problem)));
-  return made;
+  if (state || turn.answer.reason === "length") article.append(el("p", {}, t(state ?? "turn.length")));
+  if (turn.answer.problem) article.append(el("p", { class: "problem", dir: "auto" }, words(turn.answer.problem)));
+  return article;
 }
 
 function figure(chat, image) {
@@ -114,6 +114,6 @@ function save(text, type, ending) {
   const address = URL.createObjectURL(new Blob([text], { type }));
   const day = new Date().toISOString().slice(0, 10);
   el("a", { href: address, download: `chat-${day}.${ending}` }).click();
-  // the download has begun by then; the browser holds the data itself
+  // by then the download has begun, and the browser holds the data
   setTimeout(() => URL.revokeObjectURL(address), 10_000);
 }

@@ -1,11 +1,11 @@
-/** The interface's language: strings, direction, numbers. What users and the model write is never translated. */
+/** The interface's language: strings, direction, numbers. Texts of users and of the model are never translated. */
 
 import { el } from "./dom.js";
 import arabic from "./strings_ar.js";
 import english from "./strings_en.js";
 
 const STRINGS = { ar: arabic, en: english };
-// a preference, not patient data: it may stay on the disk
+// a preference, not patient data, so it may stay on the disk
 const SAVED_AS = "bimedix.language";
 const listeners = new Set();
 let current = "en";
@@ -15,7 +15,7 @@ export function language() {
   return current;
 }
 
-/** Choose the language: what was chosen before, or what the browser prefers. */
+/** Choose the language that was chosen before, or the one that the browser prefers. */
 export function startLanguage() {
   const preferred = navigator.languages.find((tag) => /^(ar|en)\b/.test(tag)) ?? "en";
   setLanguage(localStorage.getItem(SAVED_AS) ?? preferred.slice(0, 2));
@@ -39,7 +39,7 @@ export function onLanguage(listener) {
   listeners.add(listener);
 }
 
-/** Fill in the elements of `root` that name a string: `data-t` the text, `data-t-label` label and tooltip. */
+/** Fill in the elements of `root` that name a string: `data-t` sets the text, `data-t-label` label and tooltip. */
 export function translate(root) {
   for (const element of root.querySelectorAll("[data-t]")) element.textContent = t(element.dataset.t);
   for (const element of root.querySelectorAll("[data-t-label]")) {
@@ -51,18 +51,23 @@ export function translate(root) {
   }
 }
 
-/** Return a number in digits. Western ones in both languages: the model writes these, and two kinds invite mistakes. */
+/** Return a number in Western digits in both languages: the model writes these, and a mixture invites mistakes. */
 export function number(value, digits = 0) {
   return new Intl.NumberFormat(`${current}-u-nu-latn`, { maximumFractionDigits: digits }).format(value);
 }
 
-/** Return date and time of `milliseconds` since 1970. */
+/** Return date and time; `milliseconds` since 1970. */
 export function dateTime(milliseconds) {
   const style = { dateStyle: "long", timeStyle: "short" };
   return new Intl.DateTimeFormat(`${current}-u-nu-latn-ca-gregory`, style).format(milliseconds);
 }
 
-/** Return the string `key`; values replace `{names}`, isolated, so that neither turns the other's direction around. */
+/** Return whether a string is called `key`. */
+export function known(key) {
+  return Object.hasOwn(STRINGS[current], key);
+}
+
+/** Return the string `key`; values replace `{names}` and are isolated, so that they keep their direction. */
 export function t(key, values = {}) {
   return pieces(key, values)
     .map((piece) => (typeof piece === "string" ? piece : `\u2068${piece.value}\u2069`))

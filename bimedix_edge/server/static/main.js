@@ -1,4 +1,4 @@
-/** The page: who may use it, which chats it begins with, and what belongs to the page as a whole. */
+/** The page as a whole: key, first chats, language, keyboard, drag and drop. */
 
 import { facts, hasKey, redeemLink, setKey } from "./api.js";
 import { changes, current, startChats } from "./chats.js";
@@ -24,7 +24,7 @@ async function start() {
   byId("language").addEventListener("click", () => setLanguage(language() === "ar" ? "en" : "ar"));
   byId("export").addEventListener("click", () => exportShown(model));
   byId("skip").addEventListener("click", (event) => {
-    event.preventDefault(); // the fragment of the address is for the link's token
+    event.preventDefault(); // the address's fragment is for the token of the link
     byId("question").focus();
   });
   for (const example of document.querySelectorAll("#empty button")) {
@@ -43,7 +43,7 @@ async function start() {
   byId("question").focus();
 }
 
-/** Get a key and the model's facts, however long the model takes to load. */
+/** Get a key and the model's facts; wait until the model is loaded. */
 async function enter() {
   let wrong = false;
   for (let redeemed = false; ; ) {
@@ -69,9 +69,9 @@ async function enter() {
   onLanguage(showNotice);
 }
 
-/** Say why an answer failed that might be had again, until the server is ready; ask for a key that it takes. */
-async function recover(made) {
-  const { status } = made.problem;
+/** Show why an answer failed until the server is ready again; ask for a valid key if the server refused the key. */
+async function recover(reply) {
+  const { status } = reply.problem;
   if (status === 401) setKey(null);
   if ([0, 401, 503].includes(status)) await enter();
 }
@@ -83,7 +83,7 @@ function showState(error) {
   byId("state").textContent = t(`state.${key}`);
 }
 
-/** Show the model's notice; it is in English, so the Arabic page says the gist of it in Arabic before. */
+/** Show the model's notice. It is in English, so the Arabic page puts a summary in Arabic before it. */
 function showNotice() {
   byId("notice-own").hidden = language() !== "ar";
   byId("notice-model").textContent = model.notice;
@@ -97,12 +97,12 @@ function startKeys() {
   });
 }
 
-/** Take what is dropped anywhere, and pictures that are pasted. */
+/** Accept files that are dropped anywhere, and files that are pasted. */
 function startDropping() {
   const hasFiles = (event) => event.dataTransfer?.types.includes("Files");
   const modal = () => document.querySelector("dialog[open]") !== null;
   document.addEventListener("dragover", (event) => {
-    event.preventDefault(); // else the browser would leave the page for what is dropped on it
+    event.preventDefault(); // otherwise the browser would leave the page to open a dropped file
     if (hasFiles(event) && !modal()) document.body.classList.add("dropping");
   });
   document.addEventListener("dragleave", (event) => {
@@ -115,7 +115,7 @@ function startDropping() {
   });
   document.addEventListener("paste", (event) => {
     const files = [...event.clipboardData.files];
-    if (!files.length || modal()) return; // text goes where it belongs
+    if (!files.length || modal()) return; // the focused field takes pasted text
     event.preventDefault();
     addFiles(files);
   });

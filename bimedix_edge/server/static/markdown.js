@@ -1,6 +1,6 @@
 /**
- * The Markdown that models write, made into elements: paragraphs, headings, lists, quotations, tables, code, bold and
- * italic. No links, no images, no HTML: these stay the text they are. Nothing is ever parsed by the browser.
+ * The Markdown that models write as elements: paragraphs, headings, lists, quotations, tables, code, bold and italic.
+ * Links, images and HTML stay plain text. The browser parses nothing.
  */
 
 import { el } from "./dom.js";
@@ -15,12 +15,12 @@ const ITEM = /^( *)([-*+•]|[0-9\u0660-\u0669]{1,4}[.)\-])( +)(\S.*)$/;
 const QUOTE = /^ {0,3}> ?(.*)$/;
 const DELIMITERS = /^ *\|? *:?-+:? *(?:\| *:?-+:? *)*\|? *$/;
 
-// which source made which element, so that an answer that grows keeps the blocks that are complete
+// the source of each element, so that a growing answer keeps its complete blocks
 const sources = new WeakMap();
 
 /**
- * Show `source` in `container`, changing only the blocks that differ from what it shows.
- * @param {HTMLElement} container holds nothing else.
+ * Show `source` in `container`; only the blocks that differ from the shown ones change.
+ * @param {HTMLElement} container an element for this purpose only.
  * @param {string} source Markdown.
  */
 export function showMarkdown(container, source) {
@@ -29,13 +29,13 @@ export function showMarkdown(container, source) {
   while (same < wanted.length && sources.get(container.children[same]) === wanted[same].text) same += 1;
   while (container.children.length > same) container.lastElementChild.remove();
   for (const block of wanted.slice(same)) {
-    const made = build(block, 0);
-    sources.set(made, block.text);
-    container.append(made);
+    const element = build(block, 0);
+    sources.set(element, block.text);
+    container.append(element);
   }
 }
 
-/** Return the blocks of `source`: objects of `kind`, `lines` and `text`. */
+/** Return the blocks of `source` as objects with `kind`, `lines` and `text`. */
 function split(source) {
   const lines = source.replaceAll("\t", "    ").split(/\r\n?|\n/);
   const blocks = [];
@@ -64,7 +64,7 @@ function kindOf(lines, at) {
   return line.includes("|") && next?.includes("-") && DELIMITERS.test(next) ? "table" : "paragraph";
 }
 
-/** Return the line after the last of the block that begins at line `at`. */
+/** Return the index after the last line of the block that begins at line `at`. */
 function endOf(kind, lines, at) {
   if (kind === "heading" || kind === "rule") return at + 1;
   if (kind === "code") {
@@ -91,9 +91,9 @@ function build(block, depth) {
 }
 
 function filled(tag, text, properties = {}) {
-  const made = el(tag, { dir: "auto", lang: scriptOf(text), ...properties });
-  made.append(...inline(text, minority(text)));
-  return made;
+  const element = el(tag, { dir: "auto", lang: scriptOf(text), ...properties });
+  element.append(...inline(text, minority(text)));
+  return element;
 }
 
 const BUILDERS = {
@@ -101,7 +101,7 @@ const BUILDERS = {
   rule: () => el("hr"),
   heading: ([line]) => {
     const [, marks, text] = line.match(HEADING);
-    // the page's own headings are of levels 1 and 2
+    // levels 1 and 2 are for the page's own headings
     return filled(`h${Math.min(6, marks.length + 2)}`, text.replace(/ +#+ *$/, ""));
   },
   code: (lines) => {
@@ -117,7 +117,7 @@ const BUILDERS = {
   table,
 };
 
-/** Return the elements of lines inside of a list or a quotation; beyond a depth nobody writes, as one paragraph. */
+/** Return the elements of lines inside a list or a quotation; below the deepest level, one paragraph. */
 function nested(lines, depth) {
   const source = lines.join("\n");
   if (depth >= MAX_DEPTH) return [filled("p", source)];
@@ -137,7 +137,7 @@ function latin(digits) {
   return digits.replace(/[\u0660-\u0669]/g, (digit) => digit.charCodeAt(0) - 0x660);
 }
 
-/** Return for each item of a list its first line without the marker, and its other lines without their indent. */
+/** Return for each item of a list its first line without the marker, then its other lines without the indent. */
 function items(lines, indent) {
   const found = [];
   for (const line of lines) {
@@ -150,14 +150,14 @@ function items(lines, indent) {
 
 function table(lines) {
   const [head, , ...rows] = lines.map(cells);
-  const made = el(
+  const grid = el(
     "table",
     { dir: directionOf(lines.join()) },
     el("thead", {}, row(head, "th", head.length)),
     el("tbody", {}, ...rows.map((each) => row(each, "td", head.length))),
   );
-  // wide tables scroll inside of the answer; what scrolls must take the focus
-  return el("div", { class: "table", tabindex: "0", role: "group" }, made);
+  // wide tables scroll inside the answer; scrolling by keyboard needs the focus
+  return el("div", { class: "table", tabindex: "0", role: "group" }, grid);
 }
 
 function row(texts, tag, columns) {

@@ -1,4 +1,4 @@
-/** What stands inside of a block of Markdown: code, bold, italic, and text. */
+/** The inside of a block of Markdown: code, bold, italic, and text. */
 
 import { el } from "./dom.js";
 import { appendText } from "./text.js";
@@ -15,8 +15,8 @@ const MARKS = [
 
 /**
  * Return the nodes of a piece of text.
- * @param {string} text without line structure other than line breaks.
- * @param {RegExp|null} isolated of `minority`: what goes into `<bdi>`.
+ * @param {string} text text of one block, with line breaks.
+ * @param {RegExp|null} isolated pattern of `minority`: its matches go into `<bdi>`.
  * @returns {Node[]}
  */
 export function inline(text, isolated) {
@@ -26,7 +26,7 @@ export function inline(text, isolated) {
 }
 
 function fill(parent, text, isolated, depth) {
-  const unclosed = new Set(); // marks that close nowhere further on; not looked for again
+  const unclosed = new Set(); // marks without a closing mark in the rest; not searched again
   let plain = "";
   const flush = () => {
     appendLines(parent, plain, isolated);
@@ -45,10 +45,10 @@ function fill(parent, text, isolated, depth) {
       continue;
     }
     flush();
-    const made = el(span.tag);
-    if (span.tag === "code") made.append(span.inner);
-    else fill(made, span.inner, isolated, depth + 1);
-    parent.append(span.tag === "code" ? el("bdi", {}, made) : made);
+    const element = el(span.tag);
+    if (span.tag === "code") element.append(span.inner);
+    else fill(element, span.inner, isolated, depth + 1);
+    parent.append(span.tag === "code" ? el("bdi", {}, element) : element);
     at = span.end;
   }
   flush();

@@ -1,22 +1,22 @@
 /**
- * A picture that a user gave, and what the server says the model sees of it.
+ * A picture of the user, and the server's answer about what the model sees of it.
  *
- *     picture: id, name (of the file), blob (null after the page was loaded again), sha256, window, frame,
+ *     picture: id, name (of the file), blob (null after the page was reloaded), sha256, window, frame,
  *              state (loading, ready, failed, lost), problem, seen, thumb
- *     seen:    png (data URI), width_px, height_px, n_frames, notes, warnings, tags, presets
+ *     seen:    png (data URI), width_px, height_px, n_frames, notes and warnings (see notes.js), tags, presets
  *
- * The file stays as it is: what is sent with a question is the file with its window and frame, so that the server
- * does the decoding, and always the same way.
+ * The file stays unchanged: a question is sent with the file, its window and its frame, so that the server alone
+ * decodes it.
  */
 
 import { ApiError, look } from "./api.js";
 
 const THUMB_PX = 160;
 const PREVIEW_DELAY_MS = 150;
-// the latest request of each picture: its `AbortController`
+// the `AbortController` of the latest request for each picture
 const requests = new WeakMap();
 
-/** Return a picture of a file; `prepare` has to follow. */
+/** Return a picture for a file; call `prepare` next. */
 export function fromFile(file) {
   return {
     id: crypto.randomUUID(),
@@ -32,17 +32,17 @@ export function fromFile(file) {
   };
 }
 
-/** Return a picture of its own with the same contents, so that an edit leaves what was sent untouched. */
+/** Return a copy, so that an edit does not change the picture that was sent. */
 export function copyOf(image) {
   return { ...image, id: crypto.randomUUID() };
 }
 
 /**
- * Ask what the model sees, and call `changed` when `image` has another state. A later call replaces an earlier one,
- * whichever of their answers comes first.
+ * Ask the server what the model sees, and call `changed` when `image` changes its state. A later call replaces an
+ * earlier one, whichever answer comes first.
  * @param {Object} image
  * @param {function} changed
- * @param {{delay: boolean}} options whether to wait for more changes of a slider.
+ * @param {{delay: boolean}} options `delay` waits for further changes, as of a slider.
  */
 export async function prepare(image, changed, { delay = false } = {}) {
   requests.get(image)?.abort();
@@ -65,24 +65,24 @@ export async function prepare(image, changed, { delay = false } = {}) {
   changed();
 }
 
-/** Forget what is still being prepared. */
+/** Stop preparing a picture. */
 export function abandon(image) {
   requests.get(image)?.abort();
 }
 
-/** Return the part of a message that is this picture, in OpenAI's shape with our window and frame. */
+/** Return the picture as a part of a message, in OpenAI's format with our window and frame. */
 export async function messagePart(image) {
   return { type: "image_url", image_url: { url: await dataUri(image.blob) }, bimedix: choices(image) };
 }
 
-/** Return which frame is shown, from 1; the server shows the middle one unless it is asked for another. */
+/** Return the number of the shown frame, from 1; by default the server shows the middle one. */
 export function frameOf(image) {
   return image.frame ?? Math.floor((image.seen.n_frames - 1) / 2) + 1;
 }
 
 /**
- * Give a picture its file back after the page was loaded again.
- * @returns {Promise<boolean>} whether it is the same file, byte for byte; any other is refused.
+ * Restore the file of a picture after the page was reloaded.
+ * @returns {Promise<boolean>} whether the file is the same, byte for byte; another file is refused.
  */
 export async function giveBack(image, file) {
   const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", await file.arrayBuffer()));
@@ -100,7 +100,7 @@ function choices(image) {
 }
 
 function asApiError(error) {
-  // a file that was moved or changed since it was given cannot be read any more
+  // a file that was moved or changed after the user chose it can no longer be read
   return error instanceof DOMException ? new ApiError(0, { message: error.message }) : error;
 }
 

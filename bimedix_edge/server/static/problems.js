@@ -1,4 +1,4 @@
-/** What went wrong, in the interface's language, with what to do. */
+/** Errors in the interface's language: the problem, then what to do. */
 
 import { t } from "./i18n.js";
 
@@ -15,8 +15,8 @@ const BY_CODE = {
 const BY_STATUS = { 401: "error.key", 413: "error.too_large", 415: "error.media", 500: "error.server" };
 
 /**
- * Return one sentence or two about an error.
- * @param {Error} error an `ApiError`, or a defect of this page, which is thrown again.
+ * Return one or two sentences about an error.
+ * @param {Error} error an `ApiError`; any other error is a defect of this page and is thrown again.
  * @returns {string}
  */
 export function words(error) {

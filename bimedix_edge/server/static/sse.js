@@ -1,4 +1,4 @@
-/** Server-sent events out of a response's body, as the HTML standard describes them (only `data` is used here). */
+/** Server-sent events of a response's body, as the HTML standard defines them; only `data` is used. */
 
 const MAX_EVENT_CHARACTERS = 1 << 20;
 
@@ -6,7 +6,7 @@ const MAX_EVENT_CHARACTERS = 1 << 20;
  * Yield the data of each event.
  * @param {ReadableStream<Uint8Array>} body
  * @yields {string}
- * @throws {Error} if one event is longer than a megabyte, which no server of ours sends.
+ * @throws {Error} if an event is longer than a megabyte, which our server does not send.
  */
 export async function* serverSentEvents(body) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
@@ -28,6 +28,6 @@ export async function* serverSentEvents(body) {
       if (rest.length > MAX_EVENT_CHARACTERS) throw new Error("an event has no end");
     }
   } finally {
-    reader.cancel().catch(() => {}); // already broken or ended, which is all that was wanted
+    reader.cancel().catch(() => {}); // it may have ended already
   }
 }

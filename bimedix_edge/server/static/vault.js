@@ -1,8 +1,8 @@
 /**
- * What survives loading the page again: the texts, and small pictures to tell them apart by; never the files.
+ * The data that survive a reload of the page: the texts, and thumbnails to recognise the pictures; never the files.
  *
- * Browsers write `sessionStorage` to the disk, and chats are patients' data. So they are encrypted (AES-GCM) with a key
- * that only the running server knows, in its memory: what is left on a disk afterwards cannot be read.
+ * Browsers write `sessionStorage` to the disk, and chats are patient data. So they are encrypted (AES-GCM) with a key
+ * that only the running server has, in its memory: what remains on a disk afterwards cannot be read.
  */
 
 import { tabKey } from "./api.js";
@@ -15,7 +15,7 @@ const CHUNK = 0x8000;
 let key = null;
 let timer = 0;
 
-/** Get the key. Without one, as where the browser has no cryptography, nothing is kept. */
+/** Get the key. Without one, as in a browser without cryptography, nothing is kept. */
 export async function openVault() {
   if (!crypto.subtle) return;
   key = await crypto.subtle.importKey("raw", await tabKey(), "AES-GCM", false, ["encrypt", "decrypt"]);
@@ -26,7 +26,7 @@ export function keeps() {
   return key !== null;
 }
 
-/** Return the chats that were kept, with `shown` on the one that was shown; none if the server has been started anew since. */
+/** Return the kept chats, with `shown` on the one that was shown; none if the server was restarted since. */
 export async function restore() {
   const kept = sessionStorage.getItem(KEPT);
   if (!key || !kept) return [];
@@ -37,12 +37,12 @@ export async function restore() {
     return JSON.parse(new TextDecoder().decode(text)).map(restored);
   } catch (error) {
     if (error.name !== "OperationError") throw error;
-    sessionStorage.removeItem(KEPT); // of another start of the server: nobody can read it any more
+    sessionStorage.removeItem(KEPT); // from before a restart of the server: nobody can read it any more
     return [];
   }
 }
 
-/** Keep the chats as they are, soon; `failed` is called, and nothing kept any more, if there is no room. */
+/** Save the chats after a short delay; without room, call `failed` and stop keeping them. */
 export function keepSoon(failed) {
   if (!key || timer) return;
   timer = setTimeout(async () => {
@@ -58,7 +58,7 @@ export function keepSoon(failed) {
   }, DELAY_MS);
 }
 
-/** Forget what was kept. */
+/** Delete the kept chats. */
 export function forget() {
   clearTimeout(timer);
   timer = 0;
@@ -81,7 +81,7 @@ function portable({ id, created, turns, draft, unread }) {
   return { id, created, unread, text: draft.text, turns: kept, shown: id === current().id };
 }
 
-/** Return a picture without its file and without what the model saw in full. */
+/** Return a picture without its file and without the full-size view of the model. */
 function stripped(image) {
   const { png: _, ...seen } = image.seen;
   return { ...image, blob: null, problem: null, state: "lost", seen: { ...seen, png: null } };
@@ -90,7 +90,7 @@ function stripped(image) {
 function restored({ text, turns, ...chat }) {
   for (const { answer } of turns) {
     if (isRunning(answer)) Object.assign(answer, { state: "interrupted", endedMs: Date.now() });
-    // an error is an object with methods; what it said was about a request that is over
+    // an error object cannot be restored, and its request is over
     if (answer?.problem) Object.assign(answer, { problem: null, state: answer.text ? "interrupted" : "stopped" });
   }
   return { ...chat, turns, draft: { ...emptyDraft(), text }, stash: null, editing: null };

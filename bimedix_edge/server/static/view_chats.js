@@ -1,4 +1,4 @@
-/** The list of chats; on narrow screens a drawer. */
+/** The list of chats; a drawer on narrow screens. */
 
 import { stop } from "./answering.js";
 import { changes, chats, clearAll, current, isEmpty, newChat, remove, runningTurn, show, titleOf } from "./chats.js";
@@ -9,7 +9,7 @@ import { abandon } from "./pictures.js";
 import { appendText, minority, scriptOf } from "./text.js";
 import { forget, keeps } from "./vault.js";
 
-/** Begin to show the list. */
+/** Start showing the list. */
 export function startChatList() {
   changes.addEventListener("list", showList);
   onLanguage(() => current() && showList());

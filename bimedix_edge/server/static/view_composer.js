@@ -16,8 +16,8 @@ import {
 import { announce, button, byId, el, icon } from "./dom.js";
 import { nodes, onLanguage, t } from "./i18n.js";
 import { megabytes } from "./dialogs.js";
+import { noteText } from "./notes.js";
 import { abandon, copyOf, fromFile, giveBack, prepare } from "./pictures.js";
-import { serverWords } from "./server_words.js";
 import { pictureCard } from "./view_picture.js";
 
 const BASE64 = 4 / 3;
@@ -27,7 +27,7 @@ const cards = new Map();
 let limits = { max_body_bytes: Infinity, max_images: Infinity };
 let field = null;
 
-/** Begin; `setLimits` may follow when the server has told them. */
+/** Begin; `setLimits` follows when the server has stated its limits. */
 export function startComposer() {
   field = byId("question");
   field.addEventListener("input", () => {
@@ -36,7 +36,7 @@ export function startComposer() {
     changed("typed");
   });
   field.addEventListener("keydown", (event) => {
-    // an input method uses Enter to choose what was meant
+    // an input method uses Enter to choose a suggestion
     if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
     event.preventDefault();
     send();
@@ -54,12 +54,12 @@ export function startComposer() {
   onLanguage(() => current() && show());
 }
 
-/** Use what `/api/facts` says of the server's limits. */
-export function setLimits(told) {
-  limits = told;
+/** Use the limits of `/api/facts`. */
+export function setLimits(stated) {
+  limits = stated;
 }
 
-/** Take files into the draft of the chat that is shown, or give a chat back the pictures it lost. */
+/** Add files to the draft of the shown chat, or restore the pictures that it lost. */
 export async function addFiles(files) {
   const chat = current();
   complain("");
@@ -91,10 +91,10 @@ async function giveFiles(chat, lost, files) {
 }
 
 function pictureChanged(chat, image) {
-  if (chat !== current()) return; // its card is made from its state when its chat is shown
+  if (chat !== current()) return; // its card is built from its state when its chat is shown
   cards.get(image)?.update();
   showButton();
-  if (image.state === "ready" && image.seen.warnings.length) announce(image.seen.warnings.map(serverWords).join(" "));
+  if (image.state === "ready" && image.seen.warnings.length) announce(image.seen.warnings.map(noteText).join(" "));
 }
 
 /** Stop the answer that is shown. */
@@ -115,12 +115,12 @@ async function send() {
   await ask(chat);
 }
 
-/** Have the last question answered; screen readers hear that it begins, and the answer when it is whole. */
+/** Ask for an answer to the last question; screen readers announce its start, and the answer when it is complete. */
 async function ask(chat) {
   announce(t("announce.answering"));
-  const made = await answer(chat);
+  const reply = await answer(chat);
   if (chat !== current()) announce(t("announce.other"));
-  else if (made.text) announce(t("announce.answer", { text: made.text }));
+  else if (reply.text) announce(t("announce.answer", { text: reply.text }));
 }
 
 /** Ask the last question of `chat` again. */
@@ -150,7 +150,7 @@ function reasonNot(chat) {
   return states.some((state) => state !== "ready") ? t("image.failed") : "";
 }
 
-/** Say below the question why something was not done; an empty text takes it away. */
+/** Show a problem below the question; an empty text removes it. */
 export function complain(text) {
   byId("complaint").textContent = text;
   byId("complaint").hidden = !text;
@@ -186,7 +186,7 @@ function showCards(chat) {
   byId("pictures").hidden = !cards.size;
 }
 
-/** Ask for the pictures that were lost when the page was loaded again. */
+/** Ask for the pictures that were lost when the page was reloaded. */
 function showLost(chat) {
   const lost = lostImages(chat);
   byId("lost").hidden = !lost.length;
@@ -206,7 +206,7 @@ function showButton() {
   byId("send").classList.toggle("stops", running);
 }
 
-/** Make the field as high as its text, up to a limit. */
+/** Make the field as tall as its text, up to a limit. */
 function fitField() {
   field.style.height = "auto";
   field.style.height = `${Math.min(field.scrollHeight + 2, MAX_LINES_PX)}px`;

@@ -1,4 +1,4 @@
-/** A picture in the draft: what the model sees of it, its window and frame, and what has to be known before it is sent. */
+/** A picture in the draft: what the model sees of it, its window and frame, and its warnings before it is sent. */
 
 import { noteList, showPicture, tagLine, warningList } from "./dialogs.js";
 import { button, el } from "./dom.js";
@@ -11,17 +11,17 @@ const NAMED = ["soft", "lung", "brain", "bone", "mediastinum", "liver"];
 const OWN = "own";
 
 /**
- * Make the card of a picture.
- * @param {Object} image of pictures.js.
+ * Return the card of a picture.
+ * @param {Object} image a picture of pictures.js.
  * @param {number} place its number in the chat.
- * @param {{changed: function, remove: function}} on called when its state changed, and to take it away.
- * @returns {{element: HTMLElement, update: function}} `update` shows the picture's present state.
+ * @param {{changed: function, remove: function}} on called when its state changes, and to remove it.
+ * @returns {{element: HTMLElement, update: function}} `update` shows the picture's current state.
  */
 export function pictureCard(image, place, on) {
   const parts = {
     preview: el("button", { type: "button", class: "preview", on: { click: () => image.seen && showPicture(image, place) } }),
     controls: el("div", { class: "controls" }),
-    told: el("div", { class: "told" }),
+    details: el("div", { class: "details" }),
   };
   const remove = button("close", t("image.remove", { name: image.name }), on.remove, { hidden: true });
   const head = el(
@@ -31,19 +31,19 @@ export function pictureCard(image, place, on) {
     el("bdi", { class: "name" }, image.name),
     remove,
   );
-  const element = el("li", { class: "card" }, parts.preview, el("div", { class: "card-body" }, head, ...[parts.controls, parts.told]));
+  const element = el("li", { class: "card" }, parts.preview, el("div", { class: "card-body" }, head, ...[parts.controls, parts.details]));
   const again = (options) => prepare(image, on.changed, options);
   let controls = null;
   const update = () => {
     element.dataset.state = image.state;
     element.setAttribute("aria-busy", String(image.state === "loading"));
     showPreview(parts.preview, image, place);
-    // made once: a control that is replaced while it is used loses the focus
+    // built once: replacing a control while it is used would lose the focus
     if (image.seen && !controls) {
       controls = [windowControl(image, again), frameControl(image, again)].filter(Boolean);
       parts.controls.replaceChildren(...controls);
     }
-    parts.told.replaceChildren(...told(image, again));
+    parts.details.replaceChildren(...details(image, again));
   };
   update();
   return { element, update };
@@ -56,7 +56,7 @@ function showPreview(preview, image, place) {
   else preview.replaceChildren(el("span", { class: "spinner" }));
 }
 
-function told(image, again) {
+function details(image, again) {
   if (image.state === "failed") {
     const retry = button("retry", t("turn.retry"), () => again(), { class: "plain" });
     return [el("div", { class: "problem", role: "alert" }, paragraph(words(image.problem))), el("div", {}, retry)];
@@ -65,7 +65,7 @@ function told(image, again) {
   return [tagLine(image), ...warningList(image), ...noteList(image)];
 }
 
-/** Return the choice of a window, which only grey DICOM pictures have. */
+/** Return the selection of a window, which only grey DICOM pictures have. */
 function windowControl(image, again) {
   const { tags, presets } = image.seen;
   if (!tags.window) return null;
@@ -91,7 +91,7 @@ function windowControl(image, again) {
   return el("div", { class: "control" }, el("label", {}, el("span", {}, t("image.window")), select), numbers);
 }
 
-/** Return two numbers, centre and width, in the units of the picture. */
+/** Return two fields, center and width, in the units of the picture. */
 function ownNumbers(image, again) {
   const [center, width] = image.window?.includes("/") ? image.window.split("/") : ["40", "400"];
   const field = (label, value, limits) =>
@@ -107,7 +107,7 @@ function ownNumbers(image, again) {
   return box;
 }
 
-/** Return a slider over the frames of a picture that has several. */
+/** Return a slider over the frames of a picture, or null if it has only one. */
 function frameControl(image, again) {
   const total = image.seen.n_frames;
   if (total <= 1) return null;

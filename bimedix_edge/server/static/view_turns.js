@@ -11,12 +11,12 @@ import { edit, retry } from "./view_composer.js";
 
 const NEAR_END_PX = 60;
 const OUTCOMES = { stopped: "turn.stopped", interrupted: "turn.interrupted" };
-// what is on the page, by the turn's id
+// the views on the page, by the turn's id
 const views = new Map();
 const dirty = new Set();
 let container = null;
 
-/** Begin to show whatever chat is the current one. */
+/** Start showing the current chat. */
 export function startTurns() {
   container = byId("turns");
   changes.addEventListener("shown", showAll);
@@ -49,7 +49,7 @@ function showEndButton() {
   byId("to-end").hidden = isAtEnd();
 }
 
-/** Show a change with the next frame; tokens come faster than screens do. */
+/** Show a change in the next frame; tokens come faster than frames. */
 function later({ chat, turn }) {
   if (chat !== current()) return;
   if (!dirty.size) requestAnimationFrame(showDirty);
@@ -75,13 +75,13 @@ function turnView(chat, turn) {
   };
   let state = null;
   const update = () => {
-    const made = turn.answer;
-    if (made === null) return;
-    showMarkdown(parts.text, made.text);
-    showProgress(parts, made);
-    if (made.state === state) return;
-    state = made.state;
-    showEnd(parts, made);
+    const reply = turn.answer;
+    if (reply === null) return;
+    showMarkdown(parts.text, reply.text);
+    showProgress(parts, reply);
+    if (reply.state === state) return;
+    state = reply.state;
+    showEnd(parts, reply);
     parts.actions.replaceChildren(...actionsOf(chat, turn));
   };
   views.set(turn.id, { update });
@@ -101,7 +101,7 @@ function question(chat, turn) {
   );
 }
 
-/** Return a small picture that opens to what the model sees. */
+/** Return a thumbnail that opens what the model sees. */
 function thumb(chat, image) {
   const n = numberOf(chat, image);
   const label = t("image.open", { n });
@@ -114,7 +114,7 @@ function thumb(chat, image) {
   );
 }
 
-/** Return which pictures an answer is about if they came with an earlier question. */
+/** Return the pictures of an answer if they came with an earlier question. */
 function about(chat, turn) {
   const before = sentImages(chat, turn);
   if (turn.images.length || !before.length) return null;
@@ -122,12 +122,12 @@ function about(chat, turn) {
   return el("div", { class: "about" }, el("span", {}, t("turn.about")), el("ul", { class: "thumbs small" }, items));
 }
 
-function showProgress(parts, made) {
-  const text = isRunning(made) ? progressWords(made) : "";
+function showProgress(parts, reply) {
+  const text = isRunning(reply) ? progressWords(reply) : "";
   if (parts.status.textContent !== text) parts.status.textContent = text;
-  const reading = made.state === "prefill" && made.progress.n_total > 0;
+  const reading = reply.state === "prefill" && reply.progress.n_total > 0;
   parts.bar.hidden = !reading;
-  if (reading) parts.bar.value = share(made.progress);
+  if (reading) parts.bar.value = share(reply.progress);
 }
 
 function progressWords({ state, progress }) {
@@ -137,52 +137,52 @@ function progressWords({ state, progress }) {
   return t(`progress.${state}`);
 }
 
-/** Return which part of what was new to the model it has read. */
+/** Return the share of the new prompt tokens that the model has read. */
 function share({ n_done: done, n_total: total, n_reused: reused = 0 }) {
   return total > reused ? (done - reused) / (total - reused) : 1;
 }
 
-function showEnd(parts, made) {
-  parts.problem.hidden = made.state !== "failed";
+function showEnd(parts, reply) {
+  parts.problem.hidden = reply.state !== "failed";
   parts.problem.replaceChildren();
-  if (made.state === "failed") {
-    const title = el("strong", {}, t(made.text ? "error.part" : "error.title"));
-    parts.problem.append(icon("warning"), el("div", {}, title, paragraph(words(made.problem))));
+  if (reply.state === "failed") {
+    const title = el("strong", {}, t(reply.text ? "error.part" : "error.title"));
+    parts.problem.append(icon("warning"), el("div", {}, title, paragraph(words(reply.problem))));
   }
-  const outcome = outcomeOf(made);
+  const outcome = outcomeOf(reply);
   parts.outcome.hidden = !outcome;
   parts.outcome.textContent = outcome;
 }
 
-function outcomeOf(made) {
-  if (made.reason === "length") return t("turn.length");
-  if (OUTCOMES[made.state]) return t(OUTCOMES[made.state]);
-  return made.state === "done" && !made.text ? t("turn.empty") : "";
+function outcomeOf(reply) {
+  if (reply.reason === "length") return t("turn.length");
+  if (OUTCOMES[reply.state]) return t(OUTCOMES[reply.state]);
+  return reply.state === "done" && !reply.text ? t("turn.empty") : "";
 }
 
 function actionsOf(chat, turn) {
-  const made = turn.answer;
-  if (isRunning(made)) return [];
+  const reply = turn.answer;
+  if (isRunning(reply)) return [];
   const found = [];
-  if (made.text) found.push(button("copy", t("turn.copy"), (event) => copy(event.currentTarget, made.text)));
+  if (reply.text) found.push(button("copy", t("turn.copy"), (event) => copy(event.currentTarget, reply.text)));
   if (turn === chat.turns.at(-1)) {
     found.push(button("retry", t("turn.retry"), () => retry(chat)));
     found.push(button("edit", t("turn.edit"), () => edit(chat), { class: "quiet edit" }));
   }
-  if (made.usage) found.push(usage(made));
+  if (reply.usage) found.push(usage(reply));
   return found;
 }
 
-function usage(made) {
-  const seconds = (made.endedMs - made.startedMs) / 1000;
-  return el("span", { class: "usage" }, nodes("turn.usage", { n: made.usage.completion_tokens, seconds }));
+function usage(reply) {
+  const seconds = (reply.endedMs - reply.startedMs) / 1000;
+  return el("span", { class: "usage" }, nodes("turn.usage", { n: reply.usage.completion_tokens, seconds }));
 }
 
 async function copy(control, text) {
   try {
     await navigator.clipboard.writeText(text);
   } catch {
-    announce(t("turn.copy_failed")); // the browser or its user forbids it
+    announce(t("turn.copy_failed")); // the browser or the user forbids it
     control.lastChild.textContent = t("turn.copy_failed");
     return;
   }
