@@ -260,7 +260,7 @@ def test_a_disk_that_is_full_leaves_nothing(cache: Path) -> None:
 
     result = run("--shape", "demo", before=limit)
     assert result.returncode == 5
-    assert "Expected room to write" in result.stderr
+    assert "There is no room to write" in result.stderr
     assert list(cache.iterdir()) == []
 
 
@@ -273,7 +273,7 @@ def test_a_disk_that_is_full_leaves_nothing(cache: Path) -> None:
         (["--shape", "70b-slice"], "Expected a shape out of"),
         (["--shape", "demo", "--type", "Q9"], "Expected a type out of F32, "),
         (["--model", "demo", "--type", "Q8_0"], "Expected --type with --shape"),
-        (["--model", "nonsense"], "there is none of that name"),
+        (["--model", "nonsense"], "No installed model is named"),
         (["--shape", "demo", "--kernels", "off"], "Expected kernels to compare with off"),
         (["--shape", "demo", "--kernels", "fast"], "kernels cannot be 'fast'"),
         (["--shape", "demo", "--threads", "-1"], "threads cannot be -1"),
