@@ -73,7 +73,7 @@ __all__ = [
     "load_settings",
 ]
 
-# names are imported when they are first used: a machine on which an engine does not load can still run the doctor
+# names are imported at their first use, so that `doctor` runs even where an engine does not load
 _MODULES = {
     "Cancel": "events",
     "Chat": "chat",

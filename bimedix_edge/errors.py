@@ -4,8 +4,8 @@
     ├── UsageError            2  options that contradict each other or do not exist
     ├── InputError            3  what the user gave cannot be used
     │   ├── ImageError           not an image, damaged, too large
-    │   ├── PromptError          text that is no text, or does not fit the context
-    │   └── SchemaError          no JSON schema, or one that says what cannot be enforced
+    │   ├── PromptError          invalid text, or a prompt that does not fit the context
+    │   └── SchemaError          not a JSON schema, or one with a rule that cannot be enforced
     ├── ModelError            4  the model on disk cannot be used
     │   ├── CheckpointError      a published checkpoint that cannot be converted
     │   ├── BundleError          a converted model that is damaged, incomplete or foreign
@@ -14,10 +14,10 @@
     ├── HardwareError         5  this machine lacks memory, disk space or a device
     │   ├── DeviceError          a GPU failed while it computed
     │   └── LostError            the process that holds the model ended
-    └── NetworkError          6  the hub cannot be reached, or what arrived is not what it states
+    └── NetworkError          6  the hub cannot be reached, or a download does not match what the hub states
 
-The number is the exit code of the command line. A message is one sentence: what was expected, what was given, what to
-do about it. It never contains a question, an answer or pixels.
+The number is the exit code of the command line. A message states the problem, its cause where it is known, and what to
+do. It never contains a question, an answer or pixels.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ __all__ = [
 
 
 class BimedixEdgeError(Exception):
-    """The root of the tree; catch it to catch everything this package raises on purpose."""
+    """The root of the tree; catching it catches everything this package raises on purpose."""
 
     exit_code: int = 1
 
@@ -60,14 +60,14 @@ class InputError(BimedixEdgeError):
 
 
 class ImageError(InputError):
-    """The bytes are no image that can be read whole, or it is too large."""
+    """The bytes are not an image, or the image is damaged or too large."""
 
 
 class PromptError(InputError):
-    """The text is not valid text, or the prompt does not fit the context.
+    """The text is not valid, or the prompt does not fit the context.
 
     Attributes:
-        n_tokens, n_ctx: of a prompt that is too long: its tokens, and those of the context; otherwise None.
+        n_tokens, n_ctx: Length of a prompt that is too long, and of the context, in tokens; None for other faults.
     """
 
     def __init__(self, message: str, *, n_tokens: int | None = None, n_ctx: int | None = None) -> None:
@@ -77,7 +77,7 @@ class PromptError(InputError):
 
 
 class SchemaError(InputError):
-    """A JSON schema is damaged, too large, or says what cannot be enforced on an answer."""
+    """A JSON schema is damaged, too large, or has a rule that cannot be enforced on an answer."""
 
 
 class ModelError(BimedixEdgeError):
@@ -109,7 +109,7 @@ class HardwareError(BimedixEdgeError):
 
 
 class DeviceError(HardwareError):
-    """A GPU failed or ran out of memory while it computed; what was written before is kept."""
+    """A GPU failed or ran out of memory while it computed; the answer so far is kept."""
 
 
 class LostError(HardwareError):
@@ -117,6 +117,6 @@ class LostError(HardwareError):
 
 
 class NetworkError(BimedixEdgeError):
-    """The hub cannot be reached, or what arrived is not what it states; only `pull` uses a network."""
+    """The hub cannot be reached, or a download does not match what it states; only `pull` uses a network."""
 
     exit_code = 6

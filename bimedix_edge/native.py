@@ -1,4 +1,4 @@
-"""The native libraries that are built with this package: found by name, and hashed before they are loaded."""
+"""Finds the native libraries of this package by name, and verifies their hashes before it loads them."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _MESSAGE_BYTES = 300
 
 
 class UnusableError(Exception):
-    """Why a library cannot be used, in words; what loads it makes that an answer or an error of ours."""
+    """Why a library cannot be used, as part of a sentence; callers put it into their own message."""
 
 
 def find_library(stem: str) -> Path | None:
-    """Return the path of a library that was built with this package, if there is one.
+    """Return the path of a library of this package; None if it was not built.
 
     Args:
-        stem: its name, without `lib` and suffix.
+        stem: Name of the library, without `lib` and suffix.
     """
     for folder in bimedix_edge.__path__:
         for suffix in _SUFFIXES:
@@ -34,10 +34,10 @@ def find_library(stem: str) -> Path | None:
 
 
 def verified(stem: str) -> tuple[Path, str]:
-    """Return the path and the SHA-256 of a library that is what was built.
+    """Return the path and the SHA-256 of a library whose bytes are those that were built.
 
     Raises:
-        UnusableError: it is missing or damaged.
+        UnusableError: The library is missing or damaged.
     """
     path = find_library(stem)
     if path is None:
@@ -54,10 +54,10 @@ def verified(stem: str) -> tuple[Path, str]:
 
 
 def load_library(path: Path) -> ctypes.CDLL:
-    """Load a library that was verified.
+    """Load a verified library.
 
     Raises:
-        UnusableError: it does not load.
+        UnusableError: The library does not load.
     """
     try:
         return ctypes.CDLL(str(path))
@@ -69,11 +69,12 @@ def choose(function: Callable[[bytes, ctypes.Array[ctypes.c_char], int], int], c
     """Let a library choose an instruction set, and return its name.
 
     Args:
-        function: takes a name or `auto`, and room for what it chose or why not; returns 0 if it did.
-        choice: the name.
+        function: Function of the library. It takes a name or `auto` and a buffer, writes the chosen name or a reason
+            into the buffer, and returns 0 if it chose.
+        choice: Name of an instruction set, or `auto`.
 
     Raises:
-        UnusableError: it cannot be used here.
+        UnusableError: This machine cannot use it.
     """
     message = ctypes.create_string_buffer(_MESSAGE_BYTES)
     if function(choice.encode(), message, _MESSAGE_BYTES):

@@ -1,4 +1,4 @@
-"""Files and directories that appear whole or not at all: write beside the target, fsync, rename."""
+"""Writes files and directories whole or not at all: beside the target, then fsync, then rename."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def disk_errors(target: Path) -> Iterator[None]:
     """Turn an operating-system failure while writing `target` into one of ours.
 
     Raises:
-        HardwareError: the disk is full, a quota or a file-size limit is reached.
-        UsageError: the place cannot be written (missing, read-only, not permitted).
+        HardwareError: The disk is full, or a quota or a file-size limit is reached.
+        UsageError: The target cannot be written (missing, read-only, not permitted).
     """
     try:
         yield
@@ -46,16 +46,14 @@ def disk_errors(target: Path) -> Iterator[None]:
         reason = error.strerror or str(error)
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise HardwareError(
-                f"Expected room to write {target}, but the system says '{reason}'; nothing was installed: "
-                "free some space or choose another place, then run the command again."
+                f"There is no room to write {target} ({reason}), so nothing was installed. "
+                "Free some space or choose another place, then run the command again."
             ) from error
-        raise UsageError(
-            f"Expected to be able to write {target}, but the system says '{reason}'; choose another place."
-        ) from error
+        raise UsageError(f"{target} cannot be written ({reason}). Choose another place.") from error
 
 
 def fsync_directory(path: Path) -> None:
-    """Make renames inside `path` durable; a no-op on Windows, which cannot open a directory."""
+    """Make renames inside `path` durable; does nothing on Windows, which cannot open a directory."""
     if sys.platform == "win32":
         return
     descriptor = os.open(path, os.O_RDONLY)
@@ -69,12 +67,12 @@ def write_file(target: Path, data: bytes, *, mode: int = 0o600) -> None:
     """Write `data` to `target` so that a crash leaves the old file or the new one, never a part.
 
     Args:
-        target: the final path; its directory must exist.
-        data: the whole content.
-        mode: permission bits of the new file; private by default, since answers are patients' data.
+        target: Path of the file; its directory must exist.
+        data: Whole content of the file.
+        mode: Permission bits of the file; private by default, since answers are patient data.
 
     Raises:
-        HardwareError, UsageError: see `disk_errors`.
+        HardwareError, UsageError: See `disk_errors`.
     """
     with disk_errors(target):
         descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=".", suffix=".part")
@@ -94,22 +92,22 @@ def write_file(target: Path, data: bytes, *, mode: int = 0o600) -> None:
 
 @contextlib.contextmanager
 def staged_directory(target: Path, *, replace: bool = False, resume: bool = False) -> Iterator[Path]:
-    """Yield an empty directory beside `target`; when the block ends well it becomes `target`.
+    """Yield an empty directory beside `target`; when the block ends without an error, it becomes `target`.
 
-    The part directory has a fixed hidden name and is guarded by a lock, so at most one is left behind by a killed
-    process, and the next run removes it, or finds it as it was left if it can go on with it.
+    The part directory has a fixed hidden name and a lock, so killed processes leave at most one behind. The next run
+    removes it, or resumes from it.
 
     Args:
-        target: the directory to appear; its parent is created.
-        replace: whether an existing `target` is replaced; otherwise it is an error.
-        resume: whether the block takes charge of what the part directory holds, before and after a failure.
+        target: Directory to make; its parent is created.
+        replace: Whether to replace an existing `target`; otherwise it is an error.
+        resume: Whether the block resumes from the files in the part directory, and keeps them after a failure.
 
     Yields:
         The part directory, on the same file system as `target`.
 
     Raises:
-        UsageError: `target` exists and `replace` is false, another process is writing it, or the place is not writable.
-        HardwareError: the disk is full.
+        UsageError: `target` exists and `replace` is false, another process is writing it, or it is not writable.
+        HardwareError: The disk is full.
     """
     target = Path(os.path.abspath(target))
     part = _part(target)
@@ -125,7 +123,7 @@ def staged_directory(target: Path, *, replace: bool = False, resume: bool = Fals
                 _publish(part, target, old)
             except BaseException:
                 if resume:
-                    with contextlib.suppress(OSError):  # the block left something to go on with
+                    with contextlib.suppress(OSError):  # it is not empty if the block left files to resume from
                         part.rmdir()
                 else:
                     shutil.rmtree(part, ignore_errors=True)
@@ -133,28 +131,28 @@ def staged_directory(target: Path, *, replace: bool = False, resume: bool = Fals
 
 
 def check_replaceable(target: Path, *, replace: bool) -> None:
-    """Refuse now what a rename would refuse after hours of work.
+    """Refuse a target now on which the rename would fail after hours of work.
 
     Args:
-        target, replace: see `staged_directory`.
+        target, replace: See `staged_directory`.
 
     Raises:
-        UsageError: `target` exists and `replace` is false, or it is no directory that could be replaced.
+        UsageError: `target` exists and `replace` is false, or it is not a directory that can be replaced.
     """
     if (target.exists() and not replace) or target.is_symlink():
-        raise UsageError(f"Expected a new place, but {target} exists; remove it or choose another name.")
+        raise UsageError(f"{target} exists already. Remove it or choose another name.")
     if target.exists() and (not target.is_dir() or os.path.ismount(target)):
         kind = "a mounted file system" if target.is_dir() else "a file"
-        raise UsageError(f"Expected a directory to replace, but {target} is {kind}; choose a name inside a directory.")
+        raise UsageError(f"{target} is {kind} and cannot be replaced. Choose a name inside a directory.")
 
 
 def left_bytes(target: Path) -> int:
-    """Return the size of the part directory that a killed process left, which the next one takes over or removes."""
+    """Return the size in bytes of the part directory that a killed process left."""
     return sum(path.stat().st_size for path in _part(Path(os.path.abspath(target))).rglob("*") if path.is_file())
 
 
 def forget_cached(path: Path) -> None:
-    """Let the system forget what it has cached of a file that is on the disk, so that it is next read from there."""
+    """Drop a file from the system's page cache, so that the next read comes from the disk."""
     if hasattr(os, "posix_fadvise"):
         with open(path, "rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
@@ -164,10 +162,10 @@ def remove_directory(target: Path) -> None:
     """Remove a directory so that it is there whole or not at all: rename it to a hidden name, then delete that.
 
     Args:
-        target: an existing directory. What a killed removal left under the hidden name is removed too.
+        target: An existing directory. Leftovers of a killed removal under the hidden name are removed too.
 
     Raises:
-        UsageError: another process is writing `target`, or it may not be removed.
+        UsageError: Another process is writing `target`, or the system denies the removal.
     """
     target = Path(os.path.abspath(target))
     with disk_errors(target), exclusive(target):
@@ -184,7 +182,7 @@ def exclusive(target: Path) -> Iterator[None]:
     """Keep other processes from writing `target` while the block runs; its parent must exist.
 
     Raises:
-        InUseError: another process is writing it; the message says which.
+        InUseError: Another process is writing it; the message has its number.
     """
     with _lock(target.with_name(f".{target.name}.lock"), target):
         yield
@@ -199,7 +197,7 @@ def _removed(target: Path) -> Path:
 
 
 def _recover(target: Path, part: Path, old: Path, *, resume: bool) -> None:
-    """Undo what a killed process left: a part directory, a removal or a replacement that was not finished."""
+    """Clean up after a killed process: a part directory, an unfinished removal or an unfinished replacement."""
     for left in (_removed(target),) if resume else (part, _removed(target)):
         if left.exists():
             shutil.rmtree(left)
@@ -226,9 +224,9 @@ def _publish(part: Path, target: Path, old: Path) -> None:
 
 @contextlib.contextmanager
 def _lock(path: Path, target: Path) -> Iterator[None]:
-    """Hold `path` locked for this process; the operating system lets go of it when the process dies."""
+    """Hold a lock on `path`; the operating system releases it when the process dies."""
     while True:
-        file = open(path, "a+")  # noqa: SIM115  closed below, after the lock's work is done
+        file = open(path, "a+")  # noqa: SIM115  closed below, after the block
         try:
             _lock_file(file)
         except OSError as error:
@@ -236,9 +234,9 @@ def _lock(path: Path, target: Path) -> Iterator[None]:
             holder = file.read().strip() or "unknown"
             file.close()
             raise InUseError(
-                f"Expected to write {target} alone, but process {holder} is writing it; wait until it has finished."
+                f"{target} is in use: process {holder} is writing it. Wait until it has finished."
             ) from error
-        # the holder before us may have removed the file between our open and our lock
+        # the previous holder may have removed the file between our open and our lock
         if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
             break
         file.close()

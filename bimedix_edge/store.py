@@ -1,4 +1,4 @@
-"""Where bundles live: `STORE/NAME/TYPE`, such as `bimedix2-8b-bi:q4_k_m`, and the demo model in the user's cache."""
+"""The installed bundles: `STORE/NAME/TYPE`, such as `bimedix2-8b-bi:q4_k_m`, and the demo model in the user's cache."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _TYPE = re.compile(r"[a-z0-9_]{1,16}")
 
 @dataclass(frozen=True)
 class StoredBundle:
-    """One bundle of the store; `manifest` is None where it cannot be read, and `fault` says why."""
+    """One bundle of the store; if its manifest cannot be read, `manifest` is None and `fault` says why."""
 
     name: str
     directory: Path
@@ -37,8 +37,8 @@ class Store:
     """The bundles of one user.
 
     Args:
-        root: the directory of the installed bundles; it need not exist.
-        cache: the directory in which the demo model is kept.
+        root: Directory of the installed bundles; it need not exist.
+        cache: Directory of the converted demo model.
     """
 
     def __init__(self, root: Path, cache: Path) -> None:
@@ -52,26 +52,26 @@ class Store:
             for path in sorted(self._root.glob("*/*"))
             if path.is_dir() and not path.name.startswith(".") and not path.parent.name.startswith(".")
         ]
-        # an installation without the embedded checkpoint has no demo model; one without a converted one neither
+        # there is no demo model before the first conversion, or in an installation without the embedded checkpoint
         if (self._cache / DEMO).is_dir() and (demo := self.demo_directory()).is_dir():
             found.append(_describe(DEMO, demo))
         return found
 
     def is_demo(self, directory: Path) -> bool:
-        """Return whether a directory is where a demo bundle is kept."""
+        """Return whether this is the directory of a demo bundle."""
         return directory.parent == self._cache / DEMO
 
     def target(self, name: str) -> Path:
-        """Return the directory where the bundle `NAME:TYPE` is or will be installed.
+        """Return the directory of the bundle `NAME:TYPE`, installed or not.
 
         Raises:
-            UsageError: it is no such name.
+            UsageError: The name is not of this form.
         """
         base, _, kind = name.partition(":")
         if not (_NAME.fullmatch(base) and _TYPE.fullmatch(kind)):
             raise UsageError(
-                f"Expected a name such as bimedix2-8b-bi:q4_k_m (small letters, digits, '.', '_', '-'), but it is "
-                f"{name[:80]!r}; choose another."
+                f"{name[:80]!r} is not a valid model name. Choose a name such as bimedix2-8b-bi:q4_k_m (lower-case "
+                "letters, digits, '.', '_', '-')."
             )
         return self._root / base / kind
 
@@ -79,7 +79,7 @@ class Store:
         """Return the directory of a bundle given as a path, `NAME:TYPE`, `NAME` (if it has one type), or `demo`.
 
         Raises:
-            UsageError: there is none of that name, or several; the message names those there are.
+            UsageError: No bundle has that name, or several do. The message lists the installed ones.
         """
         text = str(model)
         if isinstance(model, Path) or "/" in text or "\\" in text:
@@ -92,54 +92,57 @@ class Store:
             return self.target(matches[0])
         if not matches and Path(text).is_dir():
             return Path(text)
-        listed = ", ".join(matches or names) or "none are installed"
-        problem = "several have that name" if matches else "there is none of that name"
-        raise UsageError(f"Expected one model named {text[:80]!r}, but {problem} ({listed}); name one of them.")
+        if matches:
+            raise UsageError(f"Several models are named {text[:80]!r} ({', '.join(matches)}). Name one of them.")
+        raise UsageError(
+            f"No installed model is named {text[:80]!r} (installed: {', '.join(names) or 'none'}). "
+            "Name an installed model, or the directory of a bundle."
+        )
 
     def installed(self, name: str) -> StoredBundle:
-        """Return the bundle that `NAME:TYPE`, `NAME` (if it has one type) or `demo` names, unlike `find` no other one.
+        """Return the installed bundle `NAME:TYPE`, `NAME` (if it has one type) or `demo`; unlike `find`, no path.
 
         Raises:
-            UsageError: there is none of that name, or several.
+            UsageError: No bundle has that name, or several do.
         """
         directory = self.find(name)
         for bundle in self.list():
             if bundle.directory == directory:
                 return bundle
         raise UsageError(
-            f"Expected the name of an installed model, but {name[:80]!r} is none; see `bimedix-edge models list`."
+            f"{name[:80]!r} is not the name of an installed model. `bimedix-edge models list` shows the names."
         )
 
     def remove(self, bundle: StoredBundle) -> None:
-        """Remove an installed bundle; it is there whole or not at all.
+        """Remove an installed bundle; if interrupted, it is there whole or not at all.
 
         Args:
-            bundle: see `installed`.
+            bundle: An installed bundle; see `installed`.
 
         Raises:
-            UsageError: a conversion is writing it, or it may not be removed.
+            UsageError: A conversion is writing it, or the system denies the removal.
         """
         remove_directory(bundle.directory)
-        # what a killed removal left of other bundles
+        # leftovers of removals that were killed
         for left in self._root.glob("*/.*.removed"):
             shutil.rmtree(left, ignore_errors=True)
-        with contextlib.suppress(OSError):  # other types of this model are installed
+        with contextlib.suppress(OSError):  # it is not empty while other types of this model are installed
             bundle.directory.parent.rmdir()
 
     def default(self) -> Path:
-        """Return the only installed bundle, or where the demo model is or will be when none is installed.
+        """Return the directory of the only installed bundle, or of the demo model if no bundle is installed.
 
         Raises:
-            UsageError: several are installed.
+            UsageError: Several bundles are installed.
         """
         installed = [bundle for bundle in self.list() if bundle.name != DEMO]
         if len(installed) > 1:
             names = ", ".join(bundle.name for bundle in installed)
-            raise UsageError(f"Expected to know which model to use, but several are installed ({names}); add --model.")
+            raise UsageError(f"No model was chosen, and several are installed ({names}). Name one with --model.")
         return installed[0].directory if installed else self.demo_directory()
 
     def demo_directory(self) -> Path:
-        """Return where this version's demo bundle is kept; another version or checkpoint has another place."""
+        """Return the directory of the demo bundle; each version and each checkpoint has its own."""
         version = importlib.metadata.version("bimedix-edge")
         digest = hashlib.sha256()
         for path in sorted(path for path in demo_checkpoint().rglob("*") if path.is_file()):
@@ -148,9 +151,9 @@ class Store:
 
 
 def packaged(package: str, folder: str) -> Path:
-    """Return a directory of data beside a package's modules; it need not exist.
+    """Return the path of a data directory beside a package's modules; it need not exist.
 
-    `importlib.resources` would do, but in an editable install it joins the source tree with an older copy of the files.
+    `importlib.resources` is not used: in an editable install it may find an older copy of the files.
     """
     spec = importlib.util.find_spec(package)
     assert spec is not None, "the package is part of this installation"
@@ -162,11 +165,11 @@ def demo_checkpoint() -> Path:
     """Return the directory of the embedded demo checkpoint.
 
     Raises:
-        BundleError: it is not part of this installation.
+        BundleError: The checkpoint is not part of this installation.
     """
     path = packaged("bimedix_edge.models.demo", "checkpoint")
     if not (path / "config.json").is_file():
-        raise BundleError(f"Expected the demo checkpoint in {path}, but it is not there; install the package again.")
+        raise BundleError(f"The demo checkpoint is missing in {path}. Install the package again.")
     return path
 
 

@@ -1,6 +1,6 @@
 // AMX: Intel's servers and workstations since Sapphire Rapids. Many tokens go through tiles, few through AVX-512 VNNI.
 //
-// A tile multiplies 16 tokens by 16 rows, 64 columns at once; what costs is everything around it. So the scales of a
+// A tile multiplies 16 tokens by 16 rows, 64 columns at once; the cost is in the work around it. So the scales of a
 // K-quant's sub-blocks are multiplied into its weights, which are then too wide for a byte and become two planes of bytes:
 // weight = low + high * 2^shift. Sums over 256 columns stay in the tiles, exact, and are scaled once.
 #include "table.h"
@@ -16,9 +16,9 @@ using S = Avx512Vnni;
 using I = S::I;
 using F = S::F;
 
-constexpr int kHigh = 4, kRows = kHigh * 16;  // two: activations would come from the third-level cache twice as often
+constexpr int kHigh = 4, kRows = kHigh * 16;  // with two, activations would come from the third-level cache twice as often
 constexpr int kTile = 16;
-constexpr int64_t kFewest = 20;  // tokens; for less, unpacking for tiles costs more than they gain
+constexpr int64_t kFewest = 20;  // tokens; with fewer, unpacking for tiles costs more than the tiles gain
 
 // 256 columns of a panel's rows; a tile's row is four consecutive columns of 16 rows, 64 bytes.
 struct Planes {
@@ -30,7 +30,7 @@ struct Planes {
     alignas(64) uint16_t minimums[kHigh][16][32];
 };
 
-// Q8_0 and Q4_0, whose activations have a scale every 32 columns, too: one plane.
+// Q8_0 and Q4_0, whose activations also have a scale every 32 columns: one plane.
 struct Blocks {
     alignas(64) uint8_t values[kHigh][64][64];
     alignas(64) float scales[kHigh][8][16];
@@ -56,7 +56,7 @@ I spread(I bytes, int s) {
 
 I times(I bytes, I factors) { return _mm512_mullo_epi16(bytes, factors); }
 
-// w = sc * q, with sc = low + 8 * high: neither product leaves its byte, so 16-bit products do two at once
+// w = sc * q, with sc = low + 8 * high: both products fit a byte, so a 16-bit product computes two at once
 void put_planes(Planes & p, int group, int h, I q, I low, I high) {
     S::store(p.low[h][group], times(q, low));
     S::store(p.high[h][group], times(q, high));
@@ -145,15 +145,15 @@ void unpack_blocks(Blocks & p, int h, const char * row, size_t stride, int n_sub
 
 // ---- products; the sums of one step are scaled while the tiles multiply for the next
 
-// Where the scaled sums of 16 rows and some tokens go.
+// The destination of the scaled sums of 16 rows and some tokens.
 struct Step {
-    float * y;  // of the first token; null for none
+    float * y;  // of the first token; null without a destination
     int64_t at;  // its index into the activations
     int h, n_tokens;
 };
 
 struct KQuant {
-    int shift;  // what the upper plane counts more: 2^shift
+    int shift;  // the upper plane's factor is 2^shift
     bool minimums, signed_high;
 };
 constexpr KQuant kFourAndFive = {3, true, false}, kSix = {8, false, true};
@@ -199,7 +199,7 @@ void multiply_tiles(const Planes & p, const Activations & x, const Step & step, 
     BMX_TILE_STORE(2, sums[2], 64);
     BMX_TILE_STORE(3, sums[3], 64);
     if (!kQuant.minimums) return;
-    // 32 bytes a token, of which a tile takes 64: those of the next token meet zeros
+    // 32 bytes per token, but a tile reads 64: the next token's are multiplied by zeros
     const uint16_t * split = x.split_sums + step.at * 16;
     BMX_TILE_ZERO(0);
     BMX_TILE_ZERO(1);
@@ -218,7 +218,7 @@ void block_k(const Planes & p, const Activations & x, int64_t block, float * y, 
         for (int h = 0; h < kHigh; h++) {
             const Step step = {y + m * kRows + h * 16, block * x.n_tokens + m, h, int(std::min<int64_t>(2 * kTile, x.n_tokens - m))};
             multiply_tiles<kQuant>(p, x, step, sums);
-            // while the tiles multiply for the next step: what is read here left them long before
+            // while the tiles multiply for the next step; the sums read here left the tiles long before
             scale_k<kQuant>(p, x, step, sums);
         }
     }
@@ -243,7 +243,7 @@ void scale_blocks(const Blocks & p, const Activations & x, const Step & step, co
     }
 }
 
-// Eight sums of 32 columns each, in four tiles in turn. Columns that are not there are multiplied, too, and never scaled.
+// Eight sums of 32 columns each, in four tiles in turn. Missing columns are multiplied too, but their sums are not used.
 void multiply_block(const Blocks & p, const Activations & x, const Step & step, int32_t (*sums)[kTile][16]) {
     const int8_t * values = x.values + step.at * kBlock;
     const auto weights = p.values[step.h];
@@ -306,7 +306,7 @@ void compute_block(Weight weight, const char * row, size_t stride, const Activat
 
 int rows_of_tiles(int64_t n_tokens) { return n_tokens >= kFewest ? kRows : rows_of_a_panel<S>(n_tokens); }
 
-// float32 products have no tiles: two panels of the other kind
+// tiles do not multiply float32: two panels of AVX-512
 void float_panels(const Rows & rows, const Activations & x, float * y, TileWorkspace & work) {
     constexpr int kFew = panel_rows<S>();
     for (int first = 0; first < rows.n_rows; first += kFew) {
@@ -335,8 +335,8 @@ void tile_panel(const Rows & rows, const Activations & x, float * y, char * scra
     }
 }
 
-// Sums of 32 values of 7 bits and a sign are at most 4,096: multiples of 32 and what is left have eight bits each, which a
-// bfloat16 holds.
+// Sums of 32 values of 7 bits and a sign are at most 4,096: multiples of 32 and the remainder have eight bits each, which
+// fit a bfloat16.
 void split(const int16_t * sums, uint16_t * to) {
     const __m128i v = _mm_loadu_si128(reinterpret_cast<const __m128i *>(sums));
     const __m128i low = _mm_and_si128(v, _mm_set1_epi16(31)), high = _mm_sub_epi16(v, low);
@@ -357,7 +357,7 @@ void round_and_split(const Activations & to, int64_t token, const float * x) {
     }
 }
 
-// 16 tokens by 16 rows by 64 columns, four times in turn: a product takes longer to arrive than to start
+// 16 tokens by 16 rows by 64 columns, in four tiles in turn, since a product's latency exceeds its issue time
 int64_t multiply_tiles_alone(int64_t rounds, int32_t * sum) {
     const Configured configured(configuration(Rounding::per_256));
     alignas(64) int32_t values[kTile][16];

@@ -1,7 +1,7 @@
 // Attention of some rows of queries over the same cells of the cache, written over the vector operations of panel.h.
 //
-// Each row goes over the cells it sees in their order, a panel's rows of them at a time, and keeps running sums in float32. So
-// its result depends on these cells alone: not on others between them, nor on what rows are computed beside it.
+// Each row visits the cells it sees in order, a panel's rows of them at a time, and keeps running sums in float32. So its
+// result depends on these cells alone, not on other cells between them, nor on the rows computed in the same call.
 #pragma once
 
 #include <cmath>
@@ -18,12 +18,12 @@ template <class S>
 struct AttentionWorkspace {
     static constexpr int kCells = panel_rows<S>();
     FloatPanel<S> panel;
-    alignas(64) float weights[kMostAttentionRows][kCells];  // of cells: first products, then what values are multiplied with
+    alignas(64) float weights[kMostAttentionRows][kCells];  // per cell: first the products, then the factors of the values
     float most[kMostAttentionRows], sums[kMostAttentionRows];
     alignas(64) uint16_t copy[kCells][kMostHeadSize];
 };
 
-// Some cells one behind the other, the last one again where there are fewer than a panel has rows.
+// Gathers cells into adjacent rows; the last cell is repeated up to a panel's number of rows.
 template <class S>
 struct Cells {
     const char * data;
@@ -39,7 +39,7 @@ struct Cells {
     }
 };
 
-// Turns products into weights, exp(product - the largest so far), and scales what was summed before to that.
+// Turns products into weights, exp(product - the largest so far), and rescales the earlier sums accordingly.
 template <class S>
 void weigh(float * weights, int n_seen, float & most, float & sum, float * out, int head_size) {
     using F = typename S::F;
@@ -85,7 +85,7 @@ void attend(const AttentionRows & rows, char * scratch) {
     }
     for (int first = 0; first < rows.n_cells; first += kCells) {
         const int n = std::min(kCells, rows.n_cells - first);
-        int begin = 0;  // rows before see none of these
+        int begin = 0;  // earlier rows see no cell of this part
         while (rows.n_seen[begin] <= first) begin++;
         const int n_rows = rows.n_rows - begin;
         const Cells<S> keys(rows.keys, rows.key_stride, rows.cells + first, n, head_size, work.copy);

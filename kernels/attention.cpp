@@ -14,12 +14,12 @@ namespace {
 constexpr uint16_t kHidden = 0xfc00;  // minus infinity in half precision
 constexpr uint64_t kFourHidden = 0xfc00fc00fc00fc00;
 
-// Tokens that follow each other, each of which sees all that the one before sees, in the same order, and more behind it.
+// Consecutive tokens: each sees the cells that the previous token sees, in the same order, and further cells after them.
 struct Run {
     int64_t first;
     int n_tokens;
-    std::vector<int32_t> cells;  // that the last one sees
-    std::vector<int32_t> n_seen;  // by each
+    std::vector<int32_t> cells;  // seen by the last token
+    std::vector<int32_t> n_seen;  // by each token
 };
 
 struct Job {
@@ -32,7 +32,7 @@ struct Job {
     std::atomic<int64_t> next;
 };
 
-// What a row of the mask leaves; false if it does anything but hide.
+// Lists the cells that a row of the mask leaves visible; false if the mask does more than hide cells.
 bool seen(const ggml_tensor * mask, int64_t token, std::vector<int32_t> & cells) {
     const uint16_t * const row = reinterpret_cast<const uint16_t *>(static_cast<const char *>(mask->data) + token * mask->nb[1]);
     cells.clear();
@@ -71,7 +71,7 @@ bool find_runs(const ggml_tensor * node, int most_tokens, std::vector<Run> & run
 
 const char * head_of(const ggml_tensor * tensor, int64_t head) { return static_cast<const char *>(tensor->data) + head * tensor->nb[2]; }
 
-// One run with one head of keys and values: a row for each token and each head of queries that shares it.
+// One run with one head of keys and values: a row for each token and each query head that shares the head.
 void attend_run(const Job & job, const Run & run, int64_t kv_head, char * scratch) {
     const ggml_tensor * q = job.node->src[0], * k = job.node->src[1], * v = job.node->src[2];
     const int64_t head_size = q->ne[0], n_shared = q->ne[2] / job.n_groups;
@@ -99,7 +99,7 @@ void run_job(void * data, Team &, int index) {
     Job & job = *static_cast<Job *>(data);
     const int64_t n_items = int64_t(job.runs.size()) * job.n_groups;
     for (int64_t item = job.next++; item < n_items; item = job.next++)
-        // the last runs see the most: they come first
+        // the last runs see the most cells, so they come first
         attend_run(job, job.runs[job.runs.size() - 1 - item / job.n_groups], item % job.n_groups, job.scratch + index * job.scratch_bytes);
 }
 

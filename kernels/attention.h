@@ -5,10 +5,10 @@
 
 namespace bmx {
 
-// Whether a node is attention that is computed here if its mask hides cells and does nothing else.
+// Whether a node is attention that we compute, provided that its mask only hides cells.
 bool is_our_attention(const Table & table, const ggml_tensor * node);
 
-// Computes it; its mask must have been computed. Returns `declined` where that mask is of another kind.
+// Computes the attention; its mask must be computed already. Returns `declined` if the mask does more than hide cells.
 enum class Attended { done, declined, no_memory };
 Attended compute_attention(Context & context, ggml_tensor * node);
 

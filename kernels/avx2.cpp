@@ -18,7 +18,7 @@ struct Avx2 : Avx2Base {
     using Few = Dots<DotsAvx2>;
     static constexpr int kWide = 4;
     static constexpr bool kSignedBytes = true;
-    // a pair of products is at most 2 * 15 * 127, 2 * 31 * 127, 2 * 63 * 127 or 2 * 128 * 127: that many fit 16 bits
+    // a pair of products is at most 2 * 15 * 127, 2 * 31 * 127, 2 * 63 * 127 or 2 * 128 * 127: this many pairs fit 16 bits
     template <Sum sum>
     static constexpr int fold() {
         return sum == Sum::of_nibbles ? 8 : sum == Sum::of_5_bits ? 4 : sum == Sum::of_6_bits ? 2 : 1;

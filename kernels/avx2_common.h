@@ -1,4 +1,4 @@
-// What AVX2 and AVX-VNNI have in common: vectors of eight lanes.
+// Vectors of eight lanes, shared by AVX2 and AVX-VNNI.
 #pragma once
 
 #include <immintrin.h>

@@ -81,7 +81,7 @@ struct Avx512Vnni {
         BMX_UNROLL
         for (int i = 0; i < 4; i++) {
             const auto at = [&](int r) { return _mm_loadu_si128(reinterpret_cast<const __m128i *>(fours[r] + i * stride)); };
-            // inserting a load takes no shuffle, and less than merging it (Zen 4: 0.57 cycles, 0.87)
+            // inserting a load needs no shuffle and less time than merging it (Zen 4: 0.57 cycles against 0.87)
             I one = _mm512_inserti32x4(_mm512_castsi128_si512(at(0)), at(1), 1);
             one = _mm512_inserti32x4(one, at(2), 2);
             v[i] = _mm512_inserti32x4(one, at(3), 3);
@@ -102,7 +102,7 @@ struct Avx512Vnni {
     }
 };
 
-// As `Few` in panel.h: a lone token of the usual types has a way of its own.
+// As `Few` in panel.h; one token of a K-quant has a path of its own.
 struct Few512 : Strips<Avx512Vnni> {
     static void multiply(const Rows & rows, const Activations & x, float * y, int panel_rows, char * copy) {
         const bool quads_are_for = rows.weight == Weight::q4_k || rows.weight == Weight::q5_k || rows.weight == Weight::q6_k;

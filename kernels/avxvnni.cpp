@@ -1,5 +1,5 @@
-// AVX-VNNI: Intel clients since the 12th generation, AMD since Zen 5. Where the compiler is told of AVX-512 VNNI instead
-// (BMX_EMULATE_AVXVNNI, for tests on processors without this one), the same operation in its other encoding is used.
+// AVX-VNNI: Intel clients since the 12th generation, AMD since Zen 5. With BMX_EMULATE_AVXVNNI, for tests on
+// processors without it, the file is compiled for AVX-512 VNNI and uses the same operation in its other encoding.
 #include "table.h"
 
 #if defined(__AVXVNNI__) || defined(BMX_EMULATE_AVXVNNI)

@@ -18,16 +18,16 @@ constexpr size_t kArrayBytes = size_t(256) << 20;  // more than the caches of mo
 constexpr size_t kMostBytes = size_t(1) << 30;
 constexpr size_t kLine = 64;
 constexpr size_t kAheadBytes = 4096;  // the processor's own prefetcher stops at the end of every page
-constexpr int64_t kRounds = 200'000;  // some milliseconds of products
+constexpr int64_t kRounds = 200'000;  // a few milliseconds of products
 
 double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
-// Work a second: of the best pass, and of all.
+// Work per second: in the best pass, and over all passes.
 struct Rates {
     double best = 0, lasting = 0;
 };
 
-// Passes that a team does together until the time is over; `Pass` does one member's part of one and returns its work.
+// Passes that a team does together until the time is up; `Pass` does one member's part of a pass and returns its work.
 template <class Pass>
 struct Passes {
     const Pass & pass;
@@ -65,7 +65,7 @@ Rates rates_of(int n_threads, double seconds, const Pass & pass) {
     return all.rates;
 }
 
-// An array that no cache holds half of: there are servers with 480 MB of the third level.
+// An array more than twice as large as any cache: there are servers with 480 MB of third-level cache.
 size_t array_bytes() {
     size_t n = kArrayBytes;
 #ifdef _SC_LEVEL3_CACHE_SIZE
@@ -93,17 +93,17 @@ double read_bandwidth(int n_threads, double seconds) {
     const std::unique_ptr<void, void (*)(void *)> memory(malloc(n_bytes + kLine), free);
     if (!memory) return 0;
     uint64_t * array = reinterpret_cast<uint64_t *>((reinterpret_cast<uintptr_t>(memory.get()) + kLine - 1) / kLine * kLine);
-    // each page belongs to the thread that will read it, and none is the system's one page of zeros
+    // each page is written by the thread that will read it, so that no page maps to the system's shared page of zeros
     rates_of(n_threads, 0, [&](int index, int n) {
         const Part part = part_of(array, n_bytes, index, n);
         for (uint64_t * p = part.first; p < part.last; p++) *p = reinterpret_cast<uintptr_t>(p);
         return 1;
     });
-    std::atomic<uint64_t> total{0};  // what is read must not be for nothing
+    std::atomic<uint64_t> total{0};  // used, so that the compiler keeps the reads
     const Rates rates = rates_of(n_threads, seconds, [&](int index, int n) {
         const Part part = part_of(array, n_bytes, index, n);
         uint64_t sums[8] = {};
-        // a loop that every compiler turns into vectors; these are as wide as memory is fast
+        // compilers turn this loop into vectors, which are wide enough to saturate memory
         for (const uint64_t * p = part.first; p < part.last; p += 8) {
             BMX_PREFETCH(reinterpret_cast<const char *>(p) + kAheadBytes);
             for (int i = 0; i < 8; i++) sums[i] += p[i];
@@ -114,7 +114,7 @@ double read_bandwidth(int n_threads, double seconds) {
     static volatile uint64_t kept;
     kept = total;
     (void)kept;
-    // what lasts, as reading a model does, not what one pass reaches while the neighbours of a virtual machine are quiet
+    // the sustained rate, as in reading a model, not the best pass while a virtual machine's neighbours are idle
     return rates.lasting;
 }
 

@@ -1,4 +1,4 @@
-// What this machine can do at most; see plugin.h.
+// Upper bounds of this machine's speed; see plugin.h.
 #pragma once
 
 #include "table.h"

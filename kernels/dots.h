@@ -1,5 +1,5 @@
-// A few tokens with AVX2: each row of weights is multiplied where it lies, in the order in which memory holds it. Such products
-// wait for memory, not for arithmetic, so vectors of 256 bits serve (but see quads512.h); `D` adds up pairs of products:
+// A few tokens with AVX2: each row of weights is multiplied in place, in the order of memory. Such products wait for memory,
+// not for arithmetic, so vectors of 256 bits suffice (but see quads512.h). `D` adds up pairs of products:
 //
 //   D::add_pairs(sum, a, b)   eight sums of two products of 16-bit numbers
 //   D::add_bytes(sum, u, s)   eight sums of four products of an unsigned and a signed byte that fit 16 bits in pairs
@@ -15,7 +15,7 @@
 namespace bmx {
 namespace {
 
-constexpr int64_t kMostDots = 4;  // from five on, unpacking into panels pays; both at four: rows are 8 % to 25 % sooner
+constexpr int64_t kMostDots = 4;  // from five on, unpacking into panels is faster; at four, rows are 8 % to 25 % faster
 constexpr ptrdiff_t kAheadBytes = 8192;
 
 inline __m256i load_bytes(const void * p) { return _mm256_loadu_si256(static_cast<const __m256i *>(p)); }
@@ -32,8 +32,8 @@ inline float sum_of(__m256 v) {
     return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
 }
 
-// Fetches what will be read a few rows later, `ahead` bytes on: the processor's own prefetcher stops at the end of every 4 KB
-// page. Into the second-level cache: the first has room for too few lines on their way from memory.
+// Prefetches weights of a few rows later, `ahead` bytes on: the processor's own prefetcher stops at the end of each 4 KB
+// page. It fetches into the second-level cache, since the first tracks too few lines in flight from memory.
 template <int kBytes>
 inline void fetch_ahead_of(const uint8_t * row, ptrdiff_t ahead) {
     for (int i = 0; i < kBytes; i += 64) BMX_PREFETCH(reinterpret_cast<const char *>(row + ahead + i));
@@ -53,7 +53,7 @@ inline __m256i repeated(__m256i scales, int index) {
     return _mm256_shuffle_epi8(scales, _mm256_set1_epi16(short(2 * index | (2 * index + 1) << 8)));
 }
 
-// y[m * panel_rows + r], as a panel's, for at most kMostDots tokens
+// y[m * panel_rows + r], as for a panel, for at most kMostDots tokens
 template <class Format>
 void row_by_row(const Rows & rows, const Activations & x, float * y, int panel_rows) {
     const char * const end = rows.data + rows.n_rows * rows.stride;
@@ -140,7 +140,7 @@ void dot_q6_k(const uint8_t * row, ptrdiff_t ahead, const Activations & x, float
         __m256i block[kTokens];
         BMX_UNROLL
         for (int t = 0; t < kTokens; t++) {
-            // what the bytes being 32 too large adds, taken off: sums16 holds -32 times the sums
+            // the bytes are 32 too large; this removes their contribution, as sums16 holds -32 times the sums
             const int32_t * sums = x.sums16 + (at + t) * 16;
             block[t] = _mm256_add_epi32(
                 _mm256_mullo_epi32(first, load_bytes(sums)), _mm256_mullo_epi32(second, load_bytes(sums + 8)));
@@ -229,7 +229,7 @@ struct F16Dots {
     }
 };
 
-// ... and for all, where `D` is defined above
+// ... and for all other types, with `D` as described above
 template <class D>
 struct Dots {
     static constexpr int64_t most(Weight) { return kMostDots; }

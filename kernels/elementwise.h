@@ -1,4 +1,4 @@
-// What is done with activations alone, over the same vector operations as panel.h: rounding, SwiGLU, sums of squares.
+// Operations on activations alone, over the same vector operations as panel.h: rounding, SwiGLU, sums of squares.
 #pragma once
 
 #include <algorithm>
@@ -60,7 +60,7 @@ void round_token(const Activations & to, int64_t token, const float * x) {
     }
 }
 
-// ---- what products are fused with
+// ---- operations fused with products
 
 // exp(x) for x up to 88: 2^k e^r with |r| <= ln 2 / 2, by the polynomial of Cephes' expf.
 template <class S>
@@ -91,7 +91,7 @@ void swiglu(const float * gate, const float * up, float * out, int n) {
 
 template <class S>
 float sum_of_squares(const float * x, int64_t n) {
-    // in runs, so that a long row loses nothing to rounding
+    // in short runs, so that rounding errors do not add up over a long row
     double total = 0;
     int64_t i = 0;
     while (i + S::kLanes <= n) {

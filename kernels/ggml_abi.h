@@ -1,7 +1,7 @@
 // The part of ggml's private headers that a backend plug-in must fill in: names, order and types are an ABI.
 //
-// llama-cpp-python installs ggml's public headers only. tests/kernels/test_abi.py compares every size and offset below
-// with the headers in the source distribution of the pinned version; the plug-in registers with that version alone.
+// llama-cpp-python installs only ggml's public headers. tests/kernels/test_abi.py compares each size and offset below with
+// the headers in the source distribution of the pinned version; the plug-in registers with that version alone.
 #pragma once
 
 #include <cstddef>
@@ -103,7 +103,7 @@ struct ggml_cgraph {
 };
 }
 
-// What that test finds where pointers have 64 bits, so that an edit by mistake does not compile.
+// The values of that test for 64-bit pointers, so that a mistaken edit does not compile.
 #define BMX_LAYOUT(condition) static_assert(sizeof(void *) != 8 || (condition), "not the layout that ggml expects")
 BMX_LAYOUT(sizeof(ggml_backend_graph_optimize_params) == 16);
 BMX_LAYOUT(sizeof(ggml_backend_i) == 128);

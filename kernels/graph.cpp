@@ -10,7 +10,7 @@ namespace bmx {
 
 namespace {
 
-constexpr int kLookAhead = 24;  // nodes, within which products of the same activations are found
+constexpr int kLookAhead = 24;  // nodes, the window in which products of the same activations are found
 
 bool is_view(const ggml_tensor * node) {
     switch (node->op) {
@@ -41,7 +41,7 @@ bool known_weight(ggml_type type) {
 
 int64_t n_tokens(const ggml_tensor * x) { return x->ne[1] * x->ne[2] * x->ne[3]; }
 
-// How often a tensor of the graph is read; -1 if that is not known.
+// How often the graph reads a tensor; -1 if unknown.
 int use_count(const ggml_cgraph * graph, const ggml_tensor * tensor) {
     const ggml_hash_set & set = graph->visited_hash_set;
     if (!graph->use_counts || !set.size) return -1;
@@ -54,12 +54,12 @@ int use_count(const ggml_cgraph * graph, const ggml_tensor * tensor) {
     }
 }
 
-// Whether nobody but its one reader, which is known, will see a tensor: then it need not be written.
+// Whether a tensor has exactly one reader and is no output; then it need not be written.
 bool read_once(const ggml_cgraph * graph, const ggml_tensor * tensor) {
     return use_count(graph, tensor) == 1 && !tensor->view_src && !(tensor->flags & GGML_TENSOR_FLAG_OUTPUT);
 }
 
-// Whether a weight stays where it is for the whole graph: it is a model's, or some rows of one.
+// Whether a weight stays in place for the whole graph: a weight of the model, or some rows of one.
 bool is_constant(const ggml_tensor * weight) {
     if (weight->view_src && weight->op == GGML_OP_VIEW) weight = weight->view_src;
     return weight->op == GGML_OP_NONE && weight->buffer &&
@@ -84,12 +84,12 @@ bool overlap(const ggml_tensor * a, const ggml_tensor * b) {
     return first < second + ggml_nbytes(b) && second < first + ggml_nbytes(a);
 }
 
-// One step of the walk: nodes from its first to the one before `next`, which become one piece of work.
+// One step of the walk: the nodes from its first up to `next` become one piece of work.
 class Fusion {
 public:
     Fusion(const ggml_cgraph * graph, int first) : graph_(graph), next_(first) {}
 
-    // Whether the kernels compute what begins at the first node.
+    // Whether the kernels compute the work that begins at the first node.
     bool build() {
         const ggml_tensor * x = take_norm();
         const int at = next_;
@@ -111,7 +111,7 @@ public:
 private:
     const ggml_tensor * node(int i) const { return graph_->nodes[i]; }
 
-    // RMS_NORM and MUL with a weight; returns what comes out, or null
+    // RMS_NORM and MUL with a weight; returns the result, or null
     const ggml_tensor * take_norm() {
         const ggml_tensor * norm = node(next_);
         if (norm->op != GGML_OP_RMS_NORM || !plain_f32(norm) || !plain_f32(norm->src[0])) return nullptr;
@@ -122,7 +122,7 @@ private:
         const ggml_tensor * weight = scaled->src[1];
         if (!plain_f32(weight) || weight->ne[0] != norm->ne[0] || ggml_nrows(weight) != 1) return nullptr;
         if (n_tokens(norm) > kMostTokens) return nullptr;
-        // a token's result may replace that token, not part of another one
+        // a token's result may overwrite that token, but no part of another
         const ggml_tensor * input = norm->src[0];
         const bool keeps_plain = !read_once(graph_, norm);
         for (const ggml_tensor * to : {scaled, keeps_plain ? norm : scaled})
@@ -142,7 +142,7 @@ private:
         for (; next_ < graph_->n_nodes; next_ = next_node(graph_, next_)) {
             const ggml_tensor * product = node(next_);
             if (!is_ours(product) || product->src[1] != x) break;
-            // other memory than a model's may be given to a later result: such a weight alone, then
+            // memory outside the model may be reused for a later result, so such a weight is multiplied alone
             if (!is_constant(product->src[0]) && !nodes_.empty()) break;
             nodes_.push_back(product);
             work_.products.push_back({Product::Kind::store, matrix_of(product->src[0]), {}, floats(product), product->ne[0], nullptr});
@@ -180,7 +180,7 @@ private:
         return true;
     }
 
-    // the last product plus something that was there before
+    // the last product plus an existing tensor
     void take_sum() {
         if (next_ >= graph_->n_nodes) return;
         const ggml_tensor * sum = node(next_);
@@ -190,16 +190,16 @@ private:
         if ((sum->src[0] != nodes_[last] && sum->src[1] != nodes_[last]) || other == nodes_[last]) return;
         if (!plain_f32(other) || !ggml_are_same_shape(other, nodes_[last]) || taken(other) >= 0) return;
         if ((overlap(sum, other) && !same_range(sum, other)) || overlaps_products(sum, last, last)) return;
-        // a view of another of the products is complete only when all are
+        // a view of another product is complete only when all products are
         if (overlaps_products(other, last, last)) return;
-        // what is normalized on the way is written before the sum reads it
+        // the normalized values are written before the sum reads them
         if (norm_input_ && (overlap_floats(norm_.scaled, other) || overlap_floats(norm_.plain, other))) return;
         Product & product = work_.products[last];
         product = {Product::Kind::add, product.w, {}, floats(sum), sum->ne[0], floats(other)};
         next_ = next_node(graph_, next_);
     }
 
-    // whether a result that moves forward to where its products are computed would disturb the others
+    // whether writing a result earlier, with its products, would overwrite the others
     bool overlaps_products(const ggml_tensor * result, int one, int two) const {
         for (int i = 0; i < int(nodes_.size()); i++)
             if (i != one && i != two && overlap(result, nodes_[i])) return true;
@@ -222,8 +222,8 @@ private:
     bool constant_weights_ = true;
 };
 
-// ggml divides the attention of a lone token among threads by cells, and adds up in another order then than for several
-// tokens: what is written would depend on whether anything is written beside it. Its reference divides by heads.
+// ggml splits the attention of a lone token among threads by cells, and then adds up in another order than for several
+// tokens: an answer would depend on whether others are decoded in the same batch. Its reference path splits by heads.
 bool is_lone_attention(const ggml_tensor * node) { return node->op == GGML_OP_FLASH_ATTN_EXT && node->src[0]->ne[1] == 1; }
 
 ggml_status compute_foreign(Context & context, const ggml_cgraph * graph, int begin, int end) {
@@ -258,7 +258,7 @@ ggml_status compute_graph(Context & context, ggml_cgraph * graph) {
     int foreign = 0;  // nodes from here on are not computed yet
     for (int i = 0; i < graph->n_nodes;) {
         if (to_compute(graph->nodes[i]) && is_our_attention(*context.table, graph->nodes[i])) {
-            // what it reads must be there, its mask before it is known to be ours
+            // its inputs must be computed first; the mask decides whether the node is ours
             const ggml_status status = compute_foreign(context, graph, foreign, i);
             if (status != GGML_STATUS_SUCCESS) return status;
             const Attended attended = compute_attention(context, graph->nodes[i]);
@@ -287,7 +287,7 @@ void optimize_graph(ggml_cgraph * graph) {
         if (!is_ours(nodes[i])) continue;
         int last = i;
         for (int j = i + 1; j < std::min(graph->n_nodes, i + kLookAhead); j++) {
-            // nothing between can have changed the activations, or weights that no node computes
+            // no node between changes the activations, nor weights that no node computes
             if (!is_ours(nodes[j]) || nodes[j]->src[1] != nodes[i]->src[1] || nodes[j]->src[0]->op != GGML_OP_NONE) continue;
             std::rotate(nodes + last + 1, nodes + j, nodes + j + 1);
             last++;

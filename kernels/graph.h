@@ -1,4 +1,4 @@
-// Walks a graph of ggml: what the kernels can do, fused where neighbours allow it; the rest goes to ggml's CPU backend.
+// Walks a graph of ggml: the kernels compute what they can, fused where possible; ggml's CPU backend computes the rest.
 #pragma once
 
 #include "ggml_abi.h"

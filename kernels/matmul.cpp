@@ -16,7 +16,7 @@ namespace bmx {
 
 namespace {
 
-// Places for arrays in one allocation; the first pass adds up sizes, the second hands out addresses.
+// Lays out arrays in one allocation; the first pass adds up sizes, the second assigns addresses.
 class Places {
 public:
     explicit Places(char * base) : base_(base) {}
@@ -77,12 +77,12 @@ void place(Pass & pass, Places & places, int n_threads) {
 void normalize(const Table & table, const Norm & norm, const float * x, int64_t n, int64_t at, float * out) {
     const float scale = 1.0f / std::sqrt(table.sum_of_squares(x, n) / float(n) + norm.epsilon);
     for (int64_t i = 0; i < n; i++) out[i] = x[i] * scale * norm.weight[i];
-    // last, since it may lie where x is
+    // last, since it may share memory with x
     if (norm.plain)
         for (int64_t i = 0; i < n; i++) norm.plain[at + i] = x[i] * scale;
 }
 
-// The result of normalization may lie where x is: a token is read whole before it is written.
+// The result of normalization may share memory with x: a token is read whole before it is written.
 void prepare_token(const Pass & pass, int64_t token, float * normalized) {
     const int64_t n = pass.work.n_columns, at = (pass.first + token) * n;
     const float * x = pass.work.x + at;
@@ -98,7 +98,7 @@ void prepare_token(const Pass & pass, int64_t token, float * normalized) {
     }
 }
 
-// What is multiplied with zeros must not be infinite or NaN.
+// Clears spare memory, since infinity or NaN times zero is NaN.
 void clear_spare(const Pass & pass) {
     const Activations & x = pass.x[int(Rounding::per_256)];
     if (!pass.wanted[int(Rounding::per_256)] || !x.split_sums) return;
@@ -130,7 +130,7 @@ void write(const Pass & pass, const Product & product, int64_t first_row, int n_
                 for (int r = 0; r < n_rows; r++) to[r] = from[r] + product.residual[at + r];
                 break;
             case Product::Kind::swiglu:
-                // a panel's row count is a multiple of the vectors' length, what is left of the matrix need not be
+                // a panel's row count is a multiple of the vectors' length; the last rows of the matrix may be fewer
                 pass.table.swiglu(from, second + m * rows, from, rows);
                 memcpy(to, from, n_rows * sizeof(float));
                 break;
@@ -167,7 +167,7 @@ void compute_panels(Pass & pass, int64_t begin, int64_t end, float * y, char * s
     }
 }
 
-// Takes a run of panels, so that memory is read in order; the last ones are short, so that no thread waits long for another.
+// Takes a run of panels, so that memory is read in order; the last runs are short, so that no thread waits long.
 bool take_panels(Pass & pass, int n_threads, int64_t & begin, int64_t & end) {
     begin = pass.next.load();
     do {

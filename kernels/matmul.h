@@ -1,4 +1,4 @@
-// Products of weight matrices with activations, and what is fused with them, on all threads.
+// Products of weight matrices with activations, and operations fused with them, on all threads.
 #pragma once
 
 #include <cstddef>
@@ -25,7 +25,7 @@ struct Product {
     const float * residual;
 };
 
-// x is normalized first: x * weight / rms(x); the results are kept, too, where asked for.
+// x is normalized first: x * weight / rms(x); the results are also stored where a pointer is given.
 struct Norm {
     const float * weight;
     float epsilon;
@@ -33,7 +33,7 @@ struct Norm {
     float * scaled;
 };
 
-// Products of the same activations: rounded once. Every y may share memory with x, or be its residual.
+// Products of the same activations, which are rounded once. Each y may share memory with x, or be its residual.
 struct Work {
     const float * x;
     int64_t n_tokens, n_columns;
@@ -48,7 +48,7 @@ inline size_t aligned(size_t n) { return (n + kAlign - 1) / kAlign * kAlign; }
 class Scratch {
 public:
     ~Scratch();
-    // 64-byte aligned; what it held before is lost. Null if there is no memory.
+    // 64-byte aligned; earlier content is lost. Null if there is no memory.
     char * at_least(size_t n_bytes);
 
 private:
@@ -56,11 +56,11 @@ private:
     size_t size_ = 0;
 };
 
-// Tokens of one pass; a panel's results stay in the second-level cache. Where there are more, results must not share
-// memory with x.
+// Tokens of one pass; a panel's results stay in the second-level cache. With more tokens, results must not share memory
+// with x.
 constexpr int64_t kMostTokens = 1024;
 
-// Returns false if there is no memory for scratch; what was computed is incomplete then.
+// Returns false if there is no memory for scratch; the results are incomplete then.
 bool multiply(const Table & table, const Work & work, int n_threads, Scratch & scratch);
 
 }  // namespace bmx

@@ -1,10 +1,10 @@
-// The kernels, written once over a small set of vector operations; each instruction set's file defines those (`S`) and
-// instantiates this. Names follow table.h. All of it is inlined into the one file, hence the unnamed namespace.
+// The kernels, written once over a small set of vector operations; each instruction set's file defines these (`S`) and
+// instantiates the kernels. Names follow table.h. Everything is inlined into that file, hence the unnamed namespace.
 //
-// S::Few multiplies a few tokens, as many as S::Few::most(weight), with rows as they lie in memory: dots.h, strips.h, quads512.h.
-// S has kLanes of 32 bits; a panel has S::kHigh vectors of rows, and S::kWide tokens pass over it together: as many as
-// the registers hold sums for. The inner loop is one dot product of four bytes a lane for each of kHigh * kWide sums,
-// fed by kHigh loads of weights and kWide broadcasts of activations.
+// S::Few multiplies at most S::Few::most(weight) tokens with rows as they lie in memory: dots.h, strips.h, quads512.h.
+// S has kLanes of 32 bits; a panel has S::kHigh vectors of rows, and S::kWide tokens pass over it together: as many as the
+// registers hold sums for. The inner loop is one dot product of four bytes per lane for each of kHigh * kWide sums, fed by
+// kHigh loads of weights and kWide broadcasts of activations.
 #pragma once
 
 #include <algorithm>
@@ -24,14 +24,14 @@ struct FloatPanel {
     alignas(64) float weights[kColumns][S::kHigh][S::kLanes];
 };
 
-// A few tokens have more, so that two matrices whose panels take turns are read in longer runs.
+// With few tokens a panel has more rows, so that two matrices whose panels alternate are read in longer runs.
 template <class S>
 int rows_of_a_panel(int64_t n_tokens) {
     return n_tokens <= kMostDots ? 4 * panel_rows<S>() : panel_rows<S>();
 }
 
-// What will be read next, fetched a few lines at a time between products: there is room for few lines on their way from
-// memory, and a load that finds none waits with all that comes after it.
+// Prefetches the next data a few lines at a time between products: the processor tracks few lines in flight from memory,
+// and a load beyond that blocks all that follow it.
 struct Fetch {
     const char * at;
     const char * end;
@@ -39,7 +39,7 @@ struct Fetch {
 
     bool left() const { return at < end; }
 
-    // Lets `some` fetch so much at a time that so many times are enough, and enough to be done with it soon.
+    // Sets the lines per call of `some` so that n_times calls fetch everything, with a minimum to finish early.
     void spread(int64_t n_times) { n_lines = std::max(kFewestLines, int((end - at + 64 * n_times - 1) / (64 * n_times))); }
 
     void some() {
@@ -54,20 +54,20 @@ private:
     static constexpr int kFewestLines = 4;
 };
 
-// ---- The products of a K-quant's block with a token are whole numbers up to here. From here on each file that has kernels
-// does the same operations in the same order, so that a result does not depend on how many tokens there are.
+// ---- The products of a K-quant's block with a token are whole numbers up to here. From here on, each file of kernels does
+// the same operations in the same order, so that a result does not depend on the number of tokens.
 
-// What a block with minimums comes to, before it is scaled by the token's scale.
+// The value of a block with minimums, before the token's scale.
 template <class S>
 BMX_INLINE typename S::F block_value(typename S::I sum, typename S::F of_factors, typename S::I of_minimum, typename S::F of_minimums) {
-    // rounded in between, as written: a compiler that joins a product with a sum has no choice here
+    // rounded in between: written so that a compiler cannot fuse the product with the sum
     return S::fnma(S::to_float(of_minimum), of_minimums, S::mul(S::to_float(sum), of_factors));
 }
 
 // ---- products of one unpacked block with kTokens tokens; `at` is the first token's index into the activations
 
-// How far products of two bytes can be summed in 16 bits, where the instruction set has no wider dot product; the
-// weights go up to 15 or 31, to 63, or are signed bytes.
+// How many products of two bytes can be summed in 16 bits, where the instruction set has no wider dot product; weights
+// are at most 15, 31 or 63, or signed bytes.
 enum class Sum { of_nibbles, of_5_bits, of_6_bits, of_bytes };
 
 template <class S, int kTokens, int kSteps, Sum kSum>
@@ -113,8 +113,8 @@ inline void dot_products(const uint8_t (*w)[S::kHigh][S::kLanes * 4], const int8
     }
 }
 
-// Adds sums over a block of a K-quant, times its scale: whole numbers, so that their order changes nothing. They have 27 bits
-// at most.
+// Adds sums over a block of a K-quant, times its scale: whole numbers of at most 27 bits, so that their order does not
+// matter.
 template <class S, int kTokens>
 BMX_INLINE void add_times(const typename S::I (&c)[kTokens][S::kHigh], const int32_t (*factors)[S::kLanes], typename S::I (&g)[kTokens][S::kHigh]) {
     BMX_UNROLL
@@ -161,7 +161,7 @@ void block_with_minimums(const Panel<S> & p, const Activations & x, int64_t at, 
     }
 }
 
-// Q6_K: sixteen blocks of 16, each with a scale; bytes are 32 too large, which the sums start with
+// Q6_K: sixteen blocks of 16, each with a scale; bytes are 32 too large, and the sums start with the correction
 template <class S, int kTokens, Sum>
 void block_q6_k(const Panel<S> & p, const Activations & x, int64_t at, int, float * y, Fetch & fetch) {
     using I = typename S::I;
@@ -194,7 +194,7 @@ void block_q6_k(const Panel<S> & p, const Activations & x, int64_t at, int, floa
     }
 }
 
-// Q8_0, Q4_0: blocks of 32, each with a scale of its own on both sides
+// Q8_0, Q4_0: blocks of 32, each with a scale for weights and one for activations
 template <class S, int kTokens, Sum kSum>
 void block_of_32(const Panel<S> & p, const Activations & x, int64_t at, int n_sub, float * y, Fetch & fetch) {
     using I = typename S::I;
@@ -233,7 +233,8 @@ void block_of_32(const Panel<S> & p, const Activations & x, int64_t at, int n_su
 template <class S>
 using BlockFunction = void (*)(const Panel<S> &, const Activations &, int64_t at, int n_sub, float * y, Fetch & fetch);
 
-// All tokens over one block, in as few passes of at most kWide as possible, all about as wide: a narrow one waits for itself.
+// All tokens over one block, in as few passes of at most kWide tokens as possible and of similar width, since a narrow pass
+// waits for its own latency.
 template <class S>
 void all_tokens(
     const BlockFunction<S> * by_tokens, const Panel<S> & p, const Activations & x, int64_t block, int n_sub, float * y, Fetch fetch) {
@@ -272,7 +273,7 @@ const BlockFunction<S> * functions_of(Weight weight) {
     }
 }
 
-// ---- F16 weights: float32 products with the activations as they are
+// ---- F16 weights: float32 products with unrounded activations
 
 template <class S, int kTokens>
 void block_f16(const FloatPanel<S> & p, const float * x, size_t stride, int n, float * y, int y_stride) {
@@ -335,13 +336,13 @@ void multiply_floats(const FloatPanel<S> & p, const float * x, size_t stride, in
 
 // ---- a whole panel
 
-// Part `index` of `count` of what will be read next; in address order, so that pages are walked once.
+// Part `index` of `count` of the data that is read next; in address order, so that each page is translated once.
 inline Fetch next_part(const Rows & rows, int64_t index, int64_t count) {
     if (!rows.next) return {nullptr, nullptr, 0};
     return {rows.next + rows.next_bytes * index / count, rows.next + rows.next_bytes * (index + 1) / count, 1};
 }
 
-// Some columns of a panel's rows. Rows that are not there are the last one again: computed, and never looked at.
+// Some columns of a panel's rows. Missing rows repeat the last one; their results are not used.
 template <int kRows>
 struct Tile {
     const char * data;
@@ -361,7 +362,7 @@ struct Workspace {
         Panel<S> panel;
         FloatPanel<S> floats;
     };
-    alignas(64) char copy[panel_rows<S>() * 8 * 34];  // the most that 256 columns take: Q8_0
+    alignas(64) char copy[panel_rows<S>() * 8 * 34];  // the largest type for 256 columns is Q8_0
 };
 
 template <class S>

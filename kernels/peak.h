@@ -1,4 +1,4 @@
-// What the multipliers of one instruction set could do at most: products of bytes on registers, with nothing to wait for.
+// The peak of one instruction set's multipliers: products of bytes on registers, without waiting for memory.
 #pragma once
 
 #include <cstdint>
@@ -8,12 +8,12 @@
 namespace bmx {
 namespace {
 
-// See Table::multiply_bytes. Each sum is a factor of its own next product: nothing can be computed once for all rounds,
-// and enough sums are on the way to keep every multiplier busy.
+// See Table::multiply_bytes. Each sum is a factor of its own next product, so that no round can be left out, and enough sums
+// are in flight to keep all multipliers busy.
 template <class V>
 int64_t multiply_bytes(int64_t rounds, int32_t * sum) {
     using I = typename V::I;
-    // two fewer where a product is a step of its own: with twelve, compilers run out of registers
+    // two fewer where a product needs an extra step: with twelve sums, compilers run out of registers
     constexpr int kSums = V::kSignedBytes ? 10 : 12;
     const I factor = V::set1(0x01030507);
     I sums[kSums];

@@ -1,8 +1,8 @@
 // The plug-in: one ACCEL device that llama.cpp's scheduler puts ahead of its CPU backend.
 //
-// It takes every operation that the CPU backend takes, so that a graph stays in one piece: products of quantized
-// weights are computed here, fused with their neighbours, and what is between them is handed to a CPU backend of its
-// own. Weights stay where they are, in ggml's CPU buffers or memory maps.
+// It accepts all operations of the CPU backend, so that a graph stays in one piece. It computes products of quantized
+// weights itself, fused with their neighbours, and hands the nodes between them to its own CPU backend. Weights stay in
+// ggml's CPU buffers or memory maps.
 #include "plugin.h"
 
 #include <algorithm>
@@ -59,10 +59,10 @@ void free_backend(ggml_backend_t backend) {
 }
 
 ggml_status compute(ggml_backend_t backend, ggml_cgraph * graph) {
-    // nothing may pass through C: an allocation that fails is a status, and so is a thread that cannot be started
+    // no exception may pass through C: a failed allocation becomes a status, and so does a thread that cannot start
     try {
         Context & context = context_of(backend);
-        // a backend that was made while the kernels were off is asked to compute only when they are on again
+        // a backend created while the kernels were off computes only after they are on again
         if (!context.table) context.table = chosen;
         return compute_graph(context, graph);
     } catch (const std::bad_alloc &) {
@@ -142,7 +142,7 @@ bool supports_op(ggml_backend_dev_t, const ggml_tensor * op) {
     return is_ours(op) || ggml_backend_dev_supports_op(cpu_device(), op);
 }
 
-// also while the kernels are off: a scheduler asserts that each of its backends supports the type it named
+// also while the kernels are off: a scheduler asserts that each backend supports its own buffer type
 bool supports_buffer_type(ggml_backend_dev_t, ggml_backend_buffer_type_t type) { return ggml_backend_buft_is_host(type); }
 
 // ---- registration
@@ -178,7 +178,7 @@ void * proc_address(ggml_backend_reg_t, const char * name) {
 
 void say(char * message, int size, const char * format, const char * a, const char * b) { snprintf(message, size, format, a, b); }
 
-// The kernels of a name, the scalar version included; null if they cannot run here.
+// The kernels of this name, the scalar version included; null if this machine cannot run them.
 const Table * table_named(const char * name) {
     if (!strcmp(name, "scalar")) return scalar_table();
     for (const Named & named : kTables)
@@ -268,12 +268,12 @@ int bimedix_edge_kernels_multiply(
     long long n_columns, float * y, int n_threads) {
     const Table * table = table_named(name);
     const int unit = block_size(Weight(weight)).columns;
-    // as `is_ours` asks of a node
+    // the same conditions as `is_ours` has for a node
     if (!table || unit == 0 || n_columns <= 0 || n_columns % unit != 0 || n_columns % 32 != 0) return 1;
     Work work = {x, n_tokens, n_columns, nullptr, {}};
     const Matrix matrix = {Weight(weight), static_cast<const char *>(w), size_t(stride), n_rows};
     work.products.push_back({Product::Kind::store, matrix, {}, y, n_rows, nullptr});
-    static thread_local Scratch scratch;  // kept, as a model's is
+    static thread_local Scratch scratch;  // kept between calls, as for a model
     return multiply(*table, work, n_threads, scratch) ? 0 : 2;
 }
 

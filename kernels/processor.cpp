@@ -34,7 +34,7 @@ Registers cpuid(uint32_t leaf, uint32_t sub) {
 #endif
 }
 
-// which registers the operating system saves: bits 1, 2 for AVX, 5 to 7 for AVX-512, 17 and 18 for tiles
+// registers that the operating system saves: bits 1, 2 for AVX, 5 to 7 for AVX-512, 17 and 18 for tiles
 uint64_t saved_registers() {
 #ifdef _MSC_VER
     return _xgetbv(0);
@@ -77,7 +77,7 @@ Features read_features() {
 }  // namespace
 
 Features processor_features() {
-    // once: under a hypervisor each question costs tens of microseconds
+    // once: under a hypervisor each CPUID costs tens of microseconds
     static const Features features = read_features();
     return features;
 }

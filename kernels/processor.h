@@ -1,11 +1,11 @@
-// What this processor can do, and what the operating system lets programs use of it.
+// The instruction sets of this processor that the operating system lets programs use.
 #pragma once
 
 namespace bmx {
 
 struct Features {
     bool avx2, avxvnni, avx512vnni, avx512bf16, amx;
-    bool fast_bf16;  // vectors of bfloat16 are multiplied at twice the rate of float32: AMD's; Intel's take as long
+    bool fast_bf16;  // AMD multiplies bfloat16 at twice the rate of float32; Intel at the same rate
 };
 
 Features processor_features();

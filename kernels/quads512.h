@@ -1,8 +1,8 @@
-// One token and K-quants with AVX-512 VNNI, where nothing but memory should take time: four rows of weights side by side, 16
-// bytes of each in one vector, as they lie in memory. One load of 16 activations serves all four, and a dot product of bytes
-// adds four columns at a time. A block's sum is exact in int32, and what is made of it is to the bit what strips.h and panel.h do.
+// One token and K-quants with AVX-512 VNNI, where only memory should take time: four rows of weights side by side, 16 bytes
+// of each in one vector, as they lie in memory. One load of 16 activations serves all four rows, and a dot product of bytes
+// adds four columns at a time. A block's sum is exact in int32; the result is bit-identical to strips.h and panel.h.
 //
-// Where lanes are said to hold something of a row, the first four lanes are the first row's, the next four the second's, ...
+// In vectors of four rows, the first four lanes are the first row's, the next four the second's, ...
 #pragma once
 
 #include <immintrin.h>
@@ -19,13 +19,13 @@ constexpr int kQuad = 4;
 
 struct Quad {
     const uint8_t * row[kQuad];
-    const uint8_t * next;  // the first of the rows that come after these
+    const uint8_t * next;  // the first row after these
     size_t stride;
 
     // 16 bytes of each row
     __m512i load(size_t offset) const {
         const auto at = [&](int r) { return _mm_loadu_si128(reinterpret_cast<const __m128i *>(row[r] + offset)); };
-        // inserting a load into 256 bits costs no shuffle, so that there is one
+        // inserting a load into 256 bits needs no shuffle, so only one shuffle is left
         const __m256i low = _mm256_inserti128_si256(_mm256_castsi128_si256(at(0)), at(1), 1);
         const __m256i high = _mm256_inserti128_si256(_mm256_castsi128_si256(at(2)), at(3), 1);
         return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
@@ -46,8 +46,8 @@ struct Quad {
         next += n_bytes;
     }
 
-    // Fetches what the next rows hold in the same place. Into the second-level cache: the first has room for too few lines
-    // on their way from memory (on a Zen 4, 21 against 41 GB/s).
+    // Prefetches the same place of the next rows into the second-level cache: the first tracks too few lines in flight from
+    // memory (on a Zen 4, 21 against 41 GB/s).
     template <int kBytes>
     void fetch() const {
         for (int r = 0; r < kQuad; r++)
@@ -55,7 +55,7 @@ struct Quad {
     }
 };
 
-// Two floats of half precision of each row, which are in the 32 bits of its first lane: in turn in the row's lanes.
+// Expands two half-precision floats of each row, from the 32 bits of its first lane, alternating over the row's lanes.
 inline __m512 halves_of(__m512i head) {
     const __m512i firsts = _mm512_setr_epi32(0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12);
     const __m512 all = _mm512_castps256_ps512(_mm256_cvtph_ps(_mm512_castsi512_si128(_mm512_permutexvar_epi32(firsts, head))));
@@ -73,7 +73,7 @@ inline __m512i sixteen_of(const void * activations) {
 }
 
 inline __m512i in_each_row(char a, char b, char c, char d) {
-    // two bytes of a 16-bit number, four times; then those of another
+    // two bytes of a 16-bit number, four times; then those of a second one
     return _mm512_broadcast_i32x4(_mm_setr_epi8(a, b, a, b, a, b, a, b, c, d, c, d, c, d, c, d));
 }
 
@@ -98,13 +98,13 @@ inline __m512i two_of_words(__m512i words, int a, int b) {
 
 // Adds the sums over two blocks of bytes, times their scales.
 inline __m512i add_scaled(__m512i block, __m512i first, __m512i second, __m512i scales) {
-    // a lane holds at most 8 products of 31 * 127, or 4 of 63 * 127: they fit 16 bits
+    // a lane holds at most 8 products of 31 * 127, or 4 of 63 * 127, which fit 16 bits
     return _mm512_dpwssd_epi32(block, _mm512_packs_epi32(first, second), scales);
 }
 
 // ---- Q4_K, Q5_K
 
-// 64 columns: the lower halves of 32 bytes are the first 32, the upper ones the rest.
+// 64 columns: the lower halves of 32 bytes are the first 32 columns, the upper halves the others.
 template <bool kFifthBit, int kPair>
 inline __m512i pair_of_nibbles(const Quad & quad, const int8_t * x, const __m512i * fifth, __m512i scales, __m512i block) {
     const __m512i four = _mm512_set1_epi8(15), bit = _mm512_set1_epi8(16);
@@ -148,7 +148,7 @@ __m512 quad_with_minimums(Quad quad, const Activations & x) {
         block = pair_of_nibbles<kFifthBit, 3>(quad, values, fifth, scales, block);
         const __m512i minimums = _mm512_unpackhi_epi8(scales, _mm512_setzero_si512());
         const __m512i m = _mm512_madd_epi16(minimums, sixteen_of(x.sums32 + b * 8));
-        // in turn the sum and its scale, the minimums' and theirs
+        // alternating: the sum with its scale, the minimums' sum with theirs
         const __m512 sums = _mm512_cvtepi32_ps(sums_of_rows(block, m)), halves = halves_of(head);
         const __m512 of_minimums = _mm512_permute_ps(halves, 0xb1);
         const __m512 value = _mm512_fnmadd_ps(_mm512_permute_ps(sums, 0xb1), of_minimums, _mm512_mul_ps(sums, halves));
@@ -190,7 +190,7 @@ inline __m512 quad_q6_k(Quad quad, const Activations & x) {
         const __m512i zero = _mm512_setzero_si512(), packed = quad.load(192);
         const __m512i scales[2] = {
             _mm512_srai_epi16(_mm512_unpacklo_epi8(zero, packed), 8), _mm512_srai_epi16(_mm512_unpackhi_epi8(zero, packed), 8)};
-        // what the bytes being 32 too large adds, taken off: sums16 holds -32 times the sums
+        // the bytes are 32 too large; this removes their contribution, as sums16 holds -32 times the sums
         const __m512i wide = _mm512_srai_epi32(_mm512_loadu_si512(x.sums16 + b * 16), 5);
         const __m512i sums = _mm512_castsi256_si512(_mm512_cvtepi32_epi16(wide));
         const __m512i of_first = _mm512_madd_epi16(scales[0], _mm512_shuffle_i32x4(sums, sums, 0));
@@ -218,7 +218,7 @@ inline void quads(const Rows & rows, const Activations & x, float * y) {
         const char * const data = rows.data + first * rows.stride;
         const bool last = first + kQuad >= rows.n_rows;
         Quad quad;
-        // rows that are not there are the last one again: computed, and written where nobody looks
+        // missing rows repeat the last one; their results go to unused places
         for (int r = 0; r < kQuad; r++)
             quad.row[r] = reinterpret_cast<const uint8_t *>(data + std::min(r, rows.n_rows - 1 - first) * rows.stride);
         quad.next = reinterpret_cast<const uint8_t *>(last && rows.after ? rows.after : data + kQuad * rows.stride);

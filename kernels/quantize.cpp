@@ -1,8 +1,8 @@
 // The search for scales takes nearly all the time of a conversion to K-quants: for each block of 32 (or 16) values, about
-// twenty scales are tried. Here eight blocks are searched side by side, one in each lane of a vector, and each lane goes
-// through the very operations of ggml's scalar code in their order: no sum is reassociated, no product fused with a sum
-// (this file is compiled with -ffp-contract=off). So the bytes are equal, which converters/quantize.py checks against
-// ggml before it relies on it.
+// twenty scales are tried. Here eight blocks are searched side by side, one in each lane of a vector, and each lane does
+// the same operations as ggml's scalar code in the same order: no sum is reassociated, no product fused with a sum (this
+// file is compiled with -ffp-contract=off). So the bytes are equal; converters/decoder/quantize.py checks that against ggml
+// before it relies on it.
 //
 // Source: ggml-quants.c of llama-cpp-python 0.3.36: make_qkx2_quants, make_qx_quants, quantize_row_q[456]_K_ref,
 // quantize_row_q8_0_ref, quantize_row_q4_0_ref.
@@ -30,7 +30,7 @@ F set(float v) { return _mm256_set1_ps(v); }
 F choose(F no, F yes, F mask) { return _mm256_blendv_ps(no, yes, mask); }
 F less(F a, F b) { return _mm256_cmp_ps(a, b, _CMP_LT_OQ); }
 
-// ggml's nearest_int, whose trick gives garbage beyond 2^22, as it does here
+// ggml's nearest_int, whose trick gives garbage beyond 2^22; so does this one
 I nearest(F v) {
     const I bits = _mm256_castps_si256(_mm256_add_ps(v, set(12582912.0f)));
     return _mm256_sub_epi32(_mm256_and_si256(bits, _mm256_set1_epi32(0x007fffff)), _mm256_set1_epi32(0x00400000));
@@ -61,7 +61,7 @@ void store_transposed(const I * values, uint8_t * to) {
     }
 }
 
-// What was found for eight blocks, and from what the quants of the search follow.
+// The result of the search for eight blocks, and the values from which their quants follow.
 struct Search {
     F scale, minimum;
     F inverse, base;
@@ -128,7 +128,7 @@ Search search_with_minimum(const F * x, int most, float first, int n_steps) {
         s.scale = choose(s.scale, scale, better);
         minimum = choose(minimum, low, better);
     }
-    // flat blocks left ggml's search before it began; the arithmetic above is not to be trusted there
+    // ggml's search leaves flat blocks before it begins; the arithmetic above is not valid for them
     s.scale = _mm256_andnot_ps(s.flat, s.scale);
     s.minimum = _mm256_xor_ps(sign, choose(minimum, least, s.flat));
     return s;
@@ -178,7 +178,7 @@ void super_block(const float * x, int most, float first, int n_steps, uint8_t * 
     I found[32];
     for (int i = 0; i < 32; i++) found[i] = clamp(nearest(_mm256_div_ps(_mm256_add_ps(values[i], offset), step)), 0, most);
     if (_mm256_movemask_ps(none)) {
-        // a scale that was rounded to nothing: the quants of the search stay
+        // the scale was rounded to zero: the quants of the search stay
         for (int i = 0; i < 32; i++) {
             I searched = clamp(nearest(_mm256_mul_ps(s.inverse, _mm256_sub_ps(values[i], s.base))), 0, most);
             searched = _mm256_andnot_si256(_mm256_castps_si256(s.flat), searched);
@@ -311,7 +311,7 @@ void put_half(float value, uint8_t * to) {
     memcpy(to, &half, 2);
 }
 
-// To int8 as C casts it on this architecture: what does not fit, or is no number, loses its upper bits
+// To int8 as C casts it on this architecture: values that do not fit, and NaN, lose their upper bits
 I wrapped(F v) { return _mm256_srai_epi32(_mm256_slli_epi32(_mm256_cvttps_epi32(v), 24), 24); }
 
 // Eight integers each, in order, to bytes
@@ -328,7 +328,7 @@ void block_q8_0(const float * x, uint8_t * y) {
     const F inverse = set(d != 0 ? 1.0f / d : 0.0f), sign = set(-0.0f);
     I q[4];
     for (int i = 0; i < 4; i++) {
-        // roundf: halves go away from zero
+        // roundf: halves round away from zero
         const F scaled = _mm256_mul_ps(v[i], inverse);
         const F whole = _mm256_round_ps(scaled, _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC);
         const F rest = _mm256_andnot_ps(sign, _mm256_sub_ps(scaled, whole));
@@ -342,7 +342,7 @@ void block_q4_0(const float * x, uint8_t * y) {
     F v[4];
     for (int i = 0; i < 4; i++) v[i] = _mm256_loadu_ps(x + 8 * i);
     const float size = largest_size(v);
-    // the first of the largest values, whose sign decides that of the scale
+    // the first of the largest values; its sign decides the scale's
     int first = 0;
     for (int i = 3; i >= 0; i--) {
         const int found = _mm256_movemask_ps(_mm256_cmp_ps(_mm256_andnot_ps(set(-0.0f), v[i]), set(size), _CMP_EQ_OQ));

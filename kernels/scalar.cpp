@@ -1,4 +1,4 @@
-// The judge: the same products from the definition of each format, one value at a time.
+// The reference: the same products from the definition of each format, one value at a time.
 #include <cmath>
 #include <cstring>
 #include <vector>

@@ -52,10 +52,10 @@ bool agree(const std::vector<float> & a, const std::vector<float> & b) {
         difference += std::pow(double(a[i]) - b[i], 2);
         size += std::pow(double(b[i]), 2);
     }
-    return difference <= 1e-10 * size;  // false for NaN, too
+    return difference <= 1e-10 * size;  // also false for NaN
 }
 
-// Two tokens and two heads, over cells with others between them.
+// Two tokens and two heads, over cells with other cells between them.
 std::vector<float> attention(const Table & table, Random random) {
     constexpr int kHead = 64, kCells = 100, kAttentionRows = 4;
     std::vector<float> queries(kAttentionRows * kHead), out(queries.size());
@@ -78,7 +78,7 @@ std::vector<float> attention(const Table & table, Random random) {
 
 const char * self_test(const Table & table) {
     Random random;
-    // one token, few and many take different ways
+    // one token, few tokens and many take different paths
     std::vector<float> few[] = {std::vector<float>(kColumns), std::vector<float>(5 * kColumns), std::vector<float>(39 * kColumns)};
     for (std::vector<float> & x : few)
         for (float & value : x) value = random.unit();

@@ -1,6 +1,6 @@
 // A few tokens, up to kMostFew: S::kLanes rows at a time are unpacked and multiplied in registers, along their whole length.
-// Nothing is written on the way but scales. A token's result is to the bit what panel.h computes: the same operations in the
-// same order, so that it does not depend on how many tokens are multiplied with it.
+// Only scales are written on the way. A token's result is bit-identical to that of panel.h: the same operations in the same
+// order, so that it does not depend on the number of tokens.
 #pragma once
 
 #include "panel.h"
@@ -97,7 +97,7 @@ BMX_INLINE void strip_q6_k(const Strip<S> & strip) {
     const I four = S::set1(0x0f0f0f0f), two = S::set1(0x30303030);
     const Activations & x = strip.x;
     const int8_t * values = x.values + strip.at * kBlock;
-    // in memory: what registers there are hold weights
+    // in memory: the registers are needed for weights
     alignas(64) int32_t factors[16][S::kLanes];
     const SixteenScales<S> scales(strip.row, strip.stride);
     BMX_UNROLL
@@ -135,7 +135,7 @@ BMX_INLINE void strip_q6_k(const Strip<S> & strip) {
     }
 }
 
-// Q8_0, Q4_0: n_sub times 32 columns
+// Q8_0, Q4_0: n_sub blocks of 32 columns
 template <class S, Weight kWeight, int kTokens>
 BMX_INLINE void strip_of_32(const Strip<S> & strip, int n_sub) {
     using I = typename S::I;

@@ -104,7 +104,7 @@ private:
 }  // namespace
 
 void run_team(int n_threads, TeamFunction function, void * data) {
-    // one pool, of the size last asked for; two contexts that compute at once take turns
+    // one pool, of the most recently requested size; two contexts that compute at once take turns
     static std::mutex mutex;
     static Pool * pool = nullptr;
     std::lock_guard<std::mutex> lock(mutex);

@@ -1,5 +1,5 @@
-// A team of threads that runs one function together. With OpenMP, whose threads ggml's CPU backend uses too, there is one
-// set of threads for both; without it, a pool of our own whose threads sleep between calls.
+// A team of threads that runs one function together. With OpenMP, the threads are those of ggml's CPU backend; without it,
+// they are a pool of our own that sleeps between calls.
 #pragma once
 
 namespace bmx {

@@ -1,7 +1,7 @@
 // AMX's instructions for tiles: eight registers of up to 16 rows of 64 bytes.
 //
-// In assembly, since the compilers' own macros do not say which memory they read and write: GCC 12 drops what was written
-// to a configuration, or to a tile's source, as if nobody read it.
+// In assembly, since the compilers' own macros do not declare the memory they read and write: GCC 12 drops writes to a
+// configuration, or to a tile's source, as if they were never read.
 #pragma once
 
 #include <cstdint>
@@ -22,8 +22,8 @@ struct TileConfig {
 };
 static_assert(sizeof(TileConfig) == 64, "as the processor reads it");
 
-// The calling thread's tiles are configured while this lives. It may have a configuration already: ggml's own products
-// set one for each thread and rely on it from then on.
+// Configures the calling thread's tiles for its lifetime. The thread may have a configuration already: ggml's own products
+// set one per thread and rely on it from then on.
 class Configured {
 public:
     explicit Configured(const TileConfig & config) {

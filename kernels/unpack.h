@@ -18,20 +18,20 @@ template <class S>
 struct Panel {
     alignas(64) uint8_t weights[64][S::kHigh][S::kLanes * 4];
     alignas(64) float scales[8][S::kHigh][S::kLanes];      // of blocks of 32: Q8_0, Q4_0
-    alignas(64) int32_t factors[16][S::kHigh][S::kLanes];  // of a K-quant's blocks, whole numbers, and what all are times
+    alignas(64) int32_t factors[16][S::kHigh][S::kLanes];  // scales of a K-quant's blocks as whole numbers, and their common factor
     alignas(64) float of_factors[S::kHigh][S::kLanes];
     alignas(64) float of_minimums[S::kHigh][S::kLanes];
     alignas(64) int16_t minimums[4][S::kHigh][S::kLanes * 2];  // of two neighbouring blocks of 32 side by side
 };
 
-// `row` points at the block of the first of S::kLanes rows, h is their place in the panel
+// `row` points at the block of the first of S::kLanes rows; h is their place in the panel
 
 template <class S>
 void put(Panel<S> & p, int group, int h, typename S::I v) {
     S::store(p.weights[group][h], v);
 }
 
-// A float of half precision of each row. Loading vectors and taking them apart takes longer.
+// A half-precision float of each row. Loading vectors and taking them apart is slower.
 template <class S>
 BMX_INLINE typename S::F halves_at(const char * row, size_t stride, size_t offset) {
     alignas(64) uint16_t halves[S::kLanes];
@@ -39,7 +39,7 @@ BMX_INLINE typename S::F halves_at(const char * row, size_t stride, size_t offse
     return S::load_halves(halves);
 }
 
-// The scales of the eight blocks of 32 of Q4_K and Q5_K, and their minimums; in registers, four bytes a lane.
+// The scales of the eight blocks of 32 of Q4_K and Q5_K, and their minimums; in registers, four bytes per lane.
 template <class S>
 struct EightScales {
     using I = typename S::I;
@@ -81,8 +81,8 @@ void unpack_scales_and_minimums(Panel<S> & p, int h, const char * row, size_t st
     S::storef(p.of_minimums[h], unpacked.of_minimums);
 }
 
-// The values of Q4_K and Q5_K: hands over `first`, which are four columns `group` of all rows, and `second`, the columns
-// `group` + 8, with the number of the block of 32 that the first are in; the second are in the next one.
+// The values of Q4_K and Q5_K: passes on `first`, the four columns `group` of all rows, and `second`, the columns of
+// `group` + 8, with the number of the block of 32 of `first`; `second` is in the next block.
 template <class S, bool kFifthBit, class Put>
 BMX_INLINE void unpack_nibbles(const char * row, size_t stride, Put put) {
     using I = typename S::I;
@@ -134,7 +134,7 @@ struct SixteenScales {
     BMX_INLINE I factor(int s) const { return S::template sra<24>(S::sll_by(bytes[s / 4], 24 - s % 4 * 8)); }
 };
 
-// The values of Q6_K, 0 to 63: hands over four columns `group` of all rows, with the number of their block of 16.
+// The values of Q6_K, 0 to 63: passes on the four columns `group` of all rows, with the number of their block of 16.
 template <class S, class Put>
 BMX_INLINE void unpack_six_bits(const char * row, size_t stride, Put put) {
     using I = typename S::I;
@@ -181,7 +181,7 @@ void unpack_q8_0(Panel<S> & p, int h, const char * row, size_t stride, int n_sub
     }
 }
 
-// Nibbles 0 to 15 stand for -8 to 7. Where bytes are offset by 128 they are stored times 16, which the scale undoes.
+// Nibbles 0 to 15 stand for -8 to 7. Where bytes are offset by 128, they are stored times 16, and the scale divides by 16.
 template <class S>
 void unpack_q4_0(Panel<S> & p, int h, const char * row, size_t stride, int n_sub) {
     using I = typename S::I;

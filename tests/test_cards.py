@@ -1,4 +1,4 @@
-"""The cards of the published checkpoints, and what a user may write after `pull`."""
+"""The cards of the published checkpoints, and the references that `pull` accepts."""
 
 from __future__ import annotations
 

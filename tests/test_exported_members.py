@@ -1,4 +1,4 @@
-"""The public surface: what it is, that it is sorted, and that every name exists and says what it is."""
+"""The public surface is pinned and sorted, and every name exists and is documented."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An answer about an image asks the system for no connection: `ask` under strace, in a network namespace of its own."""
+"""An answer about an image opens no connection: `ask` under strace, in a network namespace of its own."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from pathlib import Path
 import pytest
 
 CALLS = re.compile(r"\b(socket|connect|sendto|sendmsg|sendmmsg|bind|getpeername)\(.*\bAF_INET6?\b")
-# without a namespace of its own, a name server could still be asked over a local socket
+# a local socket reaches a name server even from within a network namespace
 LOCAL = re.compile(r"\bconnect\(.*(nscd|resolve|dbus)")
 
 
 def trace_command(log: Path) -> list[str]:
-    """Return what runs a command traced and without a network, or skip."""
+    """Return the words that run a command traced and without a network; skip where the system lacks them."""
     if sys.platform != "linux":
         pytest.skip("strace and network namespaces are Linux's")
     strace, unshare = shutil.which("strace"), shutil.which("unshare")
     if strace is None or unshare is None:
         pytest.skip("strace or unshare is not installed")
-    # an ordinary user gets a network namespace inside a user namespace, where the system allows that
+    # an ordinary user gets a network namespace inside a user namespace, if the system allows it
     apart = [unshare, "-n"] if os.geteuid() == 0 else [unshare, "-r", "-n"]
     command = [*apart, strace, "-f", "-qq", "-e", "trace=%network", "-o", str(log)]
     if subprocess.run([*command, "true"], capture_output=True, check=False).returncode != 0:
@@ -58,7 +58,7 @@ def test_an_answer_about_an_image_opens_no_connection(bundles: dict[str, Path], 
     assert [line for line in calls if CALLS.search(line) or LOCAL.search(line)] == []
 
 
-def test_a_dicom_file_is_decoded_without_asking_for_a_socket(tmp_path: Path) -> None:
+def test_decoding_a_dicom_file_opens_no_socket(tmp_path: Path) -> None:
     from pydicom.data import get_testdata_file
 
     log = tmp_path / "trace"

@@ -1,4 +1,4 @@
-"""Whole or not at all: crashes, full disks and two writers at once."""
+"""Files and directories appear whole or not at all: crashes, full disks, several writers at once."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ except HardwareError as error:
     print(error)
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "Expected room to write" in result.stdout
+    assert "There is no room to write" in result.stdout
     assert (tmp_path / "x").read_bytes() == b"old"
     assert _names(tmp_path) == ["x"]
 
@@ -68,7 +68,7 @@ def test_an_exception_leaves_nothing(tmp_path: Path) -> None:
     assert _names(tmp_path) == []
 
 
-def test_an_existing_target_is_kept_unless_it_is_to_be_replaced(tmp_path: Path) -> None:
+def test_an_existing_target_is_kept_without_replace(tmp_path: Path) -> None:
     (tmp_path / "bundle").mkdir()
     (tmp_path / "bundle" / "a").write_text("old")
     with pytest.raises(UsageError, match="exists"), staged_directory(tmp_path / "bundle"):
@@ -80,7 +80,7 @@ def test_an_existing_target_is_kept_unless_it_is_to_be_replaced(tmp_path: Path) 
     assert _names(tmp_path) == ["bundle"]
 
 
-def test_a_second_writer_is_told_who_is_first(tmp_path: Path) -> None:
+def test_a_second_writer_learns_which_process_is_first(tmp_path: Path) -> None:
     code = f"""
 from pathlib import Path
 from bimedix_edge.errors import UsageError
@@ -126,7 +126,7 @@ def test_a_replacement_killed_between_its_renames_is_undone(tmp_path: Path) -> N
     assert (tmp_path / "bundle" / "a").read_text() == "old"
 
 
-def test_many_processes_at_once_make_exactly_one(tmp_path: Path) -> None:
+def test_one_of_several_processes_writes_and_the_others_are_refused(tmp_path: Path) -> None:
     code = f"""
 import time
 from pathlib import Path
@@ -136,19 +136,19 @@ try:
     with staged_directory(Path({str(tmp_path / "bundle")!r})) as part:
         (part / "a").write_text("x")
         time.sleep(0.3)
-    print("made")
+    print("written")
 except UsageError:
     print("refused")
 """
     processes = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(6)]
     outcomes = sorted(process.communicate()[0].strip() for process in processes)
-    assert outcomes == ["made", *["refused"] * 5]
+    assert outcomes == [*["refused"] * 5, "written"]
     assert _names(tmp_path) == ["bundle"]
 
 
 def test_a_place_that_cannot_be_written_is_a_usage_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UsageError, match="choose another place"), staged_directory(tmp_path / "file" / "bundle"):
+    with pytest.raises(UsageError, match="Choose another place"), staged_directory(tmp_path / "file" / "bundle"):
         pytest.fail("the block must not run")
 
 

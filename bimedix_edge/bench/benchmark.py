@@ -236,7 +236,10 @@ class _Run:
     def _open_vision(self) -> None:
         if (bundle := self._subject.bundle) is not None:
             self._vision = VisionEncoder(
-                EncoderFile.of(bundle), self._options.n_threads, device=self._options.vision_device, kernels=self._choices[ON]
+                EncoderFile.of(bundle),
+                self._options.n_threads,
+                device=self._options.vision_device,
+                kernels=self._choices[ON],
             )
 
     @contextlib.contextmanager

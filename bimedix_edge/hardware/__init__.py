@@ -1,1 +1,1 @@
-"""What this machine has: processor, memory, NVIDIA's driver, and advice about them."""
+"""Facts about this machine: processor, memory, NVIDIA's driver; and advice where a GPU is not used."""

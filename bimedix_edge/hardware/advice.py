@@ -1,4 +1,4 @@
-"""Why no GPU computes, and the command that would change that on the machine at hand."""
+"""Explains why no GPU is used, and gives the command that would change it on this machine."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Missing:
     """Why a GPU is not used.
 
     Attributes:
-        cause: in words, without a full stop.
-        remedy: what to do, likewise; None where this machine has nothing that could be used.
+        cause: Cause in words, without a full stop.
+        remedy: What to do, without a full stop; None where this machine has no GPU that could be used.
     """
 
     cause: str
@@ -35,8 +35,8 @@ def decoder_gpu(hardware: Hardware, version: str) -> Missing | None:
     """Return why llama.cpp has no GPU to compute on; None where it has one.
 
     Args:
-        hardware: what is here.
-        version: of llama-cpp-python that this program runs with.
+        hardware: Devices and backends of this machine.
+        version: Version of the installed llama-cpp-python.
     """
     if any(device.kind in ("gpu", "igpu") for device in hardware.devices):
         return None
@@ -54,13 +54,13 @@ def decoder_gpu(hardware: Hardware, version: str) -> Missing | None:
 
 
 def vision_cuda(driver: CudaDriver | None, *, built_for: str, version: str, failure: str | None) -> Missing | None:
-    """Return why ONNX Runtime cannot compute on CUDA; None where nothing is known against it.
+    """Return why ONNX Runtime cannot compute on CUDA; None where no obstacle is known.
 
     Args:
-        driver: NVIDIA's, None where none is installed.
-        built_for: the CUDA that ONNX Runtime was built for, such as `13.0`; empty where for none.
-        version: of ONNX Runtime.
-        failure: why its provider does not load; None where that has not been tried, or it loads.
+        driver: NVIDIA's driver; None if it is not installed.
+        built_for: CUDA version that ONNX Runtime was built for, such as `13.0`; empty for a build without CUDA.
+        version: Version of ONNX Runtime.
+        failure: Why its provider does not load; None if it loads or was not tried.
     """
     pip = f"{_quoted(sys.executable)} -m pip"
     if driver is None:
@@ -80,24 +80,24 @@ def vision_cuda(driver: CudaDriver | None, *, built_for: str, version: str, fail
 
 
 def missing_gpu_library(message: str) -> str | None:
-    """Return which library of a GPU a loader's message says is missing, in words; None where it is about another one.
+    """Return which GPU library a loader's message says is missing, in words; None if it is about another library.
 
     Args:
-        message: of the dynamic linker, such as `libcudart.so.12: cannot open shared object file`.
+        message: Message of the dynamic linker, such as `libcudart.so.12: cannot open shared object file`.
     """
     match = _GPU_LIBRARY.search(message)
     return None if match is None else f"{match.group()} cannot be loaded"
 
 
 def build_command(backend: str | None, system: str, version: str) -> str:
-    """Return the command that builds llama.cpp with a backend, in the words of the system's shell.
+    """Return the command that builds llama.cpp with a backend, in the syntax of the system's shell.
 
     Args:
-        backend: as in llama.cpp's CMake options, such as `CUDA` or `METAL`; None is the CPU alone.
-        system: see `Machine.system`.
-        version: of llama-cpp-python.
+        backend: Name in llama.cpp's CMake options, such as `CUDA` or `METAL`; None is the CPU alone.
+        system: Operating system and architecture; see `Machine.system`.
+        version: Version of llama-cpp-python.
     """
-    # not from pip's cache: a wheel there may have been built without it
+    # not from pip's cache: a wheel there may have been built without the backend
     package = f"llama-cpp-python=={version}"
     options = "--force-reinstall --no-deps --no-cache-dir --no-binary llama-cpp-python"
     flag = "-DGGML_CUDA=off" if backend is None else f"-DGGML_{backend}=on"
@@ -106,7 +106,7 @@ def build_command(backend: str | None, system: str, version: str) -> str:
 
 
 def _no_device(backend: str, hardware: Hardware) -> Missing:
-    """Return why a backend that is built in finds no device."""
+    """Return why a backend of this build finds no device."""
     driver = hardware.cuda
     said = f" ({'; '.join(hardware.backend_faults)})" if hardware.backend_faults else ""
     if backend == "CUDA" and (found := _no_driver(hardware)) is not None:

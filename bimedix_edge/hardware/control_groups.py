@@ -1,4 +1,4 @@
-"""Linux's control groups: where the limits stand that a container or a service manager has set.
+"""Linux's control groups: the directories with the limits that a container or a service manager sets.
 
 Source: Linux's `Documentation/admin-guide/cgroup-v1`, `cgroup-v2.rst`; cgroups(7).
 """
@@ -11,14 +11,14 @@ __all__ = ["groups"]
 
 
 def groups(controller: str, root: Path) -> list[Path]:
-    """Return the directories of this process's group and all above it; each may set a limit, and all limits hold.
+    """Return the directories of this process's group and of its parents; each may set a limit, and all limits hold.
 
     Args:
-        controller: such as `memory` or `cpu`.
-        root: of the file system.
+        controller: Name of the controller, such as `memory` or `cpu`.
+        root: Root of the file system.
 
     Returns:
-        For version 1 those of the controller's own tree, then those of version 2; where there are no groups, none.
+        Directories in the controller's own tree (version 1), then those of version 2; empty where there are no groups.
     """
     listed = root / "proc/self/cgroup"
     if not listed.exists():
@@ -35,8 +35,8 @@ def groups(controller: str, root: Path) -> list[Path]:
 
 
 def _with_parents(mount: Path, path: str) -> list[Path]:
-    # inside a container the path may be the host's, of which only the mount itself is visible: what is not there is
-    # left out, and the mount is the container's own group
+    # inside a container the path may be the host's, of which only the mount itself is visible: directories that do not
+    # exist are left out, and the mount is the container's own group
     parts = [part for part in path.split("/") if part not in ("", "..")]
     found = [mount.joinpath(*parts[:length]) for length in range(len(parts), -1, -1)]
     return [folder for folder in found if folder.is_dir()]

@@ -1,13 +1,13 @@
-"""What is said about hardware: one tree of plain data, filled in by `devices.inspect_hardware`.
+"""Facts about hardware: one tree of plain data, filled by `devices.inspect_hardware`.
 
     Hardware
     ├── machine: Machine                     processor, memory, huge pages
-    ├── backends: Backend, ...               what llama.cpp was built with
-    ├── devices: ComputeDevice, ...          what it can compute on
-    ├── providers: Provider, ...             what ONNX Runtime can compute on
+    ├── backends: Backend, ...               backends that llama.cpp was built with
+    ├── devices: ComputeDevice, ...          devices that it can compute on
+    ├── providers: Provider, ...             execution providers of ONNX Runtime
     └── cuda: CudaDriver | None              NVIDIA's driver, its version and devices
 
-This imports nothing, so that every engine's door can state its part of it.
+This module imports nothing, so that each engine's door can fill in its part.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class HugePages:
     """Pages larger than the processor's usual ones.
 
     Attributes:
-        transparent: when the system uses them by itself: `always`, `madvise` or `never`; None where it has none.
-        page_bytes: of a reserved one; 0 where there are none.
-        free: how many reserved ones nobody uses.
+        transparent: When the system uses them on its own: `always`, `madvise` or `never`; None if it cannot.
+        page_bytes: Size of a reserved page; 0 if there are none.
+        free: Number of reserved pages that no process uses.
     """
 
     transparent: str | None
@@ -50,14 +50,14 @@ class Machine:
     """The machine this runs on.
 
     Attributes:
-        system: operating system and architecture.
-        cpu: the processor's name.
-        n_cores: processors this process may use, without the second threads of one core.
-        memory_bytes: memory of the machine, or of the control group where that is less; None when unknown.
-        available_bytes: what of it can be used without swapping; None when unknown.
-        features: instruction sets that matter for the products, such as `AVX2` or `i8mm`, and that the system has
-            enabled; None when unknown.
-        huge_pages: None when unknown.
+        system: Operating system and architecture.
+        cpu: Name of the processor.
+        n_cores: Number of cores this process may use, without the second threads of a core.
+        memory_bytes: Memory of the machine, or of the control group if that is less; None when unknown.
+        available_bytes: Memory that is available without swapping; None when unknown.
+        features: Instruction sets for matrix products that the system has enabled, such as `AVX2` or `i8mm`; None when
+            unknown.
+        huge_pages: Huge pages; None when unknown.
     """
 
     system: str
@@ -74,8 +74,8 @@ class Backend:
     """One of ggml's backends, which drive its devices.
 
     Attributes:
-        name: such as `CUDA`, `Metal` or `CPU`.
-        n_devices: that it found.
+        name: Name of the backend, such as `CUDA`, `Metal` or `CPU`.
+        n_devices: Number of devices that it found.
     """
 
     name: str
@@ -84,15 +84,15 @@ class Backend:
 
 @dataclass(frozen=True)
 class ComputeDevice:
-    """One of ggml's devices, which is what llama.cpp computes on.
+    """One of ggml's devices, on which llama.cpp computes.
 
     Attributes:
-        name: what ggml calls it, such as `CUDA0`, `Metal` or `CPU`.
-        description: of the hardware, such as `NVIDIA GeForce RTX 4060 Laptop GPU`.
-        kind: `gpu` has memory of its own, `igpu` shares the machine's, `accel` helps the CPU, `meta` is made of others.
-        backend: ggml's name of what drives it, such as `CUDA`, `Metal` or `CPU`.
-        free_bytes: memory that nobody uses at the moment; 0 where the backend does not know.
-        total_bytes: memory; likewise.
+        name: ggml's name of the device, such as `CUDA0`, `Metal` or `CPU`.
+        description: Name of the hardware, such as `NVIDIA GeForce RTX 4060 Laptop GPU`.
+        kind: `gpu` has its own memory, `igpu` shares the machine's, `accel` helps the CPU, `meta` combines devices.
+        backend: ggml's name of the backend that drives it, such as `CUDA`, `Metal` or `CPU`.
+        free_bytes: Memory that is free now; 0 if the backend does not know.
+        total_bytes: Memory of the device; 0 if the backend does not know.
     """
 
     name: str
@@ -105,14 +105,14 @@ class ComputeDevice:
 
 @dataclass(frozen=True)
 class Provider:
-    """One of ONNX Runtime's execution providers, which is what it computes on.
+    """One of ONNX Runtime's execution providers, with which it computes.
 
     Attributes:
-        name: what ONNX Runtime calls it, such as `CUDAExecutionProvider`.
-        built_in: whether the installed library knows it.
-        loads: whether a session was really opened with it; a library may know a provider that cannot load.
-        reason: why it does not load, in words; empty where it does.
-        remedy: what would change that; None where nothing here would.
+        name: ONNX Runtime's name of it, such as `CUDAExecutionProvider`.
+        built_in: Whether the installed library was built with it.
+        loads: Whether a session opened with it; a library may list a provider that cannot load.
+        reason: Why it does not load, in words; empty if it does.
+        remedy: What would make it load; None if nothing on this machine would.
     """
 
     name: str
@@ -127,10 +127,10 @@ class NvidiaGpu:
     """One of the devices of NVIDIA's driver.
 
     Attributes:
-        name: of the product.
-        capability: its compute capability, such as (8, 9).
-        total_bytes: of memory.
-        free_bytes: that nobody uses; None when unknown.
+        name: Name of the product.
+        capability: Compute capability, such as (8, 9).
+        total_bytes: Memory of the device.
+        free_bytes: Free memory; None when unknown.
     """
 
     name: str
@@ -144,10 +144,10 @@ class CudaDriver:
     """NVIDIA's driver.
 
     Attributes:
-        version: its own, such as `550.54.14`; None when unknown.
-        cuda: the newest CUDA that it runs, such as (12, 4); None where it does not say.
-        gpus: its devices; empty where there are none, or it fails.
-        fault: why it cannot be used, in words; None where it can.
+        version: Version of the driver, such as `550.54.14`; None when unknown.
+        cuda: Newest CUDA version that it runs, such as (12, 4); None if it does not say.
+        gpus: Devices; empty if there are none, or if the driver fails.
+        fault: Why it cannot be used, in words; None if it can.
     """
 
     version: str | None
@@ -158,17 +158,17 @@ class CudaDriver:
 
 @dataclass(frozen=True)
 class Hardware:
-    """All that is known about where a model can run.
+    """All known facts about where a model can run.
 
     Attributes:
-        machine: processor and memory.
-        backends: of llama.cpp.
-        backend_faults: what they said when they could not start, in words.
-        devices: of llama.cpp, in ggml's order.
-        providers: of ONNX Runtime, the best first.
-        cuda: NVIDIA's driver; None where none is installed.
-        n_nvidia_cards: on the PCI bus, whether or not a driver is installed; 0 where that cannot be asked.
-        cuda_compiler: whether the CUDA toolkit's compiler is in the path.
+        machine: Processor and memory.
+        backends: Backends of llama.cpp.
+        backend_faults: Messages of backends that could not start.
+        devices: Devices of llama.cpp, in ggml's order.
+        providers: Execution providers of ONNX Runtime, the best first.
+        cuda: NVIDIA's driver; None if it is not installed.
+        n_nvidia_cards: Number of NVIDIA cards on the PCI bus, with or without a driver; 0 where the system cannot tell.
+        cuda_compiler: Whether the CUDA toolkit's compiler is in the path.
     """
 
     machine: Machine

@@ -1,4 +1,4 @@
-"""What is known about this machine without any engine."""
+"""Inspects this machine without loading an engine."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["inspect_machine"]
 
 
 def inspect_machine() -> Machine:
-    """Return what is known about this machine."""
+    """Return the facts about this machine."""
     total, available = memory()
     return Machine(
         system=f"{platform.system()} {platform.machine()}",

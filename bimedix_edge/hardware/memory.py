@@ -1,6 +1,6 @@
-"""The machine's memory: how much there is, how much a process can still get, and its huge pages.
+"""The machine's memory: its size, how much of it a process can still get, and its huge pages.
 
-Functions take the root of the file system, so that tests can show them other machines.
+Functions take the root of the file system, so that tests can simulate other machines.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ __all__ = ["huge_pages", "memory"]
 
 _ROOT = Path("/")
 _KIB = 1024
-# the names in version 2 of control groups and in version 1
+# file names in version 2 and version 1 of control groups
 _LIMITS = ("memory.max", "memory.limit_in_bytes")
 _USED = ("memory.current", "memory.usage_in_bytes")
-# what the kernel can drop, since the disk has it
+# cached pages of files, which the kernel can drop
 _CACHED = (("inactive_file", "active_file"), ("total_inactive_file", "total_active_file"))
 
 
 def memory(root: Path = _ROOT) -> tuple[int | None, int | None]:
-    """Return the memory of the machine and what of it is available, in bytes; None for what is unknown.
+    """Return the machine's memory and the part that is available, in bytes; None for unknown values.
 
-    The limits of control groups count, and what a group has used already.
+    Control groups lower both: by their limits, and by what they have used already.
     """
     if sys.platform == "win32":
         return _windows_memory()
@@ -45,7 +45,7 @@ def memory(root: Path = _ROOT) -> tuple[int | None, int | None]:
 
 
 def huge_pages(root: Path = _ROOT) -> HugePages | None:
-    """Return what Linux says about huge pages; None elsewhere."""
+    """Return the huge pages of Linux; None on other systems."""
     fields = _meminfo(root)
     if not fields:
         return None
@@ -56,7 +56,7 @@ def huge_pages(root: Path = _ROOT) -> HugePages | None:
 
 
 def _limit(group: Path) -> tuple[int | None, int | None]:
-    """Return the limit of a control group and what is left of it; None where it has no limit."""
+    """Return the limit of a control group and the memory left within it; None where it has no limit."""
     for limit_name, used_name, cached_names in zip(_LIMITS, _USED, _CACHED, strict=True):
         path = group / limit_name
         if not path.exists() or (text := path.read_text().strip()) == "max":

@@ -1,6 +1,6 @@
-"""NVIDIA's driver, asked through its own libraries: which version, which CUDA it runs, which devices it has.
+"""Asks NVIDIA's driver, through its own libraries, for its version, its CUDA version and its devices.
 
-`nvidia-smi` is not run: it may be missing where the driver is not, and its output changes between versions.
+`nvidia-smi` is not run: it may be missing beside a working driver, and its output changes between versions.
 
 Source: CUDA Driver API (`cuda.h`), NVML (`nvml.h`).
 """
@@ -30,12 +30,12 @@ Call = Callable[..., None]
 
 
 class DriverError(Exception):
-    """The driver refuses; never leaves this package."""
+    """The driver refuses a call; callers in this package catch it."""
 
 
 @functools.cache
 def inspect_driver() -> CudaDriver | None:
-    """Return what NVIDIA's driver says, asked once a process; None where none is installed."""
+    """Return the facts from NVIDIA's driver, asked once per process; None if it is not installed."""
     library = _load(_DRIVER)
     if library is None:
         return None
@@ -65,7 +65,7 @@ def _load(name: str) -> ctypes.CDLL | None:
 
 def _cuda_of(library: ctypes.CDLL) -> tuple[int, int] | None:
     version = ctypes.c_int()
-    # works without a device, too
+    # this call works without a device
     if library.cuDriverGetVersion(ctypes.byref(version)) != 0:
         return None
     return version.value // 1000, version.value % 1000 // 10
@@ -75,10 +75,11 @@ def open_driver() -> Call:
     """Initialise the driver.
 
     Returns:
-        What calls one of its functions: its name, then its arguments.
+        A function that calls one of the driver's functions: it takes the name, then the arguments. It raises
+        DriverError if the call fails.
 
     Raises:
-        DriverError: there is none, or it cannot be initialised; the same is raised by a call that fails.
+        DriverError: There is no driver, or it cannot be initialised.
     """
     library = _load(_DRIVER)
     if library is None:
@@ -90,7 +91,7 @@ class _Driver:
     """The driver, initialised.
 
     Raises:
-        DriverError: it cannot be.
+        DriverError: The driver cannot be initialised.
     """
 
     def __init__(self, library: ctypes.CDLL) -> None:
@@ -102,7 +103,7 @@ class _Driver:
         return self._integer("cuDeviceGetCount")
 
     def gpu(self, index: int, nvml: _Nvml) -> NvidiaGpu:
-        """Return what one of them is; no context is made on it, which would take its memory."""
+        """Return the facts about one device; no context is created, since that would take its memory."""
         device = self._integer("cuDeviceGet", index)
         name, place = (ctypes.create_string_buffer(_NAME_BYTES) for _ in range(2))
         self.call("cuDeviceGetName", name, _NAME_BYTES, device)
@@ -134,7 +135,7 @@ class _MemoryInfo(ctypes.Structure):
 
 
 class _Nvml:
-    """What the driver's management library adds: its version, and free memory without a context on the device."""
+    """The driver's management library, which knows its version, and free memory without a context on the device."""
 
     def __init__(self) -> None:
         library = _load(_NVML)

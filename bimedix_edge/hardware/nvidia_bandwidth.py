@@ -1,6 +1,6 @@
-"""How fast a card's memory is, measured by copying within it: what limits a decoder that writes one token at a time.
+"""Measures the bandwidth of a card's memory by copying within it; it limits a decoder that writes one token at a time.
 
-Only NVIDIA's driver is needed, no toolkit.
+This needs NVIDIA's driver, but no toolkit.
 
 Source: CUDA Driver API (`cuda.h`): primary contexts, memory, events.
 """
@@ -15,22 +15,22 @@ from bimedix_edge.hardware.nvidia import Call, DriverError, open_driver
 
 __all__ = ["copy_bandwidth"]
 
-# far more than any cache of a card holds
+# far more than a card's caches hold
 _BLOCK_BYTES = 256 << 20
 _COPIES = 20
 _ROUNDS = 5
 
 
 def copy_bandwidth(index: int = 0) -> float | None:
-    """Return how many bytes a card reads and writes together in a second, measured now.
+    """Return how many bytes per second a card reads and writes together, measured now.
 
-    A copy reads each byte once and writes it once, and both count; reading alone, as of weights, is about as fast.
+    A copy reads each byte once and writes it once, and both count. Reading alone, as for weights, is about as fast.
 
     Args:
-        index: of the card, as the driver counts those that this process may see.
+        index: Number of the card, as the driver counts the cards that this process may see.
 
     Returns:
-        The best of some rounds; None where there is no such card, or no room for two blocks of 256 MB.
+        The best of five rounds; None if there is no such card, or no room for two blocks of 256 MB.
     """
     try:
         with _blocks(index) as (call, source, target):
@@ -41,7 +41,7 @@ def copy_bandwidth(index: int = 0) -> float | None:
 
 @contextlib.contextmanager
 def _blocks(index: int) -> Iterator[tuple[Call, ctypes.c_uint64, ctypes.c_uint64]]:
-    """Yield two blocks of a card's memory, in the context that others in this process use, too."""
+    """Yield two blocks of a card's memory, in the context that the whole process shares."""
     call, device, context = open_driver(), ctypes.c_int(), ctypes.c_void_p()
     call("cuDeviceGet", ctypes.byref(device), index)
     call("cuDevicePrimaryCtxRetain", ctypes.byref(context), device)
@@ -57,7 +57,7 @@ def _blocks(index: int) -> Iterator[tuple[Call, ctypes.c_uint64, ctypes.c_uint64
 
 
 def _round(call: Call, source: ctypes.c_uint64, target: ctypes.c_uint64) -> float:
-    """Copy some times and return bytes read and written in a second, by the card's own clock."""
+    """Copy 20 times and return the bytes read and written per second, by the card's own clock."""
     start, end = ctypes.c_void_p(), ctypes.c_void_p()
     for event in (start, end):
         call("cuEventCreate", ctypes.byref(event), 0)

@@ -1,6 +1,6 @@
-"""The processor: its name, the cores that this process may use, the instruction sets that matter for the products.
+"""The processor: its name, the cores that this process may use, its instruction sets for matrix products.
 
-Functions take the root of the file system, so that tests can show them other machines.
+Functions take the root of the file system, so that tests can simulate other machines.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from bimedix_edge.hardware.control_groups import groups
 __all__ = ["count_cores", "cpu_name", "instruction_sets"]
 
 _ROOT = Path("/")
-# Linux lists a set only if it saves the registers of that set
+# Linux lists an instruction set only if it saves its registers
 _LINUX = {
     "avx2": "AVX2",
     "avx_vnni": "AVX-VNNI",
@@ -34,19 +34,19 @@ _MACOS = {
     "hw.optional.arm.FEAT_DotProd": "dotprod",
     "hw.optional.arm.FEAT_I8MM": "i8mm",
 }
-# IsProcessorFeaturePresent, winnt.h: it cannot be asked for VNNI and AMX
+# IsProcessorFeaturePresent, winnt.h: it does not know VNNI and AMX
 _WINDOWS = {40: "AVX2", 41: "AVX-512", 43: "dotprod"}
 
 
 def cpu_name(root: Path = _ROOT) -> str:
-    """Return what the processor calls itself."""
+    """Return the processor's name."""
     if match := re.search(r"^model name\s*:\s*(.+)$", _cpuinfo(root), re.MULTILINE):
         return match.group(1)
     return platform.processor() or platform.machine()
 
 
 def instruction_sets(root: Path = _ROOT) -> tuple[str, ...] | None:
-    """Return which instruction sets for products are here and enabled by the system; None when unknown."""
+    """Return the instruction sets for matrix products that the system has enabled; None when unknown."""
     if sys.platform == "darwin":
         return tuple(label for name, label in _MACOS.items() if _sysctl(name) == 1)
     if sys.platform == "win32":
@@ -60,7 +60,7 @@ def instruction_sets(root: Path = _ROOT) -> tuple[str, ...] | None:
 
 
 def count_cores(root: Path = _ROOT) -> int:
-    """Return usable cores; llama.cpp's matmuls gain nothing from the second hardware thread of a core."""
+    """Return the number of usable cores; llama.cpp's matmuls gain nothing from a core's second hardware thread."""
     if sys.platform == "darwin":
         return _sysctl("hw.physicalcpu") or os.cpu_count() or 1
     if sys.platform != "linux":
@@ -74,7 +74,7 @@ def count_cores(root: Path = _ROOT) -> int:
 
 
 def _quota(group: Path) -> float | None:
-    """Return how many processors a control group may use at once; None where it has no limit."""
+    """Return how many processors a control group may use at once; None if it has no limit."""
     if (path := group / "cpu.max").exists():
         quota, period = path.read_text().split()
     elif (path := group / "cpu.cfs_quota_us").exists():
@@ -91,7 +91,7 @@ def _cpuinfo(root: Path) -> str:
 
 
 def _sysctl(name: str) -> int:
-    """Return an integer of macOS's kernel; 0 where it does not know the name."""
+    """Return an integer of macOS's kernel; 0 if it does not know the name."""
     value, size = ctypes.c_int64(0), ctypes.c_size_t(8)
     ctypes.CDLL(None).sysctlbyname(name.encode(), ctypes.byref(value), ctypes.byref(size), None, ctypes.c_size_t(0))
     return value.value

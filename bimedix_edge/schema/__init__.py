@@ -1,1 +1,1 @@
-"""A JSON schema becomes a grammar that answers are held to."""
+"""Turns a JSON schema into a grammar that constrains answers."""

@@ -1,7 +1,7 @@
-"""Whether the branches of `oneOf` exclude each other, so that one of them is the same as any of them.
+"""Proves that the branches of `oneOf` exclude each other, so that `oneOf` may be compiled as `anyOf`.
 
-It is judged by what can be seen: types, constants, and keys that one branch requires and the other does not allow with
-such a value. What cannot be seen counts as not excluded.
+The proof uses types, constants, and keys that one branch requires and the other forbids with such a value. Without a
+proof, branches count as overlapping.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ Schema = dict[str, Any] | bool
 
 
 class Branches:
-    """Compares schemas of one document, with a bounded amount of work for all of them.
+    """Compares schemas of one document, with a bound on the work for all of them.
 
     Args:
-        resolve: returns the definition that a `$ref` names.
+        resolve: Returns the definition that a `$ref` names.
     """
 
     def __init__(self, resolve: Callable[[str], Schema]) -> None:
@@ -30,7 +30,7 @@ class Branches:
         self._n_comparisons = 0
 
     def exclude_each_other(self, branches: list[Schema]) -> bool:
-        """Tell whether no value can be seen to be valid under two of these."""
+        """Return whether a proof exists that no value is valid under two of these branches."""
         return all(
             self._exclude(one, other, 0) for index, one in enumerate(branches) for other in branches[index + 1 :]
         )
@@ -55,7 +55,7 @@ class Branches:
         )
 
     def _parts(self, schema: dict[str, Any]) -> Iterator[Schema]:
-        """Yield what must hold, too."""
+        """Yield the schemas that must hold too: the target of `$ref` and the parts of `allOf`."""
         if "$ref" in schema:
             yield self._resolve(schema["$ref"])
         yield from schema.get("allOf", ())
@@ -68,7 +68,7 @@ class Branches:
         )
 
     def _keys_exclude(self, one: dict[str, Any], other: dict[str, Any], depth: int) -> bool:
-        """Tell whether a key that `one` requires has a value that `other` does not allow."""
+        """Return whether `other` forbids each value that `one` allows for a key it requires."""
         if _kinds(one) != {"object"} or _kinds(other) != {"object"}:
             return False
         more = other.get("additionalProperties", True)
@@ -109,12 +109,12 @@ def _constants_differ(one: dict[str, Any], other: dict[str, Any]) -> bool:
     mine, others = _constants(one), _constants(other)
     if mine is None or others is None:
         return False
-    # lists and objects are not compared, and 1 and true are the same to Python: neither is then seen to differ
+    # lists and objects are not compared, and 1 equals true in Python: both then count as equal
     (scalars, n_more), (other_scalars, n_other_more) = _sorted_out(mine), _sorted_out(others)
     return scalars.isdisjoint(other_scalars) and not (n_more and n_other_more)
 
 
 def _sorted_out(values: list[object]) -> tuple[set[object], int]:
-    """Return the scalars, and how many others there are."""
+    """Return the scalars, and the number of lists and objects."""
     scalars = [value for value in values if not isinstance(value, list | dict)]
     return set(scalars), len(values) - len(scalars)

@@ -1,10 +1,10 @@
-"""A JSON schema becomes the grammar that an answer is held to.
+"""Turns a JSON schema into the grammar that constrains an answer.
 
-Every answer that the grammar lets through is valid under the schema; what a schema says and the grammar cannot enforce
-is refused by name, never ignored. The reverse is not promised: of what the schema allows, the grammar takes what a
-model can be trusted to end (see `grammar_for`).
+Each answer under the grammar is valid under the schema. A rule that the grammar cannot enforce is an error that names
+it, never ignored. The reverse does not hold: the grammar leaves out values whose end a model may never reach (see
+`grammar_for`).
 
-Nothing is compiled here, so that a server may check a schema in a process that holds no native code; `constraint.py`
+Nothing is compiled here, so that the server can check a schema in a process without native code; `constraint.py`
 compiles the text.
 """
 
@@ -26,12 +26,12 @@ MAX_SCHEMA_BYTES = 1 << 16
 MAX_SUBSCHEMAS = 1000
 MAX_DEPTH = 24
 _MAX_PATH_CHARACTERS = 120
-# how deep a value may be where the schema leaves everything open
+# depth of a value where the schema allows anything
 _OPEN_DEPTH = 5
-# at most one blank after a comma or a colon: a model cannot stay in blanks, and each is a token to wait for
+# at most one blank after a comma or a colon: a model could write blanks without end, and each costs a step
 _LAYOUT = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
 
-# what the second form of each definition is called
+# suffix of the name of each definition's second form
 _AS_WRITTEN = "-as-written"
 _COMBINING = frozenset({"$ref", "allOf", "anyOf", "oneOf"})
 
@@ -41,21 +41,26 @@ Schema = dict[str, Any] | bool
 def grammar_for(schema: dict[str, Any] | None) -> str:
     """Return the grammar of the JSON values that a schema allows.
 
-    Of these, the grammar takes the ones in which: keys stand in the order of `properties`; an object whose `properties`
-    are named has only these, unless `additionalProperties` says otherwise, and an array with `prefixItems` likewise; a
-    schema without `type` means the type that its other keywords speak of; numbers are within +-(2^53 - 1) and have no
-    exponent; values that the schema leaves open are at most five levels deep. Duplicates among keys that `properties`
-    does not name are not excluded.
+    The grammar is narrower than the schema:
+
+    * Keys come in the order of `properties`.
+    * An object with named `properties` has no others, unless `additionalProperties` allows them; an array with
+      `prefixItems` has no other items, unless `items` allows them.
+    * A schema without `type` has the type that its other keywords imply.
+    * Numbers are within +-(2^53 - 1) and have no exponent.
+    * Where the schema allows any value, it is at most five levels deep.
+
+    Keys that `properties` does not name may repeat.
 
     Args:
-        schema: JSON Schema, draft 2020-12, as parsed JSON; None is any JSON object.
+        schema: JSON Schema, draft 2020-12, as parsed JSON; None allows any JSON object.
 
     Returns:
         Text for `Sampling.grammar`.
 
     Raises:
-        SchemaError: it is no schema, too large, or has a keyword, format or pattern that cannot be enforced; the
-            message names it and where it stands.
+        SchemaError: It is not a schema, too large, or has a keyword, format or pattern that cannot be enforced. The
+            message has its name and place.
 
     Source: https://json-schema.org/draft/2020-12, Core and Validation.
     """
@@ -67,30 +72,28 @@ def grammar_for(schema: dict[str, Any] | None) -> str:
 
 def _check_size(schema: object) -> None:
     if not isinstance(schema, dict):
-        raise SchemaError("Expected a JSON schema, which is an object, but something else is given; write one.")
+        raise SchemaError("A JSON schema is an object, but another value was given. Write an object.")
     try:
         size = len(json.dumps(schema, ensure_ascii=False, allow_nan=False).encode("utf-8"))
     except UnicodeEncodeError as error:
-        raise SchemaError(
-            "Expected whole characters in the schema, but one is half of a surrogate pair; write it whole."
-        ) from error
+        raise SchemaError("The schema has half of a surrogate pair. Write the whole character.") from error
     except (ValueError, TypeError, RecursionError) as error:
         raise SchemaError(
-            "Expected a schema of JSON values, finite and not nested without end, but it has others; correct it."
+            "The schema has a value that is not JSON, not finite or nested without end. Correct it."
         ) from error
     if size > MAX_SCHEMA_BYTES:
         raise SchemaError(
-            f"Expected a schema of at most {MAX_SCHEMA_BYTES} bytes, but it has {size}; split it, or leave out what is "
+            f"The schema has {size} bytes, and at most {MAX_SCHEMA_BYTES} are allowed. Split it, or leave out what is "
             "not needed."
         )
 
 
 class _Document:
-    """A schema with its definitions, checked and rewritten so that the compiler's reading of it is certain."""
+    """A schema with its definitions, checked and rewritten so that the compiler can read it in one way only."""
 
     def __init__(self, root: dict[str, Any]) -> None:
         self._root = root
-        # by the name they get: a reference is a name here, not a path
+        # JSON pointer -> name in the grammar, and name -> schema
         self._names: dict[str, str] = {"": "root"}
         self._targets: dict[str, Schema] = {"root": root}
         self._n_subschemas = 0
@@ -114,12 +117,12 @@ class _Document:
         return {"x-guidance": _LAYOUT, "$ref": "#/$defs/root", "$defs": definitions}
 
     def _check(self, schema: object, path: str, depth: int) -> None:
-        """Refuse what is no schema, or cannot be enforced."""
+        """Refuse values that are not schemas, and rules that cannot be enforced."""
         self._n_subschemas += 1
         if self._n_subschemas > MAX_SUBSCHEMAS or depth > MAX_DEPTH:
             raise SchemaError(
-                f"Expected at most {MAX_SUBSCHEMAS} subschemas, {MAX_DEPTH} deep, but there are more at "
-                f"{_shown(path)}; simplify the schema."
+                f"The schema is too large at {_shown(path)}: at most {MAX_SUBSCHEMAS} subschemas, {MAX_DEPTH} deep, "
+                "are allowed. Simplify it."
             )
         if isinstance(schema, bool):
             return
@@ -130,10 +133,10 @@ class _Document:
             if keyword in ANNOTATIONS or (keyword.startswith("x-") and keyword != "x-guidance"):
                 continue
             if keyword not in CHECKS:
-                hint = "name null in `type`" if keyword == "nullable" else "leave it out, and check the answer yourself"
-                raise SchemaError(f"Expected keywords that can be enforced, but {_shown(place)} cannot; {hint}.")
+                hint = "Name null in `type`" if keyword == "nullable" else "Leave it out, and check the answer yourself"
+                raise SchemaError(f"{_shown(place)} cannot be enforced. {hint}.")
             if (wanted := CHECKS[keyword](value)) is not None:
-                raise SchemaError(f"Expected {wanted} at {_shown(place)}, but there is something else; correct it.")
+                raise SchemaError(f"{_shown(place)} must be {wanted}. Correct the schema.")
         self._check_together(_mapping(schema, path), path)
         for step, child in _children(_mapping(schema, path)):
             self._check(child, f"{path}/{step}", depth + 1)
@@ -146,38 +149,38 @@ class _Document:
         if "pattern" in schema:
             portable_pattern(schema["pattern"], _shown(f"{path}/pattern"))
             if "format" in schema:
-                raise SchemaError(f"Expected `format` or `pattern` at {_shown(path)}, but there are both; choose one.")
+                raise SchemaError(f"{_shown(path)} has both `format` and `pattern`. Choose one.")
         if "multipleOf" in schema and schema.get("type") != "integer":
             raise SchemaError(
-                f"Expected `type` to be integer beside `multipleOf` at {_shown(path)}, since multiples of fractions "
-                "depend on rounding, but it is not; correct the schema."
+                f"{_shown(path)} has `multipleOf` without the type integer, and multiples of fractions depend on "
+                'rounding. Add "type": "integer", or leave `multipleOf` out.'
             )
 
     def _check_branches(self) -> None:
-        """Refuse `oneOf` unless its branches exclude each other; references are known to be right by now."""
+        """Refuse `oneOf` unless its branches exclude each other; all references were checked before."""
         for schema, path in self._one_ofs:
             if not self._branches.exclude_each_other(schema["oneOf"]):
                 raise SchemaError(
-                    f"Expected branches that exclude each other at {_shown(path)}/oneOf, by types or by different "
-                    "constants of a required key, but this cannot be seen; use `anyOf`, or add `type` and `required`."
+                    f"The branches of {_shown(path)}/oneOf may overlap: neither types nor constants of a required key "
+                    "exclude it. Use `anyOf`, or add `type` and `required`."
                 )
 
     def _name(self, reference: str, path: str) -> str:
         pointer = reference[1:] if reference.startswith("#") else None
         if pointer not in self._names:
             raise SchemaError(
-                f"Expected `$ref` to be # or #/$defs/NAME of the same schema at {_shown(path)}, but there is no such "
-                "definition; nothing is fetched."
+                f"The `$ref` at {_shown(path)} has no definition. It must be # or #/$defs/NAME of the same schema; "
+                "nothing is fetched."
             )
         return self._names[pointer]
 
     def _rewritten(self, schema: Schema, *, joined: bool = False) -> Schema:
-        """Return a schema as it is compiled.
+        """Return a schema in the form that is compiled.
 
         Args:
-            schema: one that was checked.
-            joined: whether something else is said about the same values. Then it stays as written: closed objects, for
-                one, would exclude each other's keys.
+            schema: A checked schema.
+            joined: Whether another schema constrains the same values too. Then it is not narrowed: two closed objects
+                would exclude each other's keys.
         """
         if isinstance(schema, bool):
             return _open_value(_OPEN_DEPTH) if schema and not joined else schema
@@ -194,14 +197,14 @@ class _Document:
                 several = keyword == "allOf" and len(result[keyword]) > 1
                 result[keyword] = rebuild(result[keyword], functools.partial(self._rewritten, joined=joined or several))
         if "oneOf" in result:
-            # its branches exclude each other as written, and so do these, which are parts of them
+            # the branches exclude each other as written, and these are narrower
             options = {"anyOf": result.pop("oneOf")}
             result = {**result, "allOf": [*result.get("allOf", ()), options]} if result else options
         return result if joined else _closed(result)
 
 
 def _closed(schema: dict[str, Any]) -> Schema:
-    """Return a schema that nothing is joined with, narrowed to what can be trusted to end."""
+    """Return a schema that stands alone, narrowed to values whose end a model reaches."""
     if not schema:
         return _open_value(_OPEN_DEPTH)
     kind = implied_type(schema)
@@ -222,7 +225,7 @@ def _closed(schema: dict[str, Any]) -> Schema:
 
 
 def _open_values() -> dict[str, Schema]:
-    """Return the definitions of any value, `open0` a scalar and each further one a level deeper."""
+    """Return definitions of any value: `open0` is a scalar, and each further one allows one more level."""
     number = {"type": "number", "minimum": -MAX_INTEGER, "maximum": MAX_INTEGER}
     scalars: list[Schema] = [{"type": ["null", "boolean", "string"]}, number]
     found: dict[str, Schema] = {"open0": {"anyOf": scalars}}
@@ -252,7 +255,7 @@ def _rebuilt_mapping(value: dict[str, Schema], rewrite: Rewrite) -> dict[str, Sc
     return {key: rewrite(child) for key, child in value.items()}
 
 
-# the keywords that hold schemas
+# keywords whose values are schemas
 _REBUILDERS: dict[str, Callable[[Any, Rewrite], Any]] = {
     "allOf": _rebuilt_list,
     "anyOf": _rebuilt_list,
@@ -265,7 +268,7 @@ _REBUILDERS: dict[str, Callable[[Any, Rewrite], Any]] = {
 
 
 def _children(schema: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield the schemas directly inside one, with the way there."""
+    """Yield the schemas directly inside a schema, each with its path."""
     for keyword in _REBUILDERS:
         value = schema.get(keyword)
         if isinstance(value, list):
@@ -278,11 +281,11 @@ def _children(schema: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def _mapping(value: object, path: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise SchemaError(f"Expected an object or a boolean at {_shown(path)}, but it is neither; correct the schema.")
+        raise SchemaError(f"{_shown(path)} is neither an object nor a boolean. Correct the schema.")
     return value
 
 
 def _shown(path: str) -> str:
-    """Return a place in a schema as a message may hold it: printable and not too long."""
+    """Return a place in a schema for a message: printable and not too long."""
     text = "".join(char if char.isprintable() else "?" for char in path)
     return text if len(text) <= _MAX_PATH_CHARACTERS else f"…{text[-_MAX_PATH_CHARACTERS:]}"

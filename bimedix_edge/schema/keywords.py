@@ -1,4 +1,4 @@
-"""The keywords of JSON Schema that a grammar enforces, and what each may say."""
+"""The keywords of JSON Schema that a grammar enforces, and their allowed values."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 __all__ = ["ANNOTATIONS", "CHECKS", "FORMATS", "MAX_INTEGER", "implied_type"]
 
-# what every JSON reader keeps exactly (RFC 7493, section 2.2)
+# the largest integer that JSON readers agree on (RFC 7493, section 2.2)
 MAX_INTEGER = (1 << 53) - 1
 MAX_LENGTH = 100_000
 MAX_ITEMS = 1000
@@ -15,14 +15,14 @@ MAX_PROPERTIES = 200
 MAX_CHOICES = 500
 MAX_CONSTANT_DEPTH = 16
 
-# they say nothing about what is valid
+# keywords without influence on validity
 ANNOTATIONS = frozenset(
     "$schema $id $comment title description default examples deprecated readOnly writeOnly contentMediaType "
     "contentEncoding discriminator".split()
 )
 
 _TYPES = ("null", "boolean", "integer", "number", "string", "array", "object")
-# a keyword implies the type that it speaks of
+# a keyword implies the type that it applies to
 _IMPLIED = {
     "object": ("properties", "required", "additionalProperties"),
     "array": ("items", "prefixItems", "minItems", "maxItems"),
@@ -48,7 +48,7 @@ FORMATS = {
 
 
 def implied_type(schema: Mapping[str, Any]) -> str | list[str] | None:
-    """Return the types a schema states, or the one its keywords speak of; None if they speak of none or several."""
+    """Return the types a schema states, or the one type its keywords imply; None if they imply none or several."""
     stated: str | list[str] | None = schema.get("type")
     if stated is not None:
         return stated
@@ -90,11 +90,11 @@ def _kind(value: object) -> str | None:
 
 def _format(value: object) -> str | None:
     known = isinstance(value, str) and value in FORMATS
-    return None if known else f"one of the formats that can be enforced, {', '.join(FORMATS)},"
+    return None if known else f"one of the formats {', '.join(FORMATS)}"
 
 
 def _value(value: object, depth: int = 0) -> str | None:
-    """Judge a constant: numbers must be the same in every reader."""
+    """Check a constant; its numbers must be the same in each JSON reader."""
     if depth > MAX_CONSTANT_DEPTH:
         return f"a value at most {MAX_CONSTANT_DEPTH} deep"
     if isinstance(value, dict | list):
@@ -117,7 +117,7 @@ def _names(value: object) -> str | None:
 
 
 def _schemas(value: object) -> str | None:
-    return None if isinstance(value, list) and value else "a list of schemas, not an empty one"
+    return None if isinstance(value, list) and value else "a list of at least one schema"
 
 
 def _properties(value: object) -> str | None:
@@ -130,7 +130,7 @@ def _schema(value: object) -> str | None:
     return None if isinstance(value, dict | bool) else "one schema"
 
 
-# keyword -> what judges its value: None if it may stand there, else what was expected
+# keyword -> check of its value: returns None, or in words what the value must be
 CHECKS: dict[str, Callable[[object], str | None]] = {
     "type": _kind,
     "enum": _choices,

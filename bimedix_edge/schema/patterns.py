@@ -1,8 +1,8 @@
-"""JSON Schema's `pattern`, as far as all dialects of regular expressions agree about it.
+"""JSON Schema's `pattern`, as far as all dialects of regular expressions agree on it.
 
 ECMA-262, Python's `re` and the engine that enforces the grammar read the same pattern differently: what a digit is,
-where a line ends, what a bracket inside a class means. A pattern is therefore read here and written anew, so that what
-is enforced satisfies each of them; what cannot be said so is refused by name.
+where a line ends, what a bracket inside a class means. This module therefore parses a pattern and rewrites it, so that
+enforced text matches in each dialect. A pattern that cannot be rewritten is an error that names the construct.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ MAX_PATTERN_CHARACTERS = 500
 MAX_REPETITIONS = 1000
 _MAX_GROUP_DEPTH = 16
 
-# the ASCII part, which every dialect has in common
+# the ASCII members, which all dialects share
 _CLASSES = {"d": r"0-9", "w": r"0-9A-Za-z_", "s": r"\x{20}\x{9}\x{a}\x{b}\x{c}\x{d}"}
 _CONTROLS = {"t": "\t", "n": "\n", "r": "\r", "f": "\f", "v": "\v"}
 _HEX_DIGITS = {"x": 2, "u": 4}
-# ECMA-262's line terminators; Python's dot excludes the first alone
+# ECMA-262's line terminators; Python's dot excludes only the first
 _LINE_ENDS = r"\x{a}\x{d}\x{2028}\x{2029}"
-# Never written, whatever a pattern allows: nobody wants them, and with all control characters in a class llguidance 1.9
-# lets `"` and `\` through although the class excludes them.
+# Excluded from every class: with all control characters in a class, llguidance 1.9 lets `"` and `\` through although
+# the class excludes them, and no answer needs these characters.
 _CONTROLS_BUT_BLANKS = r"\x{0}-\x{8}\x{b}\x{c}\x{e}-\x{1f}\x{7f}"
 _SYNTAX = frozenset(r"^$\.*+?()[]{}|")
 
@@ -31,25 +31,26 @@ def portable_pattern(pattern: str, path: str) -> str:
     """Return a pattern that matches only what `pattern` matches in every dialect.
 
     Args:
-        pattern: searched for anywhere in the string unless it starts with `^` or ends with `$`. Groups, alternatives,
-            classes, quantifiers, `.` and the escapes for digits, words, blanks and characters are known.
-        path: where it stands in the schema, for the message of an error.
+        pattern: Regular expression, which matches anywhere in the string unless it starts with `^` or ends with `$`.
+            It may have groups, alternatives, classes, quantifiers, `.` and escapes for digits, words, blanks and
+            characters.
+        path: Place in the schema, for an error's message.
 
     Raises:
-        SchemaError: it is damaged, too long, or says something else.
+        SchemaError: The pattern is damaged or too long, or has another construct.
 
     Source: JSON Schema Core 2020-12, section 6.4, which recommends nearly this subset.
     """
     if len(pattern) > MAX_PATTERN_CHARACTERS:
         raise SchemaError(
-            f"Expected a pattern of at most {MAX_PATTERN_CHARACTERS} characters at {path}, but it has {len(pattern)}; "
-            "shorten it."
+            f"The pattern at {path} has {len(pattern)} characters, and at most {MAX_PATTERN_CHARACTERS} are allowed. "
+            "Shorten it."
         )
     return _Pattern(pattern, path).whole()
 
 
 class _Pattern:
-    """One pattern being read; `_at` is the next character."""
+    """A parser of one pattern; `_at` is the index of the next character."""
 
     def __init__(self, text: str, path: str) -> None:
         self._text = text
@@ -64,7 +65,7 @@ class _Pattern:
         if self._at < len(self._text):
             raise self._refusal("`)` without its `(`")
         if n_alternatives > 1 and (start or end):
-            # an anchor belongs to one alternative only, which few who write this mean
+            # an anchor belongs to one alternative only, which is rarely the intention
             raise self._refusal("an anchor beside `|` outside of a group")
         return f"{'^' if start else ''}(?:{body}){'$' if end else ''}"
 
@@ -117,7 +118,7 @@ class _Pattern:
         elif not (self._take("*") or self._take("+") or self._take("?")):
             return ""
         written = self._text[start : self._at]
-        self._take("?")  # which match is found first is of no importance for whether there is one
+        self._take("?")  # the order of matches does not matter, only whether there is one
         return written
 
     def _class(self) -> str:
@@ -142,12 +143,12 @@ class _Pattern:
         if char != "\\":
             return _literal(char)
         if negated and self._text[self._at : self._at + 1] in ("d", "w", "s"):
-            # outside of ASCII the dialects differ, and negated this would let through what one of them excludes
+            # dialects differ outside ASCII, and the negated class would allow characters that one of them excludes
             raise self._refusal("a class escape in `[^]`; list the characters")
         return self._escape()
 
     def _escape(self) -> str:
-        """Return what follows a backslash, as members of a class."""
+        """Return the escape after a backslash as members of a class."""
         char = self._next()
         if char in _CLASSES:
             return _CLASSES[char]
@@ -184,8 +185,8 @@ class _Pattern:
 
     def _refusal(self, what: str) -> SchemaError:
         return SchemaError(
-            f"Expected a pattern that every dialect of regular expressions reads alike at {self._path}, but it has "
-            f"{what}; rewrite it, or leave it out and check the answer."
+            f"The pattern at {self._path} cannot be enforced: it has {what}. Rewrite it, or leave it out and check the "
+            "answer yourself."
         )
 
 
@@ -195,7 +196,7 @@ def _char_class(members: str, *, negated: bool) -> str:
 
 def _literal(char: str) -> str:
     if "\ud800" <= char <= "\udfff":
-        raise SchemaError("Expected whole characters in a pattern, but there is half of a surrogate pair; correct it.")
+        raise SchemaError("A pattern has half of a surrogate pair. Write the whole character.")
     return f"\\x{{{ord(char):x}}}"
 
 

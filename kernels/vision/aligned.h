@@ -8,7 +8,7 @@
 namespace bmx {
 namespace vision {
 
-// At a multiple of 64 bytes; what was in it before is lost when it grows.
+// At a multiple of 64 bytes; growing loses the earlier content.
 class Aligned {
 public:
     template <class T>

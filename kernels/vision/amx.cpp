@@ -41,7 +41,7 @@ struct Tiles {
     char * c;
     size_t c_stride;
     int64_t n_steps;
-    bool more;  // sums go on from those in c
+    bool more;  // whether sums continue from those in c
 };
 
 // One or two tiles of tokens by two of columns.
@@ -78,7 +78,7 @@ void multiply_tiles(Tiles t, Fetch * fetch, int64_t n_fetch) {
     if (two_rows) BMX_TILE_STORE(3, below + kTileBytes, t.c_stride);
 }
 
-// Two tiles of tokens by sixteen of groups, 32 KB, stay in the first-level cache while all columns pass by.
+// Two tiles of tokens by sixteen of groups, 32 KB, stay in the first-level cache while all columns are multiplied.
 template <class Kind>
 void multiply_in_tiles(const Product & p) {
     static const TileConfig config = whole_tiles();

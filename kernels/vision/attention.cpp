@@ -23,7 +23,7 @@ struct Head {
     const Table & table;
     int n_tokens, head_size;
     size_t stride;   // of tokens
-    int n_cells;     // keys and values, with zeros, up to a multiple of 32
+    int n_cells;     // number of keys and of values, padded with zeros to a multiple of 32
     uint16_t * keys, * values, * queries, * weights;
     float * scores, * sums;
 
@@ -51,7 +51,7 @@ struct Head {
             table.narrow(q + first * stride, stride, n, head_size, factor, queries, asked_stride);
             table.multiply_halves({bytes(queries), asked_stride * kHalf, n, bytes(keys), n_cells, head_size / 2, scores, size_t(n_cells), nullptr, 0});
             table.weigh({scores, size_t(n_cells), n, n_tokens, weights, weights_stride, sums});
-            // what is summed up takes the place of the scores, which are not needed any more
+            // the sums overwrite the scores, which are no longer needed
             table.multiply_halves({bytes(weights), weights_stride * kHalf, n, bytes(values), head_size, n_cells / 2, scores, size_t(head_size), nullptr, 0});
             table.divide(scores, size_t(head_size), sums, n, head_size, y + first * stride, stride);
         }

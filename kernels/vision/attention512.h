@@ -1,4 +1,4 @@
-// What attention needs beside its products, over vectors of 512 bits with AVX512_BF16.
+// The steps of attention beside its products, over vectors of 512 bits with AVX512_BF16.
 #pragma once
 
 #include "linear512.h"
@@ -15,7 +15,7 @@ struct Halves {
     static void store(float * c, Sum sum) { _mm512_store_ps(c, sum); }
 };
 
-// the first n lanes; all where there are as many
+// the first n lanes, all from 16 on
 inline __mmask16 first_lanes(int n) { return __mmask16(n >= 16 ? 0xffff : (1u << n) - 1); }
 
 // 32 floats to bfloat16, ties to even
@@ -108,7 +108,7 @@ void weigh(const Scores & s) {
         }
         for (; i < s.n_keys; i += 16) most[0] = _mm512_mask_max_ps(most[0], first_lanes(s.n_keys - i), most[0], _mm512_load_ps(scores + i));
         const __m512 high = _mm512_set1_ps(_mm512_reduce_max_ps(_mm512_max_ps(most[0], most[1])));
-        // what is summed up is what values are multiplied with: the rounded weights
+        // sums the rounded weights, since these are multiplied with the values
         const __m512bh ones = (__m512bh)_mm512_set1_epi16(0x3f80);
         __m512 sum = _mm512_setzero_ps();
         for (i = 0; i < s.n_keys; i += 32) {

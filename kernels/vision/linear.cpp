@@ -9,9 +9,9 @@ namespace bmx {
 namespace vision {
 namespace {
 
-constexpr int64_t kRowsOfATask = 32;        // when x is searched and rounded
-constexpr int kColumnsOfATask = 128;        // when it is multiplied: their weights, up to 512 KB, stay in the second-level cache
-constexpr int64_t kBytesOfATask = 2560 << 10;  // about, of rounded x: each task packs its weights anew
+constexpr int64_t kRowsOfATask = 32;        // of one task that finds the range of x and rounds it
+constexpr int kColumnsOfATask = 128;        // of one task of the product: their weights, up to 512 KB, stay in the second-level cache
+constexpr int64_t kBytesOfATask = 2560 << 10;  // of rounded x, about; each task packs its weights again
 
 struct Job {
     const Table & table;
@@ -41,7 +41,7 @@ void round(void * data, size_t index) {
         job.table.round(job.x + t * job.layer.n_in, job.layer.n_in, job.inverse, job.zero, job.bytes + t * job.stride);
 }
 
-// As DynamicQuantizeLinear chooses them; NaN in x makes the scale NaN, and so all results.
+// Chooses them as DynamicQuantizeLinear does; NaN in x makes the scale NaN, and so all results.
 void choose_scale(Job & job) {
     float low = 0, high = 0, poison = 0;
     for (size_t i = 0; i < job.low.size(); i++) {
@@ -54,7 +54,7 @@ void choose_scale(Job & job) {
     job.zero = job.scale > 0 ? int(std::nearbyint(std::min(255.0f, std::max(0.0f, -low / job.scale)))) : 0;
 }
 
-// Some columns for some tokens. Tasks that follow each other have the same tokens, and the columns' order.
+// Some columns for some tokens. Consecutive tasks have the same tokens, and their columns are in order.
 void multiply(void * data, size_t index) {
     const Job & job = *static_cast<Job *>(data);
     const Linear & layer = job.layer;
@@ -72,7 +72,7 @@ void multiply(void * data, size_t index) {
         offsets[i] = job.zero * layer.column_sums[column + i];
         factors[i] = job.scale * layer.scales[column + i];
     }
-    // the next columns' weights lie apart, row by row, where no processor looks ahead
+    // the next columns' weights are spread over rows, which no processor prefetches by itself
     const int64_t next = (column + n_columns) % layer.n_out, next_columns = std::min<int64_t>(kColumnsOfATask, layer.n_out - next);
     Fetch fetch(layer.weights + next, size_t(layer.n_out), layer.n_in, int(next_columns / 64));
     const int64_t n_products = (end - begin + job.table.tokens - 1) / job.table.tokens, n_fetch = (layer.n_in + n_products - 1) / n_products;
@@ -99,7 +99,7 @@ void linear(const Table & table, const Linear & layer, const float * x, int64_t 
     workers.run(n_tasks, search, &job);
     choose_scale(job);
     workers.run(n_tasks, round, &job);
-    // about equal chunks, each a number of whole products
+    // chunks of about equal size, each of whole products
     const int64_t n_chunks = (n_tokens * stride + kBytesOfATask - 1) / kBytesOfATask;
     job.tokens_of_a_task = up_to((n_tokens + n_chunks - 1) / n_chunks, table.tokens);
     const int64_t n_tasks_of_tokens = (n_tokens + job.tokens_of_a_task - 1) / job.tokens_of_a_task;

@@ -1,4 +1,4 @@
-// Linear layers over vectors of 512 bits: how activations are rounded, products in registers, and what follows them.
+// Linear layers over vectors of 512 bits: rounding of activations, products in registers, and the steps after them.
 #pragma once
 
 #include <algorithm>
@@ -52,7 +52,7 @@ void column_sums(const int8_t * weights, int64_t n_rows, int64_t n_columns, int3
 }
 
 void pack(const int8_t * weights, size_t stride, int64_t n_groups, int n_panels, char * to) {
-    // what follows works within lanes of 128 bits: fours of columns are dealt out to these as they are to be picked up
+    // the next steps work within lanes of 128 bits, so groups of four columns are spread over the lanes in that order
     const __m512i dealt = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
     for (int64_t g = 0; g < n_groups; g++, weights += kGroupBytes * stride) {
         for (int p = 0; p < n_panels; p++) {
@@ -70,8 +70,8 @@ void pack(const int8_t * weights, size_t stride, int64_t n_groups, int n_panels,
     }
 }
 
-// 2^x for x up to 126, minus infinity included, to 3.2e-6 of it: the least squares of the relative error in Chebyshev's
-// points. A byte keeps 4e-3 of a number, and bfloat16 2e-3.
+// 2^x for x up to 126, minus infinity included, with a relative error of 3.2e-6: least squares of the relative error in
+// Chebyshev's points. A byte has a relative error of 4e-3, and bfloat16 of 2e-3.
 inline __m512 exp2(__m512 x) {
     const __m512 k = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     const __m512 r = _mm512_sub_ps(x, k);
@@ -83,7 +83,7 @@ inline __m512 exp2(__m512 x) {
     return _mm512_scalef_ps(e, k);
 }
 
-// v / (1 + e^-v); the quotient by one step of Newton's from 14 bits, a quarter of what a division takes
+// v / (1 + e^-v); the quotient by one Newton step from 14 bits, in a quarter of a division's time
 inline __m512 silu(__m512 v) {
     const __m512 e = exp2(_mm512_min_ps(_mm512_mul_ps(v, _mm512_set1_ps(-1.44269504f)), _mm512_set1_ps(126.0f)));
     const __m512 below = _mm512_add_ps(e, _mm512_set1_ps(1.0f));
@@ -174,7 +174,7 @@ void multiply(const Product & p) {
     const char * panel = p.b;
     int left = p.n_columns;
     for (; left >= kPanelColumns; left -= kPanelColumns, c += kPanelColumns, panel += panel_bytes(p.n_groups)) multiply_panel<Kind, 4>(p, panel, c);
-    // what is left of columns is a multiple of 32
+    // the remaining columns are a multiple of 32
     if (left) multiply_panel<Kind, 2>(p, panel, c);
 }
 

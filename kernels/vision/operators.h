@@ -1,4 +1,4 @@
-// The image encoder's operators on one instruction set, apart from who calls them.
+// The image encoder's operators on one instruction set, independent of their caller.
 #pragma once
 
 #include "table.h"
@@ -17,7 +17,7 @@ protected:
     ~Workers() = default;
 };
 
-// Of so many inputs, sums of products of bytes fit into 32 bits.
+// Up to this many inputs, sums of products of bytes fit into 32 bits.
 constexpr int64_t kMostInputs = 65536;
 
 // y = act(x w + bias) + residual, x rounded to bytes by one scale and one zero point as DynamicQuantizeLinear does.
@@ -30,11 +30,11 @@ struct Linear {
     bool silu;
 };
 
-// std::bad_alloc where there is no memory.
+// Throws std::bad_alloc if there is no memory.
 // x [n_tokens][n_in], residual (or null) and y [n_tokens][n_out].
 void linear(const Table & table, const Linear & layer, const float * x, int64_t n_tokens, const float * residual, float * y, Workers & workers);
 
-// What is tested; nothing else limits it.
+// The largest tested size; the code has no other limit.
 constexpr int kMostHeadSize = 128;
 
 // Every token attends to every token; q, k, v and y [n_tokens][n_heads * head_size], the head size a multiple of 32 up to
@@ -47,7 +47,7 @@ struct Heads {
 
 void attention(const Table & table, const Heads & heads, Workers & workers);
 
-// Returns null, or what the table computes wrong, compared with plain loops.
+// Returns null, or the name of a result that differs from plain loops.
 const char * self_test(const Table & table);
 
 }  // namespace vision

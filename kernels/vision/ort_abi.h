@@ -1,7 +1,7 @@
-// What an operator of ours needs of ONNX Runtime's C interface, whose header no package on PyPI brings.
+// The part of ONNX Runtime's C interface that our operators need; no package on PyPI has its header.
 //
-// ONNX Runtime only ever appends to these structs, so a slot keeps its number; version 17 of the interface came with
-// ONNX Runtime 1.17. tests/kernels/test_vision_operators.py runs every function declared here.
+// ONNX Runtime only appends to these structs, so a slot keeps its number; version 17 of the interface came with
+// ONNX Runtime 1.17. tests/kernels/test_vision_operators.py runs all functions declared here.
 // Source: onnxruntime_c_api.h of ONNX Runtime 1.23, OrtApiBase, OrtApi, OrtCustomOp.
 #pragma once
 
@@ -27,11 +27,11 @@ enum MemoryType : int { kDefaultMemory = 0 };
 enum ErrorCode : int { kFail = 1, kInvalidArgument = 2 };
 
 struct Api {
-    const void * slots[275];  // as many as are used
+    const void * slots[275];  // up to the last one used
 };
 
 struct ApiBase {
-    const Api * (*api)(uint32_t version);  // null where ONNX Runtime is older
+    const Api * (*api)(uint32_t version);  // null if ONNX Runtime is older
     const char * (*version)();
 };
 
@@ -54,10 +54,10 @@ using Input = Function<90, Status *, const KernelContext *, size_t, const Value 
 using Output = Function<91, Status *, KernelContext *, size_t, const int64_t *, size_t, Value **>;
 using ReleaseTensorShape = Function<99, void, TensorInfo *>;
 using ConstantInput = Function<249, Status *, const KernelInfo *, size_t, int *, const Value **>;
-// Calls a function for 0 to total - 1 on the session's threads; a batch count of 0 leaves their number to it.
+// Calls a function for 0 to total - 1 on the session's threads; with a batch count of 0, ONNX Runtime chooses it.
 using ParallelFor = Function<274, Status *, const KernelContext *, void (*)(void *, size_t), size_t, size_t, void *>;
 
-// One operator, as ONNX Runtime reads it; null where version 17 has a default.
+// One operator, as ONNX Runtime reads it; null for defaults of version 17.
 struct Operator {
     uint32_t version;
     void * (*create_kernel)(const Operator *, const Api *, const KernelInfo *);

@@ -1,7 +1,7 @@
-// The image encoder's operators as ONNX Runtime sees them, and what Python calls.
+// The image encoder's operators for ONNX Runtime, and the functions that Python calls.
 //
-// A graph declares each operator of the domain `bimedix_edge` as a function of standard ones. ONNX Runtime takes our
-// kernel where it is registered, and puts the function's nodes in its place where it is not: no graph depends on us.
+// A graph declares each operator of the domain `bimedix_edge` as a function of standard operators. ONNX Runtime uses our
+// kernel if it is registered, and otherwise the function's nodes: no graph depends on us.
 #include <atomic>
 #include <cstdio>
 #include <cstring>
@@ -27,7 +27,7 @@ struct Named {
     const char * name;
     const Table * (*table)();
     bool (*runs)(const Features & has);
-    bool (*pays)(const Features & has, bool tiles);  // whether it is the best, where it runs
+    bool (*pays)(const Features & has, bool tiles);  // whether it is the fastest where it runs
 };
 
 // the best first
@@ -37,12 +37,12 @@ constexpr Named kTables[] = {
     {"avx512vnni", avx512vnni_table, [](const Features & has) { return has.avx512vnni; }, [](const Features &, bool) { return true; }}};
 constexpr int kTableCount = sizeof(kTables) / sizeof(kTables[0]);
 
-std::atomic<int> chosen{-1};  // of kTables, for what is registered next
-std::atomic<const ort::Api *> loaded{nullptr};  // one for the process
+std::atomic<int> chosen{-1};  // index into kTables for the next registration
+std::atomic<const ort::Api *> loaded{nullptr};  // one per process
 
 const ort::Api * api() { return loaded; }
 
-// ONNX Runtime's way to say that something failed, as an exception until it is returned.
+// A failure that ONNX Runtime reports, as an exception until it is returned.
 struct Failure {
     ort::Status * status;
 };
@@ -73,7 +73,7 @@ public:
 
     void run(size_t n, Task task, void * data) override {
         Call call = {task, data, {false}};
-        // as many batches as tasks: whoever is done takes the next one
+        // as many batches as tasks, so that an idle thread takes the next one
         check(ort::ParallelFor::call(api(), context_, one, n, n, &call));
         if (call.failed) throw std::bad_alloc();
     }
@@ -90,7 +90,7 @@ private:
         Call & call = *static_cast<Call *>(data);
         try {
             call.task(call.data, index);
-        } catch (...) {  // a task only ever lacks memory
+        } catch (...) {  // a task fails only for lack of memory
             call.failed = true;
         }
     }
@@ -141,7 +141,7 @@ protected:
     const Table & table;
 };
 
-// (x, weights, scales, bias[, residual]); see converters/vision_functions.py
+// (x, weights, scales, bias[, residual]); see converters/vision/functions.py
 class LinearKernel : public Kernel {
 public:
     LinearKernel(const Table & of, const ort::KernelInfo * info, bool silu, bool residual) : Kernel(of), silu_(silu), residual_(residual) {
@@ -204,7 +204,7 @@ enum Kind : int { kLinear, kLinearSilu, kLinearAdd, kAttention, kKinds };
 constexpr const char * kNames[kKinds] = {"Int8Linear", "Int8LinearSilu", "Int8LinearAdd", "Attention"};
 constexpr size_t kInputs[kKinds] = {4, 4, 5, 3};
 
-// What ONNX Runtime is given, and what it gives back when a kernel is to be made.
+// The description that ONNX Runtime gets, and hands back when it creates a kernel.
 struct Described {
     ort::Operator head;
     Kind kind;
@@ -258,7 +258,7 @@ ort::OperatorDomain * domain_of(int index) {
     return domains[index];
 }
 
-// Chooses by name, or the best (`auto`), or the best without tiles (`vectors`); returns 0, or a reason in message.
+// Chooses by name, or the best (`auto`), or the best without tiles (`vectors`); returns 0, or writes a reason to message.
 int choose(const char * name, char * message, size_t size) {
     const bool tiles = !strcmp(name, "auto"), any = tiles || !strcmp(name, "vectors");
     const Features has = processor_features();
@@ -273,7 +273,7 @@ int choose(const char * name, char * message, size_t size) {
             continue;
         }
         if (const char * fault = self_test(*table)) {
-            // with `auto`, the next one may pass
+            // with `auto`, the next table may pass
             snprintf(message, size, "%s fails its self-test: %s", named.name, fault);
             result = 2;
             continue;
@@ -291,8 +291,8 @@ int choose(const char * name, char * message, size_t size) {
 
 extern "C" {
 
-// Chooses what sessions that are registered later compute with (see above); says its name, or why not, and returns 0 if it can
-// be used.
+// Chooses the table for sessions that are registered later (see above); writes its name or a reason to message, and returns
+// 0 if it can be used.
 BMX_EXPORT int bimedix_edge_vision_choose(const char * name, char * message, int size) {
     try {
         return bmx::vision::choose(name, message, size_t(size));
@@ -302,12 +302,12 @@ BMX_EXPORT int bimedix_edge_vision_choose(const char * name, char * message, int
     }
 }
 
-// What SessionOptions.register_custom_ops_library calls.
+// SessionOptions.register_custom_ops_library calls this.
 BMX_EXPORT bmx::ort::Status * RegisterCustomOps(bmx::ort::SessionOptions * options, const bmx::ort::ApiBase * base) {
     using namespace bmx;
     using namespace bmx::vision;
     const ort::Api * const found = base->api(ort::kVersion);
-    // the first version has what is needed to say so
+    // version 1 of the interface suffices to report it
     if (!found) return ort::CreateStatus::call(base->api(1), ort::kFail, "expected ONNX Runtime 1.17 or later");
     loaded = found;
     return guarded([&] {

@@ -1,4 +1,4 @@
-// Small problems with odd ends, computed by plain loops and by a table.
+// Small problems with odd sizes, computed by plain loops and by a table.
 #include <algorithm>
 #include <cmath>
 #include <vector>
@@ -96,7 +96,7 @@ double attention_error(const Table & table, int64_t n_tokens, int64_t n_heads, i
 }  // namespace
 
 const char * self_test(const Table & table) {
-    // sums of whole numbers are exact; what follows them is float32
+    // sums of whole numbers are exact; the later steps are float32
     if (!(linear_error(table, 7, 64, 64, true) < 1e-5)) return "a layer of 64 columns";
     if (!(linear_error(table, 39, 192, 320, false) < 1e-5)) return "a layer of 320 columns";
     // queries, keys, values and weights have 8 bits in bfloat16

@@ -263,7 +263,7 @@ def test_a_changed_byte_in_the_model_is_found_before_it_is_parsed(model: Path, t
 
 def test_an_unknown_model_lists_what_there_is() -> None:
     result = run("ask", "-m", "nonsense", "What?")
-    assert "there is none of that name" in _one_sentence(result)
+    assert "No installed model is named" in _one_sentence(result)
     assert result.returncode == 2
 
 

@@ -86,7 +86,7 @@ def test_a_damaged_model_is_listed_as_such_and_verify_names_the_file(own_store: 
         (["convert", "--demo", "-t", "q3"], 2, "Q4_K_M"),
         (["convert", "--demo", "-n", "Bad Name"], 2, "name such as"),
         (["convert", "nowhere"], 4, "nowhere"),
-        (["models", "show", "nowhere"], 2, "none of that name"),
+        (["models", "show", "nowhere"], 2, "No installed model is named"),
         (["models", "show", "./nowhere"], 4, "bundle directory"),
         (["models", "verify", "."], 4, "manifest.json"),
     ],

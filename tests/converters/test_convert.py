@@ -252,7 +252,7 @@ def test_no_room_for_a_file(limit: int, checkpoint: Path, tmp_path: Path) -> Non
     process = child(checkpoint, tmp_path / "out", preexec_fn=shrink)
     _, errors = process.communicate()
     assert process.returncode == 1
-    assert "HardwareError: Expected room to write" in errors
+    assert "HardwareError: There is no room to write" in errors
     assert visible(tmp_path) == []
     convert(checkpoint, tmp_path / "out", ConvertOptions(file_type="F16"))
     assert list(tmp_path.iterdir()) == [tmp_path / "out"]
@@ -261,13 +261,13 @@ def test_no_room_for_a_file(limit: int, checkpoint: Path, tmp_path: Path) -> Non
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
 def test_read_only_place(checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "closed").mkdir(mode=0o500)
-    with pytest.raises(UsageError, match="Expected to be able to write"):
+    with pytest.raises(UsageError, match="cannot be written"):
         convert(checkpoint, tmp_path / "closed/out")
 
 
 def test_target_below_a_file(checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UsageError, match="Expected to be able to write"):
+    with pytest.raises(UsageError, match="cannot be written"):
         convert(checkpoint, tmp_path / "file/out")
 
 

@@ -1,4 +1,4 @@
-"""NVIDIA's driver: what is read from it, and that a GPU that cannot be used is an error with cause and command."""
+"""Facts from NVIDIA's driver; an unusable GPU is an error that names the cause and the command to run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def asked(environ: dict[str, str]) -> object:
     return json.loads(subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, check=True).stdout)
 
 
-def test_what_the_driver_says(tmp_path: Path) -> None:
+def test_facts_from_the_driver(tmp_path: Path) -> None:
     gpus = [
         {"name": "Fake GPU 0", "capability": [8, 9], "total_bytes": 8 << 30, "free_bytes": 6 << 30},
         # the management library does not know the second one
@@ -55,7 +55,7 @@ def test_cards_are_counted_without_a_driver(tmp_path: Path) -> None:
         folder.mkdir(parents=True)
         (folder / "vendor").write_text(f"{vendor}\n")
         (folder / "class").write_text(f"{kind}\n")
-    assert count_cards(tmp_path) == 1  # of the others one makes sound, and one is of another vendor
+    assert count_cards(tmp_path) == 1  # the others are a sound device and a card of another vendor
     assert count_cards(tmp_path / "nowhere") == 0
 
 
@@ -89,8 +89,8 @@ def test_a_driver_that_fails(tmp_path: Path, bundles: dict[str, Path]) -> None:
     assert "NVIDIA's driver 580.65.06 cannot be used (cuInit: driver mismatch (803))" in message
 
 
-def test_a_llama_cpp_for_cuda_without_its_libraries_is_the_machines_fault(tmp_path: Path) -> None:
-    # a binding whose library needs one that is not here
+def test_a_llama_cpp_for_cuda_without_its_libraries_is_a_hardware_error(tmp_path: Path) -> None:
+    # a binding whose library depends on one that is missing
     compile_library(tmp_path / "libcudart.so.12", "-xc", "/dev/null")
     needs = ["-Wl,--no-as-needed", "-L", str(tmp_path), "-l:libcudart.so.12"]
     compile_library(tmp_path / "llama_cpp/libllama.so", "-xc", "/dev/null", *needs)

@@ -1,4 +1,4 @@
-/* NVIDIA's driver and management libraries as a machine with one card has them, in what this program asks of them.
+/* NVIDIA's driver and management libraries of a simulated machine, as far as this program calls them.
  * Compiled by tests/support/fake_nvidia.py with INIT, CUDA, COUNT, MEMORY and VERSION. */
 #include <stddef.h>
 #include <stdio.h>
@@ -14,7 +14,7 @@ int cuDeviceTotalMem_v2(size_t *total, int device) { return *total = (size_t)(de
 int cuDeviceGetAttribute(int *value, int attribute, int device) { return *value = attribute == 75 ? 8 : 9, 0 * device; }
 int cuGetErrorString(int status, const char **text) { return *text = status == 803 ? "driver mismatch" : NULL, 0; }
 
-/* copying: a card that moves 100 GB in a second */
+/* copying: a card that moves 100 GB per second */
 static float copied_ms, events_ms[2];
 static int n_events;
 int cuDevicePrimaryCtxRetain(void **context, int device) { return *context = (void *)1, device; }

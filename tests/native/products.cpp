@@ -1,9 +1,9 @@
-// The kernels' products, to be run under sanitizers: every type and every instruction set that this processor can run,
-// odd sizes, fused or not, on one to four threads. Arrays end where the data ends, so that a byte read or written too far
-// is found. The scalar version judges. Needs no ggml.
+// The kernels' products under sanitizers: each type on each instruction set that this processor can run, odd sizes, fused or
+// not, on one to four threads. Arrays end where the data ends, so that the sanitizers find a byte read or written too far.
+// The scalar version is the reference. No ggml is needed.
 //
-//   products            all of it
-//   products threads    only what several threads do, for ThreadSanitizer
+//   products            all tests
+//   products threads    only tests with several threads, for ThreadSanitizer
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -29,7 +29,7 @@ struct Random {
     float unit() { return float(next() >> 8) / float(1 << 24) - 0.5f; }
 };
 
-// Memory of exactly the size asked for, which starts at an odd half.
+// Memory of exactly the given size, which starts at an odd multiple of two bytes.
 struct Bytes {
     std::unique_ptr<char[]> memory;
     size_t size;
@@ -82,7 +82,7 @@ void check(const std::vector<float> & found, const std::vector<float> & expected
         size += std::pow(double(expected[i]), 2);
     }
     n_checks++;
-    if (difference <= 1e-10 * size + 1e-20) return;  // false for NaN, too
+    if (difference <= 1e-10 * size + 1e-20) return;  // also false for NaN
     n_failures++;
     printf("%s: %s, type %d, %lld rows, %lld tokens, %lld columns: difference %g\n", table.name, what, int(weight), (long long)n_rows,
            (long long)n_tokens, (long long)n_columns, std::sqrt(difference / size));
@@ -103,7 +103,7 @@ void check_product(const Table & table, Weight weight, int64_t n_rows, int64_t n
     check(product(table, n_threads), product(*scalar_table(), 1), table, "product", weight, n_rows, n_tokens, n_columns);
 }
 
-// A norm, two products of two types, SwiGLU of two more and a sum, in place where a graph's memory would have it so.
+// A norm, two products of two types, SwiGLU of two more and a sum, in place where a graph reuses memory.
 std::vector<float> fused(const Table & table, Weight weight, int64_t n_rows, int64_t n_tokens, int64_t n_columns, int n_threads) {
     Random random = {uint32_t(n_rows * 77 + n_tokens)};
     const Weight other = n_columns % 256 == 0 ? Weight::q6_k : Weight::q4_0;
@@ -126,7 +126,7 @@ void check_fused(const Table & table, Weight weight, int64_t n_rows, int64_t n_t
     const std::vector<float> expected = fused(*scalar_table(), weight, n_rows, n_tokens, n_columns, 1);
     std::vector<float> found = fused(table, weight, n_rows, n_tokens, n_columns, n_threads);
     if (found.size() != expected.size()) found.assign(expected.size(), NAN);
-    // the norm's sums differ in the last bits, so that a value may be rounded the other way
+    // the norm's sums differ in the last bits, so that a value may round the other way
     double difference = 0, size = 0;
     for (size_t i = 0; i < expected.size(); i++) {
         difference += std::pow(double(found[i]) - expected[i], 2);
@@ -139,7 +139,7 @@ void check_fused(const Table & table, Weight weight, int64_t n_rows, int64_t n_t
            std::sqrt(difference / size));
 }
 
-// Two contexts that compute at once, with other numbers of threads each time: the pool changes its size.
+// Two contexts that compute at once, each time with another number of threads, so that the pool changes its size.
 void check_contexts(const Table & table) {
     const auto work = [&](int seed) {
         for (int i = 0; i < 6; i++) fused(table, Weight::q8_0, 33 + seed, 5, 96, 1 + (i + seed) % 4);

@@ -1,9 +1,9 @@
-// Random graphs by ggml's scheduler, with the plug-in ahead of the CPU backend and with the CPU backend alone.
+// Random graphs in ggml's scheduler, with the plug-in ahead of the CPU backend and with the CPU backend alone.
 //
 //   random_graphs PLUGIN KERNELS FIRST COUNT
 //
-// builds the graphs of COUNT seeds from FIRST on, each twice from the same numbers, and compares every result that is
-// flagged as an output, token by token. Prints one line for each that differs, and a summary:
+// builds the graphs of COUNT seeds from FIRST on, each twice from the same numbers, and compares each result that is
+// flagged as an output, token by token. Prints one line for each result that differs, and a summary:
 // `worst <share of what is allowed> nodes <given to the plug-in> of <all>`. Returns 1 if any graph differs.
 #include <dlfcn.h>
 
@@ -26,8 +26,8 @@
 namespace {
 
 constexpr int kWidth = 256, kHeads = 4, kHead = kWidth / kHeads, kMaxNodes = 1024;
-// Both round activations to int8, after sums in different orders: now and then a value goes to the other side, and in a
-// chain of products such steps add up. This much is allowed for each; what is really wrong is of the order of 1.
+// Both round activations to int8, after sums in different orders: sometimes a value rounds the other way, and in a chain of
+// products such steps add up. This much is allowed for each; real errors are of the order of 1.
 constexpr double kTolerance = 0.02;
 const char * const kMask = "mask";
 // Values that grow beyond this are scaled down, as a model's norms do: ggml rounds activations of F16 weights to F16, whose
@@ -39,7 +39,7 @@ struct Random {
     explicit Random(unsigned seed) : engine(seed) {}
     int below(int n) { return int(engine() % unsigned(n)); }
     bool chance(int percent) { return below(100) < percent; }
-    // a sum of four of unit variance, which is near enough
+    // a sum of four uniform numbers with unit variance, near enough to normal
     float normal() {
         float sum = -2;
         for (int i = 0; i < 4; i++) sum += float(engine() >> 8) / float(1 << 24);
@@ -52,7 +52,7 @@ struct Random {
 const ggml_type kSupported[] = {GGML_TYPE_Q4_K, GGML_TYPE_Q5_K, GGML_TYPE_Q6_K, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0, GGML_TYPE_F16};
 const ggml_type kOthers[] = {GGML_TYPE_F32, GGML_TYPE_Q5_0, GGML_TYPE_IQ4_XS, GGML_TYPE_Q2_K, GGML_TYPE_BF16};
 
-// A graph under construction. Whatever is chosen depends on the seed alone, so that two builds are the same graph.
+// A graph under construction. All choices depend on the seed alone, so that two builds give the same graph.
 class Builder {
 public:
     explicit Builder(unsigned seed) : random_(seed) {
@@ -83,7 +83,7 @@ public:
         for (ggml_tensor * t : inputs_) input_data_.push_back(random_data(t));
     }
 
-    // The scheduler gives an input's memory away after its last use, so that each run needs it anew.
+    // The scheduler reuses an input's memory after its last use, so each run must set it again.
     void set_inputs() {
         for (size_t i = 0; i < inputs_.size(); i++)
             if (inputs_[i]->buffer) ggml_backend_tensor_set(inputs_[i], input_data_[i].data(), 0, input_data_[i].size());
@@ -112,7 +112,7 @@ private:
         if (n_columns % ggml_blck_size(type)) type = random_.of({GGML_TYPE_F16, GGML_TYPE_F32});
         if (random_.chance(6)) return input(type, n_columns, n_rows);
         if (!random_.chance(8)) return leaf(type, n_columns, n_rows);
-        // some rows of a matrix, or every second one
+        // some adjacent rows of a matrix, or every second row
         const int step = 1 + random_.below(2);
         ggml_tensor * whole = leaf(type, n_columns, (n_rows + 3) * step);
         return ggml_view_2d(nodes_, whole, n_columns, n_rows, whole->nb[1] * step, whole->nb[1] * random_.below(4));
@@ -135,7 +135,7 @@ private:
         return data;
     }
 
-    // Cells of a few sequences, mixed, of which a token sees those of its own up to a place that moves on, and at least one.
+    // Mixed cells of a few sequences; a token sees those of its own sequence up to its position, and at least one.
     std::vector<ggml_fp16_t> random_mask(const ggml_tensor * t) {
         const int64_t n_cells = t->ne[0], n_tokens = t->ne[1];
         const int n_sequences = random_.of({1, 1, 2, 5});
@@ -155,7 +155,7 @@ private:
         return mask;
     }
 
-    // Many rows of one type and length, of which each tensor takes some: quantizing takes time.
+    // A pool of rows of one type and length, from which each tensor takes some, since quantizing takes time.
     static const std::vector<char> & rows_of(ggml_type type, int64_t n_columns) {
         constexpr int64_t kRows = 64 * 32 + 64;  // the largest tensor of `batches`, and a choice
         static std::map<std::pair<ggml_type, int64_t>, std::vector<char>> made;
@@ -173,7 +173,7 @@ private:
 
     // ---- values: float32, [width, n_tokens], contiguous
 
-    // About how large a tensor's values are, so that a graph can be built without computing it.
+    // Estimates the size of a tensor's values, so that a graph can be built without computing it.
     double size_of(const ggml_tensor * t) const {
         const auto size = [&](int i) { return size_of(t->src[i]); };
         const auto known = sizes_.find(t);
@@ -210,7 +210,7 @@ private:
 
     ggml_tensor * any(int64_t width = 0) {
         std::vector<ggml_tensor *> found;
-        // recent ones are likelier: chains are what is fused
+        // recent ones are likelier, since chains are fused
         for (size_t i = 0; i < values_.size(); i++)
             if (!width || values_[i]->ne[0] == width) found.insert(found.end(), i + 3 > values_.size() ? 4 : 1, values_[i]);
         if (found.empty()) return product(any(), width);
@@ -277,12 +277,12 @@ private:
         return keep(ggml_cont_2d(nodes_, mixed, kWidth, n_tokens_));
     }
 
-    // of all heads at once, over a cache whose heads are shared by two of the queries'
+    // all heads at once, over a cache in which two query heads share one head
     ggml_tensor * cached_attention(ggml_tensor * x) {
         ggml_tensor * q = ggml_permute(nodes_, rotated(by_head(product(x, kWidth))), 0, 2, 1, 3);
         const int64_t n_cells = random_.of({1, 31, 32, 64, 100, 256});
         const ggml_type type = random_.of({GGML_TYPE_F16, GGML_TYPE_F16, GGML_TYPE_F16, GGML_TYPE_F32});
-        // heads side by side in each cell, as llama.cpp has them, or one after the other
+        // heads side by side in each cell, as in llama.cpp, or one after the other
         const bool by_cell = random_.chance(70);
         const auto cache = [&] {
             ggml_tensor * all = by_cell ? leaf(type, kHead, kHeads / 2, n_cells) : leaf(type, kHead, n_cells, kHeads / 2);
@@ -362,7 +362,7 @@ private:
         }
     }
 
-    // two products of the same activations, added up by way of a view of the first
+    // two products of the same activations, added through a view of the first
     ggml_tensor * viewed_sum(ggml_tensor * x) {
         ggml_tensor * first = product(x, 256), * view = ggml_view_2d(nodes_, first, 256, n_tokens_, first->nb[1], 0), * second = product(x, 256);
         return keep(random_.chance(50) ? ggml_add(nodes_, second, view) : ggml_add(nodes_, view, second));
@@ -397,7 +397,7 @@ struct Results {
     int n_nodes = 0, n_of_plugin = 0;
 };
 
-// How many products there are, one after the other, on the way to a result.
+// The largest number of consecutive products on the way to a result.
 int depth(const ggml_tensor * tensor, std::map<const ggml_tensor *, int> & known) {
     if (tensor->op == GGML_OP_NONE) return 0;
     const auto found = known.find(tensor);
@@ -417,7 +417,7 @@ Results compute(unsigned seed, std::vector<ggml_backend_t> backends) {
         for (int i = 0; i < ggml_graph_n_nodes(builder.graph()); i++)
             if (ggml_backend_sched_get_tensor_backend(sched, ggml_graph_node(builder.graph(), i)) != backends.back()) results.n_of_plugin++;
         results.n_nodes = ggml_graph_n_nodes(builder.graph());
-        // twice: nothing may be left over from the first time that the second would miss
+        // twice, to check that the second run needs nothing that the first left behind
         results.computed = true;
         for (int i = 0; i < 2; i++) {
             builder.set_inputs();
@@ -437,11 +437,11 @@ Results compute(unsigned seed, std::vector<ggml_backend_t> backends) {
     return results;
 }
 
-// The worst token's difference of one result, relative to its length; NaN where only one of them is NaN.
+// The worst token's difference in one result, relative to its length; NaN where only one of them is NaN.
 double difference(const std::vector<float> & a, const std::vector<float> & b, size_t width, double size_of_values) {
     double worst = 0, all = 0;
     for (float value : b) all += double(value) * value;
-    // a token may cancel to next to nothing, and so may a result of one value
+    // a token may cancel to almost zero, and so may a result of one value
     const double alone = b.size() < 4 ? size_of_values : 0;
     const double least = 1e-1 * std::max(alone, std::sqrt(all * width / b.size())) + 1e-6;
     for (size_t at = 0; at < a.size(); at += width) {
@@ -457,7 +457,7 @@ double difference(const std::vector<float> & a, const std::vector<float> & b, si
     return worst;
 }
 
-// What the worst result's difference is of what is allowed.
+// The worst result's difference as a share of the allowed one.
 double compare(unsigned seed, const Results & ours, const Results & theirs) {
     double worst = 0;
     for (size_t i = 0; i < ours.values.size(); i++) {

@@ -1,8 +1,8 @@
 // A stand-in for graphics cards, for tests: devices of type GPU with memory of their own, computed by ggml's CPU backend.
 //
-// What a device holds can be touched only while that device copies or computes: its pages are protected at all other
-// times, so that whoever reads a weight in "video memory" as if it were in the machine's ends the process. Memory is as
-// large as the tests say, and an allocation beyond it fails; so does computing from a certain graph on.
+// A device's memory can be touched only while that device copies or computes: its pages are protected at all other times, so
+// that code which reads a weight in "video memory" as if it were in the machine's memory ends the process. Tests set the size
+// of the memory, beyond which allocations fail, and the graph from which on computing fails.
 #include <sys/mman.h>
 
 #include <cstdio>
@@ -75,7 +75,7 @@ struct State {
 
 size_t whole_pages(size_t n) { return (n + kPage - 1) / kPage * kPage + kPage; }
 
-// All devices' memory can be touched while one of these lives.
+// Opens all devices' memory for its lifetime.
 class Open {
 public:
     Open() {
@@ -123,7 +123,7 @@ void memset_tensor(ggml_backend_buffer_t, ggml_tensor * tensor, uint8_t value, s
 
 void set_tensor(ggml_backend_buffer_t buffer, ggml_tensor * tensor, const void * data, size_t offset, size_t size) {
     Open open;
-    // a weight's copy for one graph lies in a compute buffer, under its name; a matrix, since norms are always copied
+    // a weight's copy for one graph is in a compute buffer under its name; matrices only, since norms are always copied
     const bool is_matrix = tensor->ne[1] > 1 && strstr(tensor->name, ".weight") != nullptr;
     if (buffer->usage == GGML_BACKEND_BUFFER_USAGE_COMPUTE && is_matrix) state.copied_weights++;
     memcpy(at(tensor, offset), data, size);
@@ -193,7 +193,7 @@ ggml_backend_t init_backend(ggml_backend_dev_t device, const char *) {
     backend->iface.graph_compute = compute;
     backend->device = device;
     const ggml_backend_t cpu = ggml_backend_cpu_init();
-    // ggml starts threads anew for each graph, by default more than a small machine has cores
+    // ggml starts new threads for each graph, by default more than a small machine has cores
     ggml_backend_cpu_set_n_threads(cpu, 1);
     backend->context = cpu;
     return backend;
@@ -276,7 +276,7 @@ ggml_backend_reg_t ggml_backend_init(void) {
     return &reg;
 }
 
-// How many devices there are; before it is registered.
+// Sets the number of devices; call it before the registration.
 void stand_in_devices(int n) { state.n_devices = n; }
 
 void stand_in_memory(int device, size_t total, size_t used_elsewhere) {
@@ -287,13 +287,13 @@ void stand_in_memory(int device, size_t total, size_t used_elsewhere) {
 
 size_t stand_in_peak(int device) { return state.memory[device].peak; }
 
-// Computing fails after so many graphs more; never with -1.
+// Computing fails after this many further graphs; -1 never fails.
 void stand_in_fail_after(int n_graphs) { state.graphs_left = n_graphs; }
 
-// Whether every allocation fails, whatever is free.
+// Whether all allocations fail, even if memory is free.
 void stand_in_refuse(int refuses) { state.refuses = refuses != 0; }
 
-// What was computed since the last call: graphs, nodes, products; and weights that were copied for one graph.
+// Counts since the last call: graphs, nodes, products; and weights that were copied for one graph.
 void stand_in_counts(long long * counts) {
     counts[0] = state.graphs;
     counts[1] = state.nodes;

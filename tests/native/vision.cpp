@@ -1,5 +1,5 @@
-// The image encoder's operators over shapes with odd ends, in memory of exactly their size, for the sanitizers: once on
-// one thread, then on three.
+// The image encoder's operators over odd shapes, in memory of exactly their size, for the sanitizers: first on one thread,
+// then on three.
 #include <atomic>
 #include <cmath>
 #include <cstdio>
@@ -34,7 +34,7 @@ private:
     int n_;
 };
 
-// Bytes up to the end of a page, with one behind that nobody may touch: the sanitizers do not see what tiles load.
+// Bytes up to the end of a page, with a protected page behind it: the sanitizers do not see the loads of tiles.
 struct Guarded {
     explicit Guarded(size_t n) : size(n), whole_((n + kPage - 1) / kPage * kPage + kPage) {
         base_ = static_cast<char *>(mmap(nullptr, whole_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
@@ -49,7 +49,7 @@ struct Guarded {
     int8_t * data;
 
 private:
-    static constexpr size_t kPage = 16384;  // or several
+    static constexpr size_t kPage = 16384;  // a multiple of the usual page sizes
     size_t whole_;
     char * base_;
 };

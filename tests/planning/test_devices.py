@@ -1,4 +1,4 @@
-"""What hardware is here: groups, memory, instruction sets of other machines; ggml's devices; what a GPU lacks."""
+"""Facts about simulated machines, ggml's devices on this one, and the advice for a missing GPU."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MEMINFO = "MemTotal: 16777216 kB\nMemFree: 1 kB\nMemAvailable: 8388608 kB\nHugeP
 
 
 def tree(root: Path, **files: str) -> Path:
-    """Write files, whose names have `__` for `/`."""
+    """Write files under `root`; `__` in a name stands for `/`."""
     for name, text in files.items():
         path = root / name.replace("__", "/")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -45,14 +45,14 @@ def test_memory_without_groups(tmp_path: Path) -> None:
 
 
 @linux
-def test_the_smallest_limit_of_all_groups_above_holds(tmp_path: Path) -> None:
+def test_the_smallest_limit_of_a_group_and_its_parents_holds(tmp_path: Path) -> None:
     root = tree(tmp_path, proc__meminfo=MEMINFO, proc__self__cgroup="0::/a/b\n")
     group = tmp_path / "sys/fs/cgroup"
     for name, limit, used in (("a", f"{4 * GIB}", 3 * GIB), ("a/b", "max", 1 * GIB)):
         (group / name).mkdir(parents=True)
         (group / name / "memory.max").write_text(limit)
         (group / name / "memory.current").write_text(str(used))
-        # a page cache can be dropped
+        # the system can drop its page cache
         (group / name / "memory.stat").write_text(f"anon 1\ninactive_file {GIB}\nactive_file {GIB}\n")
     assert memory(root) == (4 * GIB, 3 * GIB)
     assert groups("memory", root) == [group / "a/b", group / "a", group]
@@ -126,7 +126,7 @@ def test_this_machine() -> None:
         assert machine.available_bytes is not None
         assert machine.memory_bytes is not None
         assert 0 < machine.available_bytes <= machine.memory_bytes
-        # what llama.cpp was compiled with for this machine, it must have found
+        # llama.cpp was compiled on this machine and must have found the same instruction sets
         assert machine.features is not None
         assert ("AVX2" in machine.features) == ("AVX2 = 1" in llama.system_info())
 
@@ -145,7 +145,7 @@ def test_the_devices_of_ggml() -> None:
         assert provider.loads == (provider.reason == "")
 
 
-def test_what_llama_cpp_says_when_it_fails_is_told(tmp_path: Path) -> None:
+def test_the_error_repeats_what_llama_cpp_logs(tmp_path: Path) -> None:
     (tmp_path / "decoder.gguf").write_bytes(b"no model at all")
     spec = DecoderSpec("llama", "F16", 1, 64, 1, 1, 64, 100, 512)
     with pytest.raises(DecoderError, match=r"refuses decoder\.gguf \(.*magic"):

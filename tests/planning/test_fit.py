@@ -1,4 +1,4 @@
-"""What goes where on simulated devices: every plan fits, and none with one more layer would."""
+"""Plans on simulated devices: each plan fits, and one more layer would not."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bimedix_edge.planning.fit import PlacementRequest, Plan, VisionFacts, plan
 from bimedix_edge.planning.memory import DecoderFacts, LlamaBuild, Load, host_need, layers_need
 
 GB, MIB = 10**9, 1 << 20
-# of the 8B in Q4_K_M: half of its layers have a larger type in two matrices
+# the 8B in Q4_K_M: half of its layers have a larger type in two matrices
 SPEC = DecoderSpec("llama", "Q4_K_M", 32, 4096, 32, 8, 128, 128257, 131072)
 LAYERS = tuple(138_936_320 if index < 4 or index >= 28 or index % 3 == 0 else 122_683_392 for index in range(32))
 FACTS = DecoderFacts(SPEC, 14336, 4_915_760_064, 295_504_128, LAYERS, 430_959_904, 48_168_960, 3_000_000_000)
@@ -53,7 +53,7 @@ def splits(n_layers: int, n_devices: int) -> list[tuple[int, ...]]:
 
 
 def fits(found: Plan, hardware: Hardware, target: int, split: tuple[int, ...], facts: DecoderFacts = FACTS) -> bool:
-    """Tell whether layers can be shared out so, each device computed for itself."""
+    """Return whether this split fits, each device computed on its own."""
     gpus = [device for device in hardware.devices if device.kind in ("gpu", "igpu")]
     placement = replace(found.placement, n_gpu_layers=sum(split))
     start, shared = facts.n_layer - sum(split), 0
@@ -69,7 +69,7 @@ def fits(found: Plan, hardware: Hardware, target: int, split: tuple[int, ...], f
 
 
 def check(found: Plan, hardware: Hardware, target: int = 1024 * MIB, facts: DecoderFacts = FACTS) -> None:
-    """Every device keeps its target free, and with one more layer on GPUs none of the ways to share them out does."""
+    """Check that each device keeps its target free, and that no split of one more layer would."""
     gpus = [device for device in hardware.devices if device.kind in ("gpu", "igpu")]
     by_name = dict(zip(found.placement.devices, found.placement.split, strict=True))
     assert fits(found, hardware, target, tuple(by_name.get(gpu.name, 0) for gpu in gpus), facts)

@@ -1,4 +1,4 @@
-"""The estimate of memory against what processes really take."""
+"""The estimate of memory against the measured peak of processes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ on_linux = pytest.mark.skipif(sys.platform != "linux", reason="the peak is read 
 
 
 def compare(*arguments: object) -> float:
-    """Return the estimate over the measured peak, and show both."""
+    """Return the estimate divided by the measured peak, and print both."""
     command = [sys.executable, str(_SCRIPT), *map(str, arguments)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr

@@ -1,4 +1,4 @@
-"""Schemas made to cost time or memory; each is a request that anyone with a key may send."""
+"""Schemas that cost time or memory; anyone with a key may send one in a request."""
 
 from __future__ import annotations
 

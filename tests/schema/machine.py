@@ -1,4 +1,4 @@
-"""A vocabulary of bytes, so that a grammar is judged without a model, and jsonschema as the judge of values."""
+"""A vocabulary of bytes, to test a grammar without a model, and jsonschema as an independent judge of values."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _is_date_time(text: object) -> bool:
 
 
 def _padded(text: str) -> str:
-    """Return a time with six digits of a second and no Z, which Python 3.10 wants."""
+    """Return a time with six digits of a second and without Z, as Python 3.10 needs it."""
     before, dot, after = text.replace("Z", "+00:00").partition(".")
     return f"{before}.{after[:-6].ljust(6, '0')}{after[-6:]}" if dot else before
 
@@ -40,7 +40,7 @@ def constraint(schema: dict[str, Any] | None) -> Constraint:
 
 
 def accepts(schema: dict[str, Any] | None, text: str) -> bool:
-    """Tell whether an answer held to `schema` can be exactly this text."""
+    """Return whether an answer under `schema` can be exactly this text."""
     held = constraint(schema)
     for byte in text.encode("utf-8"):
         if byte not in held.allowed():
@@ -50,7 +50,7 @@ def accepts(schema: dict[str, Any] | None, text: str) -> bool:
 
 
 def is_valid(schema: dict[str, Any], value: object) -> bool:
-    """Tell what the independent judge says."""
+    """Return the verdict of jsonschema."""
     return bool(Draft202012Validator(schema, format_checker=_FORMATS).is_valid(value))
 
 
@@ -59,12 +59,12 @@ def written(value: object) -> str:
 
 
 def walk(schema: dict[str, Any] | None, rng: random.Random, most: int = 600) -> str | None:
-    """Return what a model that knows nothing writes under a schema; None if it did not end within `most` bytes."""
+    """Return what a random model writes under a schema; None if it does not end within `most` bytes."""
     held = constraint(schema)
     answer = bytearray()
     while len(answer) < most:
         allowed = held.allowed()
-        # without knowledge, but willing to end
+        # random, but biased towards the end
         closing = [byte for byte in (END, *b'"}]') if byte in allowed]
         byte = rng.choice(closing) if closing and rng.random() < 0.3 else int(rng.choice(allowed))
         if byte == END:

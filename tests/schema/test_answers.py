@@ -1,4 +1,4 @@
-"""The demo model, which knows no JSON, held to schemas: every answer is valid, and nothing else changes."""
+"""The demo model, which knows no JSON, under schemas: each answer is valid, and nothing else changes."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def answer(model: Runtime, schema: dict[str, Any] | None, question: str = QUESTI
 
 
 def test_of_200_answers_200_are_valid(model: Runtime) -> None:
-    """Greedy ones and ones drawn at up to 1.5, in both languages; each schema is bounded, so that every answer ends."""
+    """Temperatures from 0 to 1.5, in both languages; each schema is bounded, so that each answer ends."""
     valid = 0
     for seed in range(N_REQUESTS):
         schema = SCHEMAS[seed % len(SCHEMAS)]
@@ -79,7 +79,7 @@ def test_the_shipped_schemas(model: Runtime, samples: Path, name: str, question:
 
 
 def test_the_model_chooses_among_what_the_schema_allows(model: Runtime, samples: Path) -> None:
-    """The mask takes away what is not allowed, and leaves the order of the rest as it is."""
+    """The mask removes tokens that the schema forbids and keeps the order of the others."""
     sampling = Sampling(temperature=0.0, grammar=grammar_for({"enum": ["Yes.", "No."]}))
     for picture, expected in (("nodule_right_upper.png", "Yes."), ("effusion_left.png", "No.")):
         with model.chat(sampling=replace(sampling, grammar=None)) as chat:
@@ -92,7 +92,7 @@ def test_the_model_chooses_among_what_the_schema_allows(model: Runtime, samples:
         assert json.loads(held.text) in ("Yes.", "No.")
 
 
-def test_two_answers_at_once_have_each_their_own_state(model: Runtime) -> None:
+def test_two_answers_at_once_have_separate_states(model: Runtime) -> None:
     schemas = [SCHEMAS[3], SCHEMAS[7]]
     alone = [answer(model, schema, seed=5).text for schema in schemas]
     chats = [model.chat(sampling=Sampling(grammar=grammar_for(schema), seed=5)) for schema in schemas]
@@ -132,7 +132,7 @@ def test_a_schema_that_allows_nothing_leaves_no_trace(model: Runtime) -> None:
     assert done.stop_reason == "end"
 
 
-def test_a_repeat_penalty_and_other_samplers_go_together_with_a_schema(model: Runtime) -> None:
+def test_a_repeat_penalty_and_other_samplers_work_with_a_schema(model: Runtime) -> None:
     options: list[dict[str, Any]] = [
         {"repeat_penalty": 1.3},
         {"top_k": 5},

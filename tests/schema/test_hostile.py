@@ -11,7 +11,7 @@ from schema.machine import END, constraint
 
 from bimedix_edge.errors import SchemaError
 
-# of the processor, several times what was measured: what is excluded are seconds without end
+# seconds of the processor, several times the measured ones: the test catches work without a bound
 MAX_COMPILE_S = 5.0
 MAX_STEP_S = 2.0
 STEPS = 120

@@ -1,4 +1,4 @@
-"""What each keyword lets through is what jsonschema finds valid, for values written as a model would write them."""
+"""Each keyword allows the values that jsonschema finds valid, written as a model writes them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bimedix_edge.errors import SchemaError
 EXAMPLES = settings(max_examples=40, deadline=None)
 SAFE = (1 << 53) - 1
 integers = st.integers(-SAFE, SAFE) | st.integers(-20, 20)
-# DEL is written escaped in free text and as it is in an enum: JSON has both spellings, a text to be compared has one
+# a grammar allows DEL escaped in free text and unescaped in an enum; a compared text has only one of the spellings
 characters = st.characters(exclude_categories=["Cs"], exclude_characters="\x7f")
 texts = st.text(characters, max_size=8) | st.text('abcابت😀"\\\n', max_size=6)
 scalars = st.none() | st.booleans() | integers | texts

@@ -44,7 +44,7 @@ PATTERNS = [
     "^[&~|-]$",
     "^\\/$",
 ]
-# never written, or line ends to one dialect alone
+# excluded from every class, or line ends in one dialect only
 APART = re.compile("[\x00-\x08\n\x0b-\x1f\x7f\u2028\u2029]")
 
 
@@ -113,12 +113,12 @@ def test_what_dialects_read_differently_is_refused_by_name(pattern: str, named: 
 @settings(max_examples=300, deadline=None)
 @example("[[]")
 @given(st.text("ab^$.*+?()[]{}|\\\\-dwsux019,:", max_size=12))
-def test_any_text_is_a_pattern_that_python_takes_too_or_refused(pattern: str) -> None:
+def test_any_text_is_refused_or_a_pattern_for_python_too(pattern: str) -> None:
     try:
         grammar_for({"type": "string", "pattern": pattern})
     except SchemaError:
         return
     with warnings.catch_warnings():
-        # `[[` may mean something else in a later Python; what is enforced is written anew
+        # `[[` may mean something else in a later Python; the enforced pattern is a rewritten one
         warnings.simplefilter("ignore", FutureWarning)
         assert re.compile(pattern)

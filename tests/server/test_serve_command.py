@@ -65,7 +65,7 @@ def keys(tmp_path: Path) -> Path:
         (["--api-key-file", "empty"], "has no key"),
         (["--parallel", "0"], "parallel from 1"),
         (["--queue", "-1"], "queue from 0"),
-        (["--port", "0", "-m", "nonsense"], "there is none of that name"),
+        (["--port", "0", "-m", "nonsense"], "No installed model is named"),
     ],
 )
 def test_what_would_be_unsafe_or_cannot_be_is_refused_before_anything_is_loaded(

@@ -1,7 +1,7 @@
 """JSON schemas for common outputs: `report` (findings and impression), `vqa` (one answer), `summary`.
 
-Their texts and lists are bounded, so that an answer ends. The notice is not part of them: the program adds it outside
-of what the model writes.
+Their texts and lists are bounded, so that an answer ends. The notice is not part of them: the program adds it to the
+model's answer.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ def load_schema(name: str) -> dict[str, Any]:
     """Return a shipped schema, JSON Schema draft 2020-12.
 
     Raises:
-        UsageError: there is none of that name.
+        UsageError: No schema has that name.
     """
     if name not in SCHEMA_NAMES:
-        raise UsageError(f"Expected a schema's name, one of {', '.join(SCHEMA_NAMES)}, but {name!r} is none of them.")
+        raise UsageError(f"There is no schema {name!r}. Choose one of {', '.join(SCHEMA_NAMES)}.")
     text = importlib.resources.files(__package__).joinpath(f"{name}.json").read_text(encoding="utf-8")
     schema: dict[str, Any] = json.loads(text)
     return schema
