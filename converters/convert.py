@@ -125,7 +125,7 @@ def _read_back(
         forget_cached(path)
     with ThreadPoolExecutor(1) as pool:
         try:
-            measured = pool.submit(measure_decoder, paths["decoder"], job.checkpoint, job.planned, show)
+            measured = pool.submit(measure_decoder, paths["decoder"], job.checkpoint, job.tensors, show)
             count = byte_counter("verify", sum(path.stat().st_size for path in paths.values()), report)
             entries = {role: _entry(path, journal, count) for role, path in paths.items()}
             errors = measured.result()

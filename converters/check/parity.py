@@ -24,9 +24,9 @@ from bimedix_edge.converters.source.config import DecoderConfig
 from bimedix_edge.decoder.gguf_header import TensorInfo, read_header
 from bimedix_edge.errors import CheckpointError
 
-__all__ = ["TensorError", "cosines", "decoder_errors", "token_cosines"]
+__all__ = ["BLOCK_VALUES", "TensorError", "cosines", "decoder_errors", "token_cosines"]
 
-_BLOCK_VALUES = 1 << 20
+BLOCK_VALUES = 1 << 20
 _RUNS = 8
 _TOP = {
     "token_embd.weight": "model.embed_tokens.weight",
@@ -105,7 +105,7 @@ def decoder_errors(
             raise CheckpointError(
                 f"Expected {name} of shape {source.shape} in {path.name}, but it has {shape}; convert again."
             )
-        yield _compare(name, tensor, data, source, _heads(name, checkpoint.config.decoder), max_values)
+        yield _compare(name, tensor, data, source, max_values)
 
 
 def token_cosines(
@@ -137,7 +137,7 @@ def cosines(given: NDArray[Any], expected: NDArray[Any]) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class _Rows:
-    """A source tensor as rows, read when they are needed; a vector is one row."""
+    """A source tensor as rows in the GGUF's order, read when they are needed; a vector is one row."""
 
     shape: tuple[int, ...]
     read: Callable[[NDArray[np.intp]], NDArray[np.float32]]
@@ -182,7 +182,9 @@ def _expected(config: DecoderConfig) -> Iterator[tuple[str, str]]:
 
 def _source(name: str, source: str, checkpoint: Checkpoint) -> _Rows:
     if source and len(shape := checkpoint.shape(source)) == 2:
-        return _Rows(shape, lambda rows: checkpoint.rows(source, rows))
+        n_head = _heads(name, checkpoint.config.decoder)
+        head_dim = shape[0] // n_head if n_head else 0
+        return _Rows(shape, lambda rows: checkpoint.rows(source, _source_rows(rows, head_dim) if head_dim else rows))
     if source:
         return _Rows(shape, lambda _: checkpoint.rows(source, slice(None))[None])
     config = checkpoint.config.decoder
@@ -201,7 +203,7 @@ def _matrix(shape: tuple[int, ...]) -> tuple[int, int]:
 
 
 def _compare(
-    name: str, tensor: TensorInfo, data: NDArray[np.uint8], source: _Rows, n_head: int, max_values: int | None
+    name: str, tensor: TensorInfo, data: NDArray[np.uint8], source: _Rows, max_values: int | None
 ) -> TensorError:
     kind = GGMLQuantizationType(tensor.kind)
     n_rows, n_per_row = _matrix(source.shape)
@@ -210,7 +212,7 @@ def _compare(
     sums, worst = np.zeros(4), 0.0
     for rows in _row_blocks(n_rows, n_per_row, max_values):
         given = _dequantized(name, stored[rows], kind)
-        wanted = source.read(_source_rows(rows, n_rows // n_head) if n_head else rows).astype(np.float64)
+        wanted = source.read(rows).astype(np.float64)
         squares, norms = ((given - wanted) ** 2).sum(-1), (wanted**2).sum(-1)
         sums += [squares.sum(), norms.sum(), (given**2).sum(), (given * wanted).sum()]
         # a row of zeros is judged by what the others are like
@@ -243,7 +245,7 @@ def _row_blocks(n_rows: int, n_per_row: int, max_values: int | None) -> Iterator
         run = max(1, max_values // (n_per_row * _RUNS))
         starts = np.linspace(0, max(n_rows - run, 0), _RUNS).astype(np.intp)
         chosen = np.unique(starts[:, None] + np.arange(min(run, n_rows)))
-    step = max(1, _BLOCK_VALUES // n_per_row)
+    step = max(1, BLOCK_VALUES // n_per_row)
     for start in range(0, len(chosen), step):
         yield chosen[start : start + step]
 

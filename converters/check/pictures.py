@@ -21,9 +21,10 @@ def calibration_pictures() -> list[NDArray[np.uint8]]:
 def _radiograph(rng: np.random.Generator, height: int, width: int) -> NDArray[np.uint8]:
     """A bright trunk with two dark lungs and a heart before a black border."""
     y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
-    light = 0.75 * _ellipse(x, y, 0.0, 0.05, 0.8, 0.95)
-    light -= 0.5 * (_ellipse(x, y, -0.36, -0.05, 0.26, 0.62) + _ellipse(x, y, 0.36, -0.05, 0.26, 0.62))
-    light += 0.3 * _ellipse(x, y, 0.12, 0.25, 0.3, 0.3) + 0.12 * np.sin(14 * np.pi * (y + 0.3 * x**2)) * (light > 0.1)
+    light = 0.75 * _ellipse(x, y, (0.0, 0.05), (0.8, 0.95))
+    light -= 0.5 * (_ellipse(x, y, (-0.36, -0.05), (0.26, 0.62)) + _ellipse(x, y, (0.36, -0.05), (0.26, 0.62)))
+    ribs = 0.12 * np.sin(14 * np.pi * (y + 0.3 * x**2)) * (light > 0.1)
+    light += 0.3 * _ellipse(x, y, (0.12, 0.25), (0.3, 0.3)) + ribs
     return _grey(light + 0.02 * rng.standard_normal(light.shape))
 
 
@@ -50,10 +51,10 @@ def _page(rng: np.random.Generator, height: int, width: int) -> NDArray[np.uint8
 
 
 def _ellipse(
-    x: NDArray[np.float64], y: NDArray[np.float64], centre_x: float, centre_y: float, half_x: float, half_y: float
+    x: NDArray[np.float64], y: NDArray[np.float64], centre: tuple[float, float], half: tuple[float, float]
 ) -> NDArray[np.float64]:
     """1 inside and 0 outside, with a soft edge."""
-    distance = np.sqrt(((x - centre_x) / half_x) ** 2 + ((y - centre_y) / half_y) ** 2)
+    distance = np.sqrt(((x - centre[0]) / half[0]) ** 2 + ((y - centre[1]) / half[1]) ** 2)
     result: NDArray[np.float64] = 1 / (1 + np.exp(30 * (distance - 1)))
     return result
 

@@ -14,7 +14,7 @@ import numpy as np
 from bimedix_edge.bundle import Fidelity, Quality, VisionFidelity
 from bimedix_edge.converters.check.parity import TensorError, decoder_errors
 from bimedix_edge.converters.check.vision_choice import GATE
-from bimedix_edge.converters.decoder.gguf import PlannedTensor
+from bimedix_edge.converters.decoder.gguf import TensorSpec
 from bimedix_edge.converters.source.checkpoint import Checkpoint
 from bimedix_edge.converters.vision.weights import VisionWeights
 from bimedix_edge.errors import CheckpointError
@@ -36,24 +36,24 @@ VISION_LIMITS: dict[VisionWeights, float] = {"float32": 0.99999, "float16": 0.99
 
 
 def measure_decoder(
-    path: Path, checkpoint: Checkpoint, planned: Sequence[PlannedTensor], progress: Callable[[int, int], None]
+    path: Path, checkpoint: Checkpoint, tensors: Sequence[TensorSpec], progress: Callable[[int, int], None]
 ) -> list[TensorError]:
     """Compare a written decoder with its checkpoint, on a sample of large tensors.
 
     Args:
         path: the GGUF.
         checkpoint: the source.
-        planned: what should be in it.
+        tensors: what should be in it.
         progress: called with the tensors compared and their number.
 
     Raises:
-        CheckpointError: the file has other tensors, shapes or types than planned.
+        CheckpointError: the file has other tensors, shapes or types than tensors.
     """
-    types = {tensor.name: tensor.kind for tensor in planned}
+    types = {tensor.name: tensor.kind for tensor in tensors}
     errors = []
     for error in decoder_errors(path, checkpoint, types=types, max_values=SAMPLE_VALUES):
         errors.append(error)
-        progress(len(errors), len(planned))
+        progress(len(errors), len(tensors))
     return errors
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from bimedix_edge.converters.source.config import CheckpointConfig, DecoderConfig
 
-__all__ = ["Source", "decoder_logits", "image_embeds", "inverse_frequencies"]
+__all__ = ["Source", "SourceWeights", "decoder_logits", "image_embeds", "inverse_frequencies"]
 
 Array = NDArray[Any]
 
@@ -33,8 +33,13 @@ class Source(Protocol):
         """Return some rows of a tensor."""
 
 
-class _Weights:
-    """A checkpoint's tensors in the float type of the computation."""
+class SourceWeights:
+    """A checkpoint's tensors and its layers in the float type of the computation.
+
+    Args:
+        checkpoint: Source of the weights.
+        dtype: Float type of the computation.
+    """
 
     def __init__(self, checkpoint: Source, dtype: type[np.floating[Any]]) -> None:
         self.checkpoint = checkpoint
@@ -44,15 +49,18 @@ class _Weights:
         return self.checkpoint.rows(name, slice(None)).astype(self.dtype, copy=False)
 
     def linear(self, name: str, x: Array, *, bias: bool = True) -> Array:
+        """Return x · wᵀ + b: (…, k) to (…, n)."""
         product: Array = x @ self[f"{name}.weight"].T
         return product + self[f"{name}.bias"] if bias else product
 
     def layer_norm(self, name: str, x: Array, eps: float) -> Array:
+        """Return the rows of x with mean 0 and variance 1, scaled and shifted."""
         centred = x - x.mean(-1, keepdims=True)
         scaled: Array = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + eps)
         return scaled * self[f"{name}.weight"] + self[f"{name}.bias"]
 
     def rms_norm(self, name: str, x: Array, eps: float) -> Array:
+        """Return the rows of x divided by their root mean square, scaled."""
         scaled: Array = x / np.sqrt((x**2).mean(-1, keepdims=True) + eps)
         return scaled * self[f"{name}.weight"]
 
@@ -70,7 +78,7 @@ def image_embeds(
     Returns:
         `dtype` (n, n_tokens, n_embd).
     """
-    config, weights = checkpoint.config.vision, _Weights(checkpoint, dtype)
+    config, weights = checkpoint.config.vision, SourceWeights(checkpoint, dtype)
     hidden = np.stack([_embed_patches(weights, image.astype(dtype), config.patch_px) for image in pixel_values])
     hidden = weights.layer_norm("vision.pre_layrnorm", hidden, config.layer_norm_eps)
     activate = _quick_gelu if config.activation == "quick_gelu" else _gelu
@@ -105,7 +113,7 @@ def decoder_logits(
     Returns:
         `dtype` (n_tokens, n_vocab).
     """
-    config, weights = checkpoint.config.decoder, _Weights(checkpoint, dtype)
+    config, weights = checkpoint.config.decoder, SourceWeights(checkpoint, dtype)
     hidden = embeds.astype(dtype)
     angles = np.outer(np.arange(len(hidden)) if positions is None else positions, inverse_frequencies(config))
     mask = np.triu(np.full((len(hidden), len(hidden)), -np.inf, dtype), 1)
@@ -151,7 +159,7 @@ def inverse_frequencies(config: DecoderConfig) -> NDArray[np.float64]:
     return np.array(scaled)
 
 
-def _embed_patches(weights: _Weights, pixels: Array, patch: int) -> Array:
+def _embed_patches(weights: SourceWeights, pixels: Array, patch: int) -> Array:
     side = pixels.shape[1] // patch
     cut = pixels[:, : side * patch, : side * patch].reshape(3, side, patch, side, patch)
     patches = cut.transpose(1, 3, 0, 2, 4).reshape(side * side, -1)

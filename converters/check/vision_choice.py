@@ -104,7 +104,7 @@ class VisionJudge:
         sha256, note = self._journal.sha256(path.name), self._journal.note(f"vision {kind}")
         if (found := self.known(kind)) is not None and note is not None and note.get("sha256") == sha256:
             return found
-        values = self._cosines(path, kind)
+        values = self.compare(path, kind)
         lowest, mean = float(values.min()), float(values.mean())
         facts: dict[str, str | float] = {"sha256": sha256, "pictures": self._pictures_sha256}
         self._journal.add_note(f"vision {kind}", {**facts, "cosine_min": lowest, "cosine_mean": mean})
@@ -124,7 +124,17 @@ class VisionJudge:
         with threadpool_limits(1, user_api="blas"), np.errstate(all="ignore"):
             return image_embeds(self._weights, values, np.float32)
 
-    def _cosines(self, path: Path, kind: VisionWeights) -> NDArray[np.float64]:
+    def compare(self, path: Path, kind: VisionWeights) -> NDArray[np.float64]:
+        """Run a graph on the pictures and return the cosine of each image token, float64 (n_tokens of all pictures,).
+
+        Args:
+            path: The ONNX file.
+            kind: What it was built with.
+
+        Raises:
+            CheckpointError: A weight is NaN or infinite.
+            VisionError: ONNX Runtime refuses the graph.
+        """
         # imported here, since it loads ONNX Runtime
         from bimedix_edge.vision.encoder import EncoderFile, VisionEncoder
 

@@ -24,7 +24,7 @@ import numpy as np
 from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
-from bimedix_edge.converters.decoder.gguf import About, decoder_parts, plan_decoder
+from bimedix_edge.converters.decoder.gguf import About, declare_decoder, decoder_parts
 from bimedix_edge.converters.decoder.imatrix import write_imatrix
 from bimedix_edge.converters.decoder.quantize import file_type_named, n_threads
 from bimedix_edge.converters.parts import n_bytes, write_parts
@@ -33,7 +33,7 @@ from bimedix_edge.converters.source.tokenizer import read_vocabulary
 from bimedix_edge.errors import DecoderError, HardwareError, InputError
 from bimedix_edge.staging import disk_errors, exclusive, write_file
 
-__all__ = ["CHUNK_TOKENS", "calibrate"]
+__all__ = ["CHUNK_TOKENS", "Calibration", "calibrate"]
 
 CHUNK_TOKENS = 512
 _MAX_TEXT_BYTES = 64 << 20
@@ -41,7 +41,7 @@ _ROWS_AT_A_TIME = 64
 _OBJECT_BYTES = 32  # ggml.h, GGML_OBJECT_SIZE
 
 
-class _Tensor(ctypes.Structure):
+class GgmlTensor(ctypes.Structure):
     """ggml.h, struct ggml_tensor."""
 
     _fields_ = (
@@ -93,7 +93,7 @@ def calibrate(
         output.parent.mkdir(parents=True, exist_ok=True)
         with exclusive(output), _empty_directory(scratch):
             _write_decoder(scratch / "decoder.gguf", checkpoint, report)
-            with _Evaluation(scratch / "decoder.gguf", checkpoint.config.decoder.n_ctx_train) as evaluation:
+            with Calibration(scratch / "decoder.gguf", checkpoint.config.decoder.n_ctx_train) as evaluation:
                 n_tokens = evaluation.run(data, text, report)
             write_imatrix(scratch / "imatrix.gguf", evaluation.sums, n_tokens, evaluation.n_ctx)
             write_file(output, (scratch / "imatrix.gguf").read_bytes(), mode=0o644)
@@ -143,7 +143,7 @@ def _write_decoder(path: Path, checkpoint: Checkpoint, report: Callable[[str, in
     kind = file_type_named("F16")
     parts = decoder_parts(
         checkpoint,
-        plan_decoder(checkpoint, kind),
+        declare_decoder(checkpoint, kind),
         file_type=kind,
         vocabulary=read_vocabulary(checkpoint.directory, checkpoint.config.decoder.n_vocab),
         about=About("calibration", "", (), ""),
@@ -159,7 +159,7 @@ def _write_decoder(path: Path, checkpoint: Checkpoint, report: Callable[[str, in
         write_parts(file, parts, pool, 2 * n_threads(), lambda done: report("decoder", done, total))
 
 
-class _Evaluation:
+class Calibration:
     """One model and one context of llama.cpp whose matrix products are watched.
 
     Attributes:
@@ -186,7 +186,7 @@ class _Evaluation:
             )
         self._vocab = llama_cpp.llama_model_get_vocab(self._model)
 
-    def __enter__(self) -> _Evaluation:
+    def __enter__(self) -> Calibration:
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = params.n_batch = params.n_ubatch = self.n_ctx
         params.n_threads = params.n_threads_batch = n_threads()
@@ -216,7 +216,7 @@ class _Evaluation:
             )
         total = n_chunks * self.n_ctx
         for start in range(0, total, self.n_ctx):
-            self._evaluate(tokens[start : start + self.n_ctx])
+            self.evaluate(tokens[start : start + self.n_ctx])
             report("calibrate", start + self.n_ctx, total)
         return total
 
@@ -226,7 +226,12 @@ class _Evaluation:
         count = llama_cpp.llama_tokenize(self._vocab, data, len(data), buffer, room, True, False)
         return list(buffer[: max(count, 0)])
 
-    def _evaluate(self, tokens: list[int]) -> None:
+    def evaluate(self, tokens: list[int]) -> None:
+        """Compute one chunk, whose first token is replaced by BOS if the vocabulary wants one.
+
+        Raises:
+            DecoderError: llama.cpp fails, or its graph cannot be read.
+        """
         if llama_cpp.llama_vocab_get_add_bos(self._vocab):
             tokens = [llama_cpp.llama_vocab_bos(self._vocab), *tokens[1:]]
         batch = llama_cpp.llama_batch_init(len(tokens), 0, 1)
@@ -251,15 +256,16 @@ class _Evaluation:
     def _see(self, address: int, ask: bool, _user_data: Any) -> bool:
         """Say which products to show, and add up their input; an exception cannot leave a C callback."""
         try:
-            return self._add(_Tensor.from_address(address), ask=ask)
+            return self.observe(GgmlTensor.from_address(address), ask=ask)
         except Exception as error:
             self._fault = f"its graph cannot be read ({error})"
             return False
 
-    def _add(self, product: _Tensor, *, ask: bool) -> bool:
+    def observe(self, product: GgmlTensor, *, ask: bool) -> bool:
+        """Say whether a product is wanted (`ask`), or add up the squares of its input once it is computed."""
         if self._library.ggml_op_name(product.op) != b"MUL_MAT":
             return not ask
-        weight, values = (_Tensor.from_address(product.src[index]) for index in (0, 1))
+        weight, values = (GgmlTensor.from_address(product.src[index]) for index in (0, 1))
         # CUDA0#blk.0.attn_k.weight#0 is a copy of blk.0.attn_k.weight
         parts = weight.name.decode().split("#")
         name = parts[1] if len(parts) > 1 else parts[0]
@@ -276,12 +282,12 @@ class _Evaluation:
 
 
 def _library() -> Any:
-    """Return ggml, after checking that its tensors are laid out as `_Tensor` says."""
+    """Return ggml, after checking that its tensors are laid out as `GgmlTensor` says."""
     library: Any = llama_ggml.libggml
     library.ggml_op_name.argtypes = [ctypes.c_int]
     library.ggml_op_name.restype = ctypes.c_char_p
     library.ggml_tensor_overhead.restype = ctypes.c_size_t
-    if library.ggml_tensor_overhead() != _OBJECT_BYTES + ctypes.sizeof(_Tensor):
+    if library.ggml_tensor_overhead() != _OBJECT_BYTES + ctypes.sizeof(GgmlTensor):
         raise DecoderError(
             "Expected the tensors of llama-cpp-python 0.3.36, whose layout this program knows, but they have another "
             "size; install that version."

@@ -24,6 +24,7 @@ from bimedix_edge.converters.decoder.chat_template import chat_template
 from bimedix_edge.converters.decoder.quantize import (
     FileType,
     RecipeShape,
+    RowSource,
     quantized_rows,
     row_blocks,
     row_bytes,
@@ -32,23 +33,26 @@ from bimedix_edge.converters.decoder.quantize import (
 from bimedix_edge.converters.parts import Part, Step, whole_part
 from bimedix_edge.converters.source.checkpoint import Checkpoint
 from bimedix_edge.converters.source.config import DecoderConfig
-from bimedix_edge.converters.source.tokenizer import Vocabulary
+from bimedix_edge.converters.source.tokenizer import SourceVocabulary
 
 __all__ = [
+    "BLOCK_TENSORS",
     "About",
-    "PlannedTensor",
+    "TensorSpec",
+    "declare_decoder",
+    "declare_tensors",
+    "declared_bytes",
     "decoder_header",
     "decoder_parts",
     "padded",
     "permuted_rows",
-    "plan_decoder",
-    "plan_tensors",
-    "planned_bytes",
     "rope_factors",
+    "tensor_names",
+    "tensor_steps",
 ]
 
 _ALIGNMENT = gguf.GGUF_DEFAULT_ALIGNMENT
-_BLOCK = (
+BLOCK_TENSORS = (
     ("attn_norm", "input_layernorm"),
     ("attn_q", "self_attn.q_proj"),
     ("attn_k", "self_attn.k_proj"),
@@ -62,7 +66,7 @@ _BLOCK = (
 
 
 @dataclass(frozen=True)
-class PlannedTensor:
+class TensorSpec:
     """One tensor of the GGUF.
 
     Attributes:
@@ -104,7 +108,7 @@ class About:
     source_url: str = ""
 
 
-def plan_decoder(checkpoint: Checkpoint, file_type: FileType, *, has_imatrix: bool = False) -> list[PlannedTensor]:
+def declare_decoder(checkpoint: Checkpoint, file_type: FileType, *, has_imatrix: bool = False) -> list[TensorSpec]:
     """Declare every tensor of the GGUF, in the order in which it is written.
 
     Args:
@@ -112,50 +116,50 @@ def plan_decoder(checkpoint: Checkpoint, file_type: FileType, *, has_imatrix: bo
         file_type: the user's choice.
         has_imatrix: whether `imatrix.with_importance` will follow.
     """
-    return plan_tensors(checkpoint.config.decoder, checkpoint.shape, file_type, has_imatrix=has_imatrix)
+    return declare_tensors(checkpoint.config.decoder, checkpoint.shape, file_type, has_imatrix=has_imatrix)
 
 
-def plan_tensors(
+def declare_tensors(
     config: DecoderConfig, shape_of: Callable[[str], tuple[int, ...]], file_type: FileType, *, has_imatrix: bool = False
-) -> list[PlannedTensor]:
+) -> list[TensorSpec]:
     """Declare every tensor of a decoder, in the order in which it is written.
 
     Args:
         config: the decoder.
         shape_of: the shape of a tensor, by its canonical name.
-        file_type, has_imatrix: see `plan_decoder`.
+        file_type, has_imatrix: see `declare_decoder`.
     """
     model = RecipeShape(config.n_layer, config.n_head, config.n_head_kv, config.tied, has_imatrix)
-    planned = []
-    for name, source, heads in _names(config):
+    tensors = []
+    for name, source, heads in tensor_names(config):
         shape = shape_of(source)
-        planned.append(PlannedTensor(name, source, shape, tensor_type(name, shape, file_type, model), heads))
+        tensors.append(TensorSpec(name, source, shape, tensor_type(name, shape, file_type, model), heads))
     if config.rope_scaling is not None:
         shape = (config.head_dim // 2,)
-        planned.append(PlannedTensor("rope_freqs.weight", None, shape, GGMLQuantizationType.F32))
-    return planned
+        tensors.append(TensorSpec("rope_freqs.weight", None, shape, GGMLQuantizationType.F32))
+    return tensors
 
 
-def planned_bytes(planned: list[PlannedTensor], vocabulary: Vocabulary) -> int:
+def declared_bytes(tensors: list[TensorSpec], vocabulary: SourceVocabulary) -> int:
     """Return about how large the file becomes; the keys are estimated from above."""
-    data = sum(padded(tensor.size_bytes) for tensor in planned)
+    data = sum(padded(tensor.size_bytes) for tensor in tensors)
     words = sum(len(text.encode()) + 16 for text in (*vocabulary.tokens, *vocabulary.merges))
-    return data + words + 256 * len(planned) + (64 << 10)
+    return data + words + 256 * len(tensors) + (64 << 10)
 
 
 def decoder_parts(
     checkpoint: Checkpoint,
-    planned: list[PlannedTensor],
+    tensors: list[TensorSpec],
     *,
     file_type: FileType,
-    vocabulary: Vocabulary,
+    vocabulary: SourceVocabulary,
     about: About,
 ) -> list[Part]:
     """Return the GGUF as parts: the header, then each tensor.
 
     Args:
         checkpoint: where the weights are.
-        planned: from `plan_decoder`.
+        tensors: from `declare_decoder`.
         file_type: the user's choice, also named in the file.
         vocabulary: from `read_vocabulary`.
         about: general keys.
@@ -163,12 +167,13 @@ def decoder_parts(
     Returns:
         Parts whose steps raise CheckpointError if a weight is NaN, infinite, or too large for its type.
     """
-    header = decoder_header(checkpoint.config.decoder, planned, file_type, vocabulary, about)
-    tensors = (Part(item.name, padded(item.size_bytes), partial(_steps, item, checkpoint)) for item in planned)
-    return [whole_part("header", header), *tensors]
+    header = decoder_header(checkpoint.config.decoder, tensors, file_type, vocabulary, about)
+    data = (Part(item.name, padded(item.size_bytes), partial(tensor_steps, item, checkpoint)) for item in tensors)
+    return [whole_part("header", header), *data]
 
 
-def _steps(tensor: PlannedTensor, checkpoint: Checkpoint) -> Iterator[Step]:
+def tensor_steps(tensor: TensorSpec, checkpoint: Checkpoint) -> Iterator[Step]:
+    """Yield functions that return a tensor's bytes piece by piece, the last of them its padding."""
     if tensor.source is None:
         factors = rope_factors(checkpoint.config.decoder)
         yield lambda: factors.view(np.uint8).data
@@ -176,8 +181,9 @@ def _steps(tensor: PlannedTensor, checkpoint: Checkpoint) -> Iterator[Step]:
         n_rows = tensor.shape[0] if len(tensor.shape) == 2 else 1
         order = permuted_rows(n_rows, tensor.heads) if tensor.heads else None
         read = partial(_read_rows, checkpoint, tensor.source, order)
+        rows = RowSource(tensor.name, tensor.kind, read, tensor.importance)
         for start, stop in row_blocks((n_rows, tensor.shape[-1])):
-            yield partial(quantized_rows, tensor.name, tensor.kind, read, start, stop, tensor.importance)
+            yield partial(quantized_rows, rows, start, stop)
     padding = memoryview(bytes(padded(tensor.size_bytes) - tensor.size_bytes))
     yield lambda: padding
 
@@ -226,12 +232,12 @@ def rope_factors(config: DecoderConfig) -> NDArray[np.float32]:
     return factors
 
 
-def _names(config: DecoderConfig) -> Iterator[tuple[str, str, int]]:
+def tensor_names(config: DecoderConfig) -> Iterator[tuple[str, str, int]]:
     """Yield each tensor's name in the GGUF, in the checkpoint, and the heads its rows are permuted by."""
     heads = {"attn_q": config.n_head, "attn_k": config.n_head_kv}
     yield "token_embd.weight", "model.embed_tokens.weight", 0
     for layer in range(config.n_layer):
-        for name, source in _BLOCK:
+        for name, source in BLOCK_TENSORS:
             yield f"blk.{layer}.{name}.weight", f"model.layers.{layer}.{source}.weight", heads.get(name, 0)
     yield "output_norm.weight", "model.norm.weight", 0
     if not config.tied:
@@ -241,17 +247,17 @@ def _names(config: DecoderConfig) -> Iterator[tuple[str, str, int]]:
 
 def decoder_header(
     config: DecoderConfig,
-    planned: list[PlannedTensor],
+    tensors: list[TensorSpec],
     file_type: FileType,
-    vocabulary: Vocabulary,
+    vocabulary: SourceVocabulary,
     about: About,
 ) -> bytes:
     """Return everything that comes before the first tensor's data; each tensor's is padded to `padded` bytes."""
     writer = GGUFWriter(None, "llama")
-    _add_general(writer, planned, file_type, about)
+    _add_general(writer, tensors, file_type, about)
     _add_shape(writer, config)
     _add_vocabulary(writer, vocabulary, about.system)
-    for tensor in planned:
+    for tensor in tensors:
         writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), tensor.size_bytes, tensor.kind)
     buffer: Any = io.BytesIO()
     writer.fout, writer.state = [buffer], WriterState.EMPTY  # what opening a file would set
@@ -262,8 +268,8 @@ def decoder_header(
     return header.ljust(padded(len(header)), b"\0")
 
 
-def _add_general(writer: GGUFWriter, planned: list[PlannedTensor], file_type: FileType, about: About) -> None:
-    n_params = sum(int(np.prod(tensor.shape, dtype=np.int64)) for tensor in planned)
+def _add_general(writer: GGUFWriter, tensors: list[TensorSpec], file_type: FileType, about: About) -> None:
+    n_params = sum(int(np.prod(tensor.shape, dtype=np.int64)) for tensor in tensors)
     writer.add_type("model")
     writer.add_name(about.name)
     writer.add_size_label(gguf.size_label(n_params, n_params, 0, 0))
@@ -290,7 +296,7 @@ def _add_shape(writer: GGUFWriter, config: DecoderConfig) -> None:
         writer.add_value_length(config.head_dim)
 
 
-def _add_vocabulary(writer: GGUFWriter, vocabulary: Vocabulary, system: str) -> None:
+def _add_vocabulary(writer: GGUFWriter, vocabulary: SourceVocabulary, system: str) -> None:
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("llama-bpe")
     writer.add_token_list(vocabulary.tokens)

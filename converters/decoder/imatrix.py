@@ -18,7 +18,7 @@ import numpy as np
 from gguf import GGMLQuantizationType, GGUFWriter
 from numpy.typing import NDArray
 
-from bimedix_edge.converters.decoder.gguf import PlannedTensor
+from bimedix_edge.converters.decoder.gguf import TensorSpec
 from bimedix_edge.decoder.gguf_header import MAGIC, Cursor, TensorInfo, read_header
 from bimedix_edge.errors import InputError
 
@@ -67,7 +67,7 @@ def read_imatrix(path: Path) -> dict[str, NDArray[np.float32]]:
     return entries
 
 
-def with_importance(planned: list[PlannedTensor], importance: Importance) -> list[PlannedTensor]:
+def with_importance(tensors: list[TensorSpec], importance: Importance) -> list[TensorSpec]:
     """Return the plan with the importance of each matrix's columns.
 
     llama.cpp's tool measures the matrices of the blocks only, so the embedding and the output matrix may lack an entry.
@@ -75,7 +75,7 @@ def with_importance(planned: list[PlannedTensor], importance: Importance) -> lis
     Raises:
         InputError: an entry is missing, belongs to no tensor, or has another number of columns; all are named.
     """
-    matrices = {tensor.name: tensor for tensor in planned if len(tensor.shape) == 2}
+    matrices = {tensor.name: tensor for tensor in tensors if len(tensor.shape) == 2}
     faults = [f"{name[:80]} is no matrix of this model" for name in importance if name not in matrices]
     for name, tensor in matrices.items():
         values = importance.get(name)
@@ -89,7 +89,7 @@ def with_importance(planned: list[PlannedTensor], importance: Importance) -> lis
             f"Expected an importance matrix of this model, but {'; '.join(faults[:8])}{more}; "
             "make one from the same checkpoint."
         )
-    return [replace(tensor, importance=importance.get(tensor.name)) for tensor in planned]
+    return [replace(tensor, importance=importance.get(tensor.name)) for tensor in tensors]
 
 
 def write_imatrix(path: Path, sums: Mapping[str, NDArray[np.float64]], n_tokens: int, chunk_size: int) -> None:

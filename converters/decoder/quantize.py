@@ -30,10 +30,15 @@ from bimedix_edge.errors import CheckpointError, UsageError
 
 __all__ = [
     "FILE_TYPES",
+    "JOB_VALUES",
     "FileType",
     "RecipeShape",
+    "RowSource",
     "file_type_named",
+    "has_own_quantizer",
     "n_threads",
+    "quantize_natively",
+    "quantize_with_ggml",
     "quantized_rows",
     "row_blocks",
     "row_bytes",
@@ -42,7 +47,7 @@ __all__ = [
 
 Type = GGMLQuantizationType
 # values of one job: large enough to hide Python, small enough that all jobs in flight stay below 100 MB
-_JOB_VALUES = 1 << 20
+JOB_VALUES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -189,7 +194,7 @@ def row_blocks(shape: tuple[int, int]) -> Iterator[tuple[int, int]]:
         shape: rows, values a row.
     """
     n_rows, n_per_row = shape
-    step = max(1, _JOB_VALUES // n_per_row)
+    step = max(1, JOB_VALUES // n_per_row)
     for start in range(0, n_rows, step):
         yield start, min(start + step, n_rows)
 
@@ -199,30 +204,40 @@ def n_threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def quantized_rows(
-    name: str,
-    kind: GGMLQuantizationType,
-    read: Callable[[int, int], NDArray[np.float32]],
-    start: int,
-    stop: int,
-    importance: NDArray[np.float32] | None = None,
-) -> memoryview:
-    """Return some rows of a tensor in the target type; ctypes lets go of Python's lock, so calls run side by side.
+@dataclass(frozen=True)
+class RowSource:
+    """The rows of a tensor and what they are quantized to.
+
+    Attributes:
+        name: Name for error messages.
+        kind: Target type.
+        read: Returns rows `start` to `stop` as float32 (stop - start, n_per_row), contiguous.
+        importance: How much each column matters, float32 (n_per_row,), or None.
+    """
+
+    name: str
+    kind: GGMLQuantizationType
+    read: Callable[[int, int], NDArray[np.float32]]
+    importance: NDArray[np.float32] | None = None
+
+
+def quantized_rows(source: RowSource, start: int, stop: int) -> memoryview:
+    """Return some rows of a tensor in the target type.
+
+    ctypes releases Python's lock, so that calls run in parallel.
 
     Args:
-        name: for messages.
-        kind: the target type.
-        read: gives rows `start` to `stop` as float32 (stop - start, n_per_row), contiguous.
-        start, stop: the rows.
-        importance: float32 (n_per_row,), how much each column matters, or None.
+        source: The tensor.
+        start, stop: The rows.
 
     Returns:
         The rows' bytes.
 
     Raises:
-        CheckpointError: a weight is NaN or infinite, or too large for the type.
+        CheckpointError: A weight is NaN or infinite, or too large for the type.
     """
-    values = read(start, stop)
+    name, kind, importance = source.name, source.kind, source.importance
+    values = source.read(start, stop)
     n_rows, n_per_row = values.shape
     # a NaN or an infinity makes the sum one, too; only then is the slower question asked
     with np.errstate(over="ignore", invalid="ignore"):
@@ -234,11 +249,10 @@ def quantized_rows(
         )
     data = np.empty(n_rows * row_bytes(kind, n_per_row), np.uint8)
     weights = None if importance is None else importance.ctypes.data
-    if importance is None and _is_ours(kind):
-        assert _quantizer is not None
-        written = data.size * _quantizer.quantize(int(kind), values.ctypes.data, data.ctypes.data, values.size)
+    if importance is None and has_own_quantizer(kind):
+        written = data.size * quantize_natively(kind, values, data)
     else:
-        written = _quantize_chunk(kind, values, data, weights)
+        written = quantize_with_ggml(kind, values, data, weights)
     if written != data.size or not _library.ggml_validate_row_data(int(kind), data.ctypes.data, data.size):
         raise CheckpointError(
             f"Expected weights within the range of {kind.name}, but {name} exceeds it in rows {start} to {stop - 1}; "
@@ -247,27 +261,42 @@ def quantized_rows(
     return data.data
 
 
-def _quantize_chunk(
-    kind: GGMLQuantizationType, values: NDArray[np.float32], data: NDArray[np.uint8], weights: int | None
+def quantize_natively(kind: GGMLQuantizationType, values: NDArray[np.float32], data: NDArray[np.uint8]) -> bool:
+    """Quantize rows by the project's own kernel; return whether it knows the type and this processor can run it.
+
+    Args:
+        kind: Target type.
+        values: float32 (n_rows, n_per_row), contiguous.
+        data: uint8, the rows' bytes; written only on success.
+    """
+    if _quantizer is None or not _quantizer.knows(int(kind)):
+        return False
+    return bool(_quantizer.quantize(int(kind), values.ctypes.data, data.ctypes.data, values.size))
+
+
+def quantize_with_ggml(
+    kind: GGMLQuantizationType, values: NDArray[np.float32], data: NDArray[np.uint8], weights: int | None = None
 ) -> int:
-    """Let ggml quantize; returns the bytes written."""
+    """Quantize rows by ggml and return the number of bytes written.
+
+    Args:
+        kind, values, data: See `quantize_natively`.
+        weights: Address of the importance of each column, float32 (n_per_row,), or None.
+    """
     address = values.ctypes.data
     return int(_library.ggml_quantize_chunk(int(kind), address, data.ctypes.data, 0, *values.shape, weights))
 
 
 @functools.cache
-def _is_ours(kind: GGMLQuantizationType) -> bool:
-    """Tell whether our own quantizer writes a type here, which it does only if ggml's bytes are its bytes.
+def has_own_quantizer(kind: GGMLQuantizationType) -> bool:
+    """Return whether the project's own quantizer writes a type on this machine: only if it writes ggml's bytes.
 
-    Both are asked for the same rows, ordinary and odd ones: a ggml that was compiled to round otherwise is found out.
+    Both quantize the same ordinary and odd rows, which reveals a ggml that was compiled to round in another way.
     """
-    if _quantizer is None or not _quantizer.knows(int(kind)):
-        return False
     values = _test_rows()
     expected, found = (np.zeros(len(values) * row_bytes(kind, values.shape[1]), np.uint8) for _ in range(2))
-    _quantize_chunk(kind, values, expected, None)
-    done = _quantizer.quantize(int(kind), values.ctypes.data, found.ctypes.data, values.size)
-    return done and bool(np.array_equal(expected, found))
+    quantize_with_ggml(kind, values, expected)
+    return quantize_natively(kind, values, found) and bool(np.array_equal(expected, found))
 
 
 def _test_rows() -> NDArray[np.float32]:

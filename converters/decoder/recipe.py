@@ -18,7 +18,7 @@ from pathlib import Path
 
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
-from bimedix_edge.converters.decoder.gguf import PlannedTensor
+from bimedix_edge.converters.decoder.gguf import TensorSpec
 from bimedix_edge.errors import UsageError
 
 if sys.version_info >= (3, 11):
@@ -66,7 +66,7 @@ def read_recipe(path: Path) -> dict[str, GGMLQuantizationType]:
     return {pattern: _type_named(value, pattern, path) for pattern, value in types.items()}
 
 
-def apply_recipe(planned: list[PlannedTensor], recipe: dict[str, GGMLQuantizationType]) -> list[PlannedTensor]:
+def apply_recipe(tensors: list[TensorSpec], recipe: dict[str, GGMLQuantizationType]) -> list[TensorSpec]:
     """Return the plan with the recipe's types in it.
 
     Raises:
@@ -74,7 +74,7 @@ def apply_recipe(planned: list[PlannedTensor], recipe: dict[str, GGMLQuantizatio
     """
     unused = dict.fromkeys(recipe)
     changed = []
-    for tensor in planned:
+    for tensor in tensors:
         pattern = next((pattern for pattern in recipe if _applies(pattern, tensor)), None)
         if pattern is not None:
             unused.pop(pattern, None)
@@ -99,11 +99,11 @@ def _type_named(value: object, pattern: str, path: Path) -> GGMLQuantizationType
     )
 
 
-def _applies(pattern: str, tensor: PlannedTensor) -> bool:
+def _applies(pattern: str, tensor: TensorSpec) -> bool:
     return len(tensor.shape) == 2 and fnmatchcase(tensor.name, pattern)
 
 
-def _check_row(tensor: PlannedTensor, kind: GGMLQuantizationType, pattern: str) -> None:
+def _check_row(tensor: TensorSpec, kind: GGMLQuantizationType, pattern: str) -> None:
     block = GGML_QUANT_SIZES[kind][0]
     if tensor.shape[-1] % block:
         raise UsageError(

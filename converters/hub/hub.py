@@ -38,7 +38,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # documented, but not in its __all__
 
-__all__ = ["ATTEMPTS", "RemoteFile", "Snapshot", "describe", "download"]
+__all__ = ["ATTEMPTS", "PartFile", "RemoteFile", "Snapshot", "describe", "download"]
 
 # for a process that had imported it before us
 constants.HF_HUB_DISABLE_TELEMETRY = True
@@ -130,7 +130,7 @@ def download(snapshot: Snapshot, file: RemoteFile, part: Path, progress: Callabl
     without_news = 0
     while True:
         with disk_errors(part):
-            sink = _Part(part, file, progress)
+            sink = PartFile(part, file, progress)
         with sink:
             start = sink.tell()
             progress(start)
@@ -147,7 +147,7 @@ def download(snapshot: Snapshot, file: RemoteFile, part: Path, progress: Callabl
         time.sleep(2**without_news)
 
 
-def _append(url: str, sink: _Part, headers: dict[str, str]) -> Exception:
+def _append(url: str, sink: PartFile, headers: dict[str, str]) -> Exception:
     """Append what the hub sends, and return why it ended."""
     try:
         http_get(url, sink, resume_size=sink.tell(), headers=headers)
@@ -156,23 +156,35 @@ def _append(url: str, sink: _Part, headers: dict[str, str]) -> Exception:
     return EOFError("the answer is too short")
 
 
-class _Part(io.FileIO):
-    """The growing file: every write is on its way to the disk when it returns, and none exceeds the stated size."""
+class PartFile(io.FileIO):
+    """A growing file that takes no more than the stated size, and whose writes reach the operating system at once.
+
+    Args:
+        path: The file; what it contains stays.
+        file: What the hub states about it.
+        progress: Called with the size after each write.
+    """
 
     def __init__(self, path: Path, file: RemoteFile, progress: Callable[[int], None]) -> None:
         super().__init__(path, "a")
-        self._path = path
+        self.path = path
         self._file = file
         self._progress = progress
 
     def write(self, data: Any) -> int:
+        """Append all of some bytes and return their number.
+
+        Raises:
+            NetworkError: The file would become larger than the hub states.
+            HardwareError: The disk is full.
+        """
         if self.tell() + len(data) > self._file.size_bytes:
             raise NetworkError(
                 f"Expected {self._file.size_bytes} bytes of {self._file.name}, but the hub sends more; nothing was "
-                f"installed: delete {self._path}, then run the command again."
+                f"installed: delete {self.path}, then run the command again."
             )
         rest = memoryview(data)
-        with disk_errors(self._path):
+        with disk_errors(self.path):
             while rest:
                 rest = rest[super().write(rest) :]
         self._progress(self.tell())

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from gguf import GGMLQuantizationType
 
-from bimedix_edge.converters.decoder.gguf import PlannedTensor
-from bimedix_edge.converters.decoder.quantize import n_threads, quantized_rows
+from bimedix_edge.converters.decoder.gguf import TensorSpec
+from bimedix_edge.converters.decoder.quantize import RowSource, n_threads, quantized_rows
 from bimedix_edge.converters.job.job import Job
 from bimedix_edge.staging import left_bytes
 
@@ -77,8 +77,8 @@ def make_forecast(job: Job, target: Path) -> Forecast:
         job: The checked conversion.
         target: Directory where the bundle would be.
     """
-    planned, decoder_bytes = job.planned, job.decoder_bytes
-    kinds = {tensor.kind: [item for item in planned if item.kind == tensor.kind] for tensor in planned}
+    decoder_bytes = job.decoder_bytes
+    kinds = {tensor.kind: [item for item in job.tensors if item.kind == tensor.kind] for tensor in job.tensors}
     with ThreadPoolExecutor(n_threads()) as pool:
         rows = [_row(kind, tensors, _rate(kind, pool)) for kind, tensors in kinds.items()]
     ahead = 2 * n_threads() + 1
@@ -104,7 +104,7 @@ def free_bytes(target: Path) -> int:
     return shutil.disk_usage(place).free + left_bytes(target)
 
 
-def _row(kind: GGMLQuantizationType, tensors: Iterable[PlannedTensor], rate: float) -> TypeRow:
+def _row(kind: GGMLQuantizationType, tensors: Iterable[TensorSpec], rate: float) -> TypeRow:
     tensors = list(tensors)
     n_weights = sum(prod(tensor.shape) for tensor in tensors)
     size = sum(tensor.size_bytes for tensor in tensors)
@@ -114,10 +114,11 @@ def _row(kind: GGMLQuantizationType, tensors: Iterable[PlannedTensor], rate: flo
 def _rate(kind: GGMLQuantizationType, pool: ThreadPoolExecutor) -> float:
     """Return how many weights a second all cores turn into a type."""
     values = np.random.default_rng(0).standard_normal((_SAMPLE_ROWS, _SAMPLE_COLUMNS), np.float32)
-    job = partial(quantized_rows, kind.name, kind, lambda _start, _stop: values, 0, _SAMPLE_ROWS)
+    source = RowSource(kind.name, kind, lambda _start, _stop: values)
+    quantize = partial(quantized_rows, source, 0, _SAMPLE_ROWS)
     done, start = 0, time.perf_counter()
     while (seconds := time.perf_counter() - start) < _SAMPLE_SECONDS:
-        for future in [pool.submit(job) for _ in range(2 * n_threads())]:
+        for future in [pool.submit(quantize) for _ in range(2 * n_threads())]:
             future.result()
             done += values.size
     return done / seconds

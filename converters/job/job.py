@@ -7,7 +7,7 @@ import importlib.metadata
 from dataclasses import dataclass
 from pathlib import Path
 
-from bimedix_edge.converters.decoder.gguf import About, PlannedTensor, decoder_parts, plan_decoder, planned_bytes
+from bimedix_edge.converters.decoder.gguf import About, TensorSpec, declare_decoder, declared_bytes, decoder_parts
 from bimedix_edge.converters.decoder.imatrix import read_imatrix, with_importance
 from bimedix_edge.converters.decoder.quantize import FileType, file_type_named
 from bimedix_edge.converters.decoder.recipe import apply_recipe, read_recipe
@@ -16,7 +16,7 @@ from bimedix_edge.converters.parts import Part
 from bimedix_edge.converters.source.card import CARD, Card, read_card
 from bimedix_edge.converters.source.checkpoint import Checkpoint
 from bimedix_edge.converters.source.config import Aspect
-from bimedix_edge.converters.source.tokenizer import Vocabulary, read_vocabulary
+from bimedix_edge.converters.source.tokenizer import SourceVocabulary, read_vocabulary
 from bimedix_edge.converters.vision.graph import build_vision, vision_bytes, vision_parts
 from bimedix_edge.converters.vision.onnx_file import Graph
 from bimedix_edge.converters.vision.weights import VisionWeights
@@ -35,9 +35,9 @@ class Job:
     """A checked conversion; see `convert.convert` for what its fields mean."""
 
     checkpoint: Checkpoint
-    vocabulary: Vocabulary
+    vocabulary: SourceVocabulary
     file_type: FileType
-    planned: list[PlannedTensor]
+    tensors: list[TensorSpec]
     graph: Graph
     name: str
     card: Card
@@ -48,7 +48,7 @@ class Job:
     @property
     def decoder_bytes(self) -> int:
         """Return the size of the decoder's file."""
-        return planned_bytes(self.planned, self.vocabulary)
+        return declared_bytes(self.tensors, self.vocabulary)
 
     @property
     def size_bytes(self) -> int:
@@ -70,7 +70,7 @@ class Job:
         card = self.card
         about = About(self.name, card.licence, card.languages, self.prompt.system, _url(card))
         return decoder_parts(
-            self.checkpoint, self.planned, file_type=self.file_type, vocabulary=self.vocabulary, about=about
+            self.checkpoint, self.tensors, file_type=self.file_type, vocabulary=self.vocabulary, about=about
         )
 
     def vision_parts(self) -> list[Part]:
@@ -108,7 +108,7 @@ def prepare(directory: Path, options: ConvertOptions) -> Job:
         checkpoint=checkpoint,
         vocabulary=read_vocabulary(directory, checkpoint.config.decoder.n_vocab),
         file_type=kind,
-        planned=_planned(checkpoint, kind, options),
+        tensors=_tensors(checkpoint, kind, options),
         graph=build_vision(checkpoint),
         name=options.name or card.name or directory.resolve().name,
         card=card,
@@ -145,12 +145,12 @@ def _card(checkpoint: Path, card: Card | Path | None) -> Card:
     return read_card(checkpoint / CARD) if (checkpoint / CARD).exists() else Card()
 
 
-def _planned(checkpoint: Checkpoint, file_type: FileType, options: ConvertOptions) -> list[PlannedTensor]:
+def _tensors(checkpoint: Checkpoint, file_type: FileType, options: ConvertOptions) -> list[TensorSpec]:
     """Declare the decoder's tensors with the recipe's types and the importance of their columns."""
-    planned = plan_decoder(checkpoint, file_type, has_imatrix=options.imatrix is not None)
+    tensors = declare_decoder(checkpoint, file_type, has_imatrix=options.imatrix is not None)
     if options.recipe is not None:
-        planned = apply_recipe(planned, read_recipe(options.recipe))
-    return planned if options.imatrix is None else with_importance(planned, read_imatrix(options.imatrix))
+        tensors = apply_recipe(tensors, read_recipe(options.recipe))
+    return tensors if options.imatrix is None else with_importance(tensors, read_imatrix(options.imatrix))
 
 
 def created_by() -> str:

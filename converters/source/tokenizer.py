@@ -17,7 +17,7 @@ from bimedix_edge.converters.source.strict_json import Fields, read_json
 from bimedix_edge.errors import CheckpointError
 from bimedix_edge.prompt import BOS, END_HEADER, END_OF_TURN, START_HEADER
 
-__all__ = ["SPLIT_PATTERN", "TokenKind", "Vocabulary", "byte_alphabet", "read_vocabulary"]
+__all__ = ["SPLIT_PATTERN", "SourceVocabulary", "TokenKind", "byte_alphabet", "read_vocabulary"]
 
 SPLIT_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -38,7 +38,7 @@ class TokenKind:
 
 
 @dataclass(frozen=True)
-class Vocabulary:
+class SourceVocabulary:
     """What a GGUF says about its tokenizer.
 
     Attributes:
@@ -59,7 +59,7 @@ class Vocabulary:
     add_bos: bool
 
 
-def read_vocabulary(directory: Path, n_vocab: int) -> Vocabulary:
+def read_vocabulary(directory: Path, n_vocab: int) -> SourceVocabulary:
     """Read tokenizer.json and tokenizer_config.json.
 
     Args:
@@ -83,7 +83,7 @@ def read_vocabulary(directory: Path, n_vocab: int) -> Vocabulary:
         _check_whole_words(ids, merges)
     by_text = {text: index for index, text in enumerate(tokens)}
     _check_prompt_tokens(added)
-    return Vocabulary(
+    return SourceVocabulary(
         tokens=tokens,
         kinds=kinds,
         merges=merges,

@@ -16,6 +16,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ from bimedix_edge.converters.synthetic.tokenizer import real_tokenizer_json, tok
 from bimedix_edge.errors import BimedixEdgeError
 from bimedix_edge.staging import staged_directory
 
-__all__ = ["LAYOUTS", "generate", "weight_blocks"]
+__all__ = ["LAYOUTS", "PLAIN", "Storage", "generate", "weight_blocks"]
 
 LAYOUTS = {"llava": "original", "hf-old": "transformers_old", "hf-new": "transformers_new"}
 _ITEM_BYTES = {"bf16": 2, "f16": 2, "f32": 4}
@@ -47,39 +48,48 @@ _SMALLEST = 2.0**-16
 _Tensors = dict[str, tuple[int, ...]]
 
 
-def generate(
-    directory: Path,
-    *,
-    shape: Shape,
-    layout: str = "llava",
-    dtype: str = "bf16",
-    n_shards: int = 1,
-    seed: int = 0,
-    vocabulary: Path | None = None,
-) -> None:
+@dataclass(frozen=True)
+class Storage:
+    """How a generated checkpoint is stored.
+
+    Attributes:
+        layout: A key of `LAYOUTS`.
+        dtype: `bf16`, `f16` or `f32`.
+        n_shards: 1 for model.safetensors; with more, an index lists the shards.
+        vocabulary: `ggml-vocab-llama-bpe.gguf`; by default, a few hundred tokens.
+    """
+
+    layout: str = "llava"
+    dtype: str = "bf16"
+    n_shards: int = 1
+    vocabulary: Path | None = None
+
+
+PLAIN = Storage()
+
+
+def generate(directory: Path, shape: Shape, storage: Storage = PLAIN, *, seed: int = 0) -> None:
     """Write a checkpoint with random weights.
 
     Args:
-        directory: to appear.
-        shape: of the model, such as one of `SHAPES`.
-        layout: a key of `LAYOUTS`.
-        dtype: `bf16`, `f16` or `f32`.
-        n_shards: 1 is model.safetensors, more is an index.
-        seed: of the weights.
-        vocabulary: `ggml-vocab-llama-bpe.gguf`; by default a few hundred tokens.
+        directory: Directory to create.
+        shape: Shape of the model, such as one of `SHAPES`.
+        storage: How the weights and the tokenizer are stored; it does not change the weights.
+        seed: Seed of the weights.
 
     Raises:
-        UsageError: the directory exists or cannot be written.
-        HardwareError: the disk is full.
+        UsageError: The directory exists or cannot be written.
+        HardwareError: The disk is full.
     """
+    layout, dtype, n_shards = LAYOUTS[storage.layout], storage.dtype, storage.n_shards
     with staged_directory(directory) as part, ThreadPoolExecutor(os.cpu_count()) as pool:
-        _write_description(part, shape, LAYOUTS[layout], vocabulary)
+        _write_description(part, shape, layout, storage.vocabulary)
         tensors = tensor_shapes(shape)
         shards = _split(tensors, n_shards, _ITEM_BYTES[dtype])
         weight_map: dict[str, str] = {}
         for index, names in enumerate(shards):
             file = f"model-{index + 1:05d}-of-{n_shards:05d}.safetensors" if n_shards > 1 else "model.safetensors"
-            own = {published_name(name, LAYOUTS[layout]): name for name in names}
+            own = {published_name(name, layout): name for name in names}
             blocks = {key: (tensors[name], weight_blocks(name, tensors[name], seed)) for key, name in own.items()}
             _write_shard(part / file, blocks, dtype, pool)
             weight_map |= dict.fromkeys(own, file)
@@ -195,12 +205,9 @@ def _main() -> int:
     try:
         generate(
             given.output,
-            shape=SHAPES[given.shape],
-            layout=given.layout,
-            dtype=given.dtype,
-            n_shards=given.shards,
+            SHAPES[given.shape],
+            Storage(given.layout, given.dtype, given.shards, given.vocabulary),
             seed=given.seed,
-            vocabulary=given.vocabulary,
         )
     except BimedixEdgeError as error:
         sys.stderr.write(f"generate: {error}\n")

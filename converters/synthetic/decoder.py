@@ -17,9 +17,9 @@ from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from bimedix_edge.bundle import DecoderSpec
-from bimedix_edge.converters.decoder.gguf import About, PlannedTensor, decoder_header, padded, plan_tensors
-from bimedix_edge.converters.decoder.quantize import FileType, quantized_rows
-from bimedix_edge.converters.source.tokenizer import Vocabulary, read_vocabulary
+from bimedix_edge.converters.decoder.gguf import About, TensorSpec, declare_tensors, decoder_header, padded
+from bimedix_edge.converters.decoder.quantize import FileType, RowSource, quantized_rows
+from bimedix_edge.converters.source.tokenizer import SourceVocabulary, read_vocabulary
 from bimedix_edge.converters.synthetic.config import SHAPES, checkpoint_config, tensor_shapes
 from bimedix_edge.converters.synthetic.tokenizer import tokenizer_config, tokenizer_json
 
@@ -34,10 +34,10 @@ _ADDED = ("attn_output.weight", "ffn_down.weight")
 
 def random_decoder_bytes(shape: str, file_type: FileType) -> int:
     """Return how many bytes `write_random_decoder` will write, but for the few megabytes of the vocabulary."""
-    planned = plan_tensors(
+    tensors = declare_tensors(
         checkpoint_config(SHAPES[shape]).decoder, tensor_shapes(SHAPES[shape]).__getitem__, file_type
     )
-    return sum(padded(tensor.size_bytes) for tensor in planned)
+    return sum(padded(tensor.size_bytes) for tensor in tensors)
 
 
 def write_random_decoder(
@@ -60,14 +60,14 @@ def write_random_decoder(
     """
     config = checkpoint_config(SHAPES[shape]).decoder
     shapes = tensor_shapes(SHAPES[shape])
-    planned = plan_tensors(config, shapes.__getitem__, file_type)
+    tensors = declare_tensors(config, shapes.__getitem__, file_type)
     vocabulary = _vocabulary(config.n_vocab)
-    header = decoder_header(config, planned, file_type, vocabulary, About("random", "CC0-1.0", (), ""))
-    total = len(header) + sum(padded(tensor.size_bytes) for tensor in planned)
+    header = decoder_header(config, tensors, file_type, vocabulary, About("random", "CC0-1.0", (), ""))
+    total = len(header) + sum(padded(tensor.size_bytes) for tensor in tensors)
     rows = partial(_some_rows, np.random.default_rng(0), {}, n_rows, config.n_layer)
     with path.open("xb") as file:
         done = file.write(header)
-        for tensor in planned:
+        for tensor in tensors:
             for block in _blocks(tensor, rows(tensor)):
                 done += file.write(block)
                 progress(done, total)
@@ -89,7 +89,7 @@ def _some_rows(
     known: dict[tuple[GGMLQuantizationType, int, float], bytes],
     n_rows: int,
     n_layer: int,
-    tensor: PlannedTensor,
+    tensor: TensorSpec,
 ) -> bytes:
     """Return a few rows of a tensor's type and length; a norm is ones."""
     if len(tensor.shape) == 1:
@@ -98,11 +98,12 @@ def _some_rows(
     key = tensor.kind, tensor.shape[-1], scale
     if key not in known:
         values: NDArray[np.float32] = rng.standard_normal((n_rows, tensor.shape[-1]), np.float32) * np.float32(scale)
-        known[key] = bytes(quantized_rows(tensor.name, tensor.kind, lambda start, stop: values[start:stop], 0, n_rows))
+        source = RowSource(tensor.name, tensor.kind, lambda start, stop: values[start:stop])
+        known[key] = bytes(quantized_rows(source, 0, n_rows))
     return known[key]
 
 
-def _blocks(tensor: PlannedTensor, rows: bytes) -> Iterator[bytes]:
+def _blocks(tensor: TensorSpec, rows: bytes) -> Iterator[bytes]:
     left = tensor.size_bytes
     while left > 0:
         yield rows[:left]
@@ -110,7 +111,7 @@ def _blocks(tensor: PlannedTensor, rows: bytes) -> Iterator[bytes]:
     yield bytes(padded(tensor.size_bytes) - tensor.size_bytes)
 
 
-def _vocabulary(n_vocab: int) -> Vocabulary:
+def _vocabulary(n_vocab: int) -> SourceVocabulary:
     with tempfile.TemporaryDirectory(prefix="bimedix-edge-") as folder:
         for name, value in (("tokenizer.json", tokenizer_json()), ("tokenizer_config.json", tokenizer_config())):
             (Path(folder) / name).write_text(json.dumps(value), encoding="utf-8")

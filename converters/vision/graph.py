@@ -40,10 +40,10 @@ from bimedix_edge.converters.vision.functions import (
     is_layer,
     vision_functions,
 )
-from bimedix_edge.converters.vision.onnx_file import CONTRIB, Graph, model_bytes, model_parts
-from bimedix_edge.converters.vision.weights import VisionWeights, float_type, product, rounded_weight
+from bimedix_edge.converters.vision.onnx_file import CONTRIB, Graph, ModelDescription, model_bytes, model_parts
+from bimedix_edge.converters.vision.weights import Matrix, VisionWeights, float_type, product, rounded_weight
 
-__all__ = ["OPSET", "build_vision", "vision_bytes", "vision_parts"]
+__all__ = ["OPSET", "TowerGraph", "build_vision", "vision_bytes", "vision_parts"]
 
 OPSET = 17
 _QUICK_GELU = 1.702
@@ -79,16 +79,16 @@ def vision_parts(
     if functions:
         # by this the runtime knows that its kernels are of use
         facts["functions"] = " ".join(sorted(function.name for function in functions))
-    return model_parts(
-        graph,
+    about = ModelDescription(
         name="vision",
         opset=OPSET,
-        functions=functions,
         input_shape=("pixel_values", (1, 3, size, size)),
         output_shape=("image_embeds", (1, vision.n_patches, n_embd)),
         producer=producer,
         metadata={**metadata, **facts},
+        functions=functions,
     )
+    return model_parts(graph, about)
 
 
 def vision_bytes(graph: Graph) -> int:
@@ -103,7 +103,7 @@ def build_vision(checkpoint: Checkpoint, weights: VisionWeights = "float32") -> 
         checkpoint: the source.
         weights: how matrices are stored and multiplied; the patches' convolution is always float32.
     """
-    tower = _Tower(checkpoint, weights)
+    tower = TowerGraph(checkpoint, weights)
     hidden = tower.embeddings()
     for index in range(checkpoint.config.n_blocks):
         hidden = tower.block(index, hidden)
@@ -111,7 +111,7 @@ def build_vision(checkpoint: Checkpoint, weights: VisionWeights = "float32") -> 
     return tower.graph
 
 
-class _Tower:
+class TowerGraph:
     """The parts of the graph, in the order in which the data flows."""
 
     def __init__(self, checkpoint: Checkpoint, weights: VisionWeights) -> None:
@@ -152,7 +152,7 @@ class _Tower:
         n_tokens, n_embd = self.config.n_patches + 1, self.checkpoint.config.decoder.n_embd
         ends = [graph.integers("slice.start", (1,)), graph.integers("slice.stop", (n_tokens,))]
         features = graph.add("Slice", "features", [hidden, *ends, graph.integers("slice.axis", (0,))])
-        inner = self._gelu("projector.activation", self._linear("projector.0", self._narrow(features)))
+        inner = self.gelu("projector.activation", self._linear("projector.0", self._narrow(features)))
         outer = self._wide(self._linear("projector.2", inner))
         shape = graph.integers("shape.image_embeds", (1, n_tokens - 1, n_embd))
         return graph.add("Reshape", "image_embeds", [outer, shape])
@@ -178,12 +178,12 @@ class _Tower:
     def _mlp(self, prefix: str, hidden: str, residual: str) -> str:
         """Wide and narrow again, and what came before: (T, C) to (T, C)."""
         if self.config.activation != "quick_gelu":
-            inner = self._gelu(prefix + "activation", self._linear(prefix + "fc1", hidden))
+            inner = self.gelu(prefix + "activation", self._linear(prefix + "fc1", hidden))
             return self._linear(prefix + "fc2", inner, residual=residual)
         # x · sigmoid(1.702 x), what CLIP was trained with, is SiLU of 1.702 x, divided by 1.702; with both factors in
         # the weights around it, what is left is one operation, which ONNX Runtime computes faster
-        inner = self._linear(prefix + "fc1", hidden, factor=_QUICK_GELU, silu=True)
-        return self._linear(prefix + "fc2", inner, weight_factor=1 / _QUICK_GELU, residual=residual)
+        inner = self._linear(prefix + "fc1", hidden, factors=(_QUICK_GELU, _QUICK_GELU), silu=True)
+        return self._linear(prefix + "fc2", inner, factors=(1 / _QUICK_GELU, 1.0), residual=residual)
 
     def _norm(self, name: str, hidden: str) -> str:
         weights = [self._weight(f"{name}.weight"), self._weight(f"{name}.bias")]
@@ -194,31 +194,31 @@ class _Tower:
         name: str,
         hidden: str,
         *,
-        factor: float = 1.0,
-        weight_factor: float = 1.0,
+        factors: tuple[float, float] = (1.0, 1.0),
         silu: bool = False,
         residual: str | None = None,
     ) -> str:
-        """factor · (x · wᵀ · weight_factor + b), then v / (1 + exp(-v)) or the sum with what came before, if asked for.
+        """Add a linear layer, x · wᵀ + b, then on request v / (1 + exp(-v)) or the sum with the residual.
 
-        The weight is stored turned, as ONNX Runtime wants it for Gemm.
+        The weight is stored transposed, as ONNX Runtime wants it for Gemm. `factors` scale the weight and the bias.
         """
         assert not (silu and residual), "no layer has both"
         rows, columns = self.checkpoint.shape(f"{name}.weight")
-        weight, bias, shape = f"{name}.weight", f"{name}.bias", (columns, rows)
+        bias = f"{name}.bias"
 
         def read(name: str, by: float) -> NDArray[np.float32]:
-            values = self._read(name)
+            values = self.read_weight(name)
             turned: NDArray[np.float32] = (values if by == 1 else values * np.float32(by)).T
             return turned
 
-        read_weight, read_bias = partial(read, weight, factor * weight_factor), partial(read, bias, factor)
-        added = self.graph.weight(bias, (rows,), read_bias, self._type)
-        if self.weights == "int8" and is_layer(*shape):
+        weight_factor, bias_factor = factors
+        weight = Matrix(f"{name}.weight", (columns, rows), partial(read, f"{name}.weight", weight_factor))
+        added = self.graph.weight(bias, (rows,), partial(read, bias, bias_factor), self._type)
+        if self.weights == "int8" and is_layer(*weight.shape):
             kind, more = (LINEAR_ADD, [residual]) if residual else (LINEAR_SILU if silu else LINEAR, [])
-            inputs = [hidden, *rounded_weight(self.graph, weight, shape, read_weight), added, *more]
+            inputs = [hidden, *rounded_weight(self.graph, weight), added, *more]
             return self.graph.add(kind, name, inputs, domain=DOMAIN)
-        multiplied = product(self.graph, self.weights, f"{name}.product", hidden, weight, shape, read_weight)
+        multiplied = product(self.graph, self.weights, f"{name}.product", hidden, weight)
         result = self.graph.add("Add", name, [multiplied, added])
         if silu:
             gate = self.graph.add("Sigmoid", f"{name}.gate", [result])
@@ -227,7 +227,7 @@ class _Tower:
             result = self.graph.add("Add", f"{name}.out", [residual, self._wide(result)])
         return result
 
-    def _gelu(self, name: str, hidden: str) -> str:
+    def gelu(self, name: str, hidden: str) -> str:
         """x / 2 · (1 + erf(x / √2)), the exact form that the projector was trained with."""
         scaled = self.graph.add("Div", f"{name}.scaled", [hidden, self._scalar("gelu.root_two", 2**0.5)])
         erf = self.graph.add("Erf", f"{name}.erf", [scaled])
@@ -250,9 +250,10 @@ class _Tower:
         return hidden if self.weights != "float16" else self.graph.add("Cast", name, [hidden], to=kind)
 
     def _weight(self, name: str) -> str:
-        return self.graph.weight(name, self.checkpoint.shape(name), partial(self._read, name))
+        return self.graph.weight(name, self.checkpoint.shape(name), partial(self.read_weight, name))
 
-    def _read(self, name: str) -> NDArray[np.float32]:
+    def read_weight(self, name: str) -> NDArray[np.float32]:
+        """Return a weight of the checkpoint, by its canonical name."""
         return self.checkpoint.rows(name, slice(None))
 
     def _patch_positions(self) -> NDArray[np.float32]:
@@ -260,4 +261,4 @@ class _Tower:
 
     def _class_token(self) -> NDArray[np.float32]:
         position = self.checkpoint.rows("vision.embeddings.position_embedding.weight", slice(0, 1))
-        return position + self._read("vision.embeddings.class_embedding")
+        return position + self.read_weight("vision.embeddings.class_embedding")

@@ -23,7 +23,7 @@ from onnx import TensorProto, helper
 from bimedix_edge.converters.parts import Part, whole_part
 from bimedix_edge.errors import CheckpointError
 
-__all__ = ["CONTRIB", "Graph", "Weight", "model_bytes", "model_parts"]
+__all__ = ["CONTRIB", "MAX_MODEL_BYTES", "Graph", "ModelDescription", "Weight", "model_bytes", "model_parts", "varint"]
 
 IR_VERSION = 8
 # the domain of ONNX Runtime's own operators
@@ -31,7 +31,7 @@ CONTRIB = "com.microsoft"
 _MODEL_GRAPH, _GRAPH_INITIALIZER, _TENSOR_RAW_DATA = 7, 5, 9
 _LENGTH_DELIMITED = 2
 # protobuf's parsers take no message of 2 GiB or more
-_MAX_MODEL_BYTES = (1 << 31) - 1
+MAX_MODEL_BYTES = (1 << 31) - 1
 _DTYPES: dict[int, str] = {
     TensorProto.FLOAT: "<f4",
     TensorProto.FLOAT16: "<f2",
@@ -87,44 +87,51 @@ class Graph:
         return name
 
 
-def model_parts(
-    graph: Graph,
-    *,
-    name: str,
-    opset: int,
-    input_shape: tuple[str, tuple[int, ...]],
-    output_shape: tuple[str, tuple[int, ...]],
-    producer: str,
-    metadata: dict[str, str],
-    functions: Sequence[onnx.FunctionProto] = (),
-) -> list[Part]:
+@dataclass(frozen=True)
+class ModelDescription:
+    """What a model file says besides its graph.
+
+    Attributes:
+        name: Name of the graph.
+        opset: Opset of the default domain.
+        input_shape, output_shape: Name and shape of the one float32 input and output.
+        producer: Program that writes the file.
+        metadata: Properties of the model.
+        functions: Operators that the model defines.
+    """
+
+    name: str
+    opset: int
+    input_shape: tuple[str, tuple[int, ...]]
+    output_shape: tuple[str, tuple[int, ...]]
+    producer: str
+    metadata: dict[str, str]
+    functions: Sequence[onnx.FunctionProto] = ()
+
+
+def model_parts(graph: Graph, about: ModelDescription) -> list[Part]:
     """Check a graph and return its file as parts: the graph, then each weight.
 
     Args:
-        graph: nodes and weights.
-        name: of the graph.
-        opset: of the default domain.
-        input_shape, output_shape: name and shape of the one float32 input and output.
-        producer: what made the file.
-        metadata: properties of the model.
-        functions: operators that the model defines.
+        graph: Nodes and weights.
+        about: What else the file says.
 
     Returns:
         Parts whose steps raise CheckpointError if a weight is NaN or infinite.
 
     Raises:
-        CheckpointError: the model is too large for one file.
+        CheckpointError: The model is too large for one file.
     """
     weights = list(graph.weights.values())
-    ends = [helper.make_tensor_value_info(key, TensorProto.FLOAT, shape) for key, shape in (input_shape, output_shape)]
+    shapes = (about.input_shape, about.output_shape)
+    ends = [helper.make_tensor_value_info(key, TensorProto.FLOAT, shape) for key, shape in shapes]
     # the checker sees the weights as inputs: it looks at types and shapes, for which it need not load their values
     stand_ins = [helper.make_tensor_value_info(weight.name, weight.type, weight.shape) for weight in weights]
-    facts = (opset, producer, metadata, functions)
-    checked = _model(helper.make_graph(graph.nodes, name, [ends[0], *stand_ins], ends[1:]), *facts)
+    checked = _model(helper.make_graph(graph.nodes, about.name, [ends[0], *stand_ins], ends[1:]), about)
     onnx.checker.check_model(checked, full_check=True)
-    model = _model(helper.make_graph(graph.nodes, name, ends[:1], ends[1:]), *facts)
+    model = _model(helper.make_graph(graph.nodes, about.name, ends[:1], ends[1:]), about)
     size = model_bytes(graph) + model.ByteSize()
-    if size > _MAX_MODEL_BYTES:
+    if size > MAX_MODEL_BYTES:
         raise CheckpointError(
             f"Expected a vision tower of less than 2 GiB in float32, but this one has {size} bytes, more than one ONNX "
             "file can hold; use a checkpoint with CLIP ViT-L/14."
@@ -137,20 +144,18 @@ def model_bytes(graph: Graph) -> int:
     return sum(weight.size_bytes + 256 for weight in graph.weights.values()) + 512 * len(graph.nodes)
 
 
-def _model(
-    graph: onnx.GraphProto,
-    opset: int,
-    producer: str,
-    metadata: dict[str, str],
-    functions: Sequence[onnx.FunctionProto],
-) -> onnx.ModelProto:
-    domains = {node.domain for node in graph.node} | {each.domain for each in functions}
-    domains |= {used.domain for each in functions for used in each.opset_import}
-    imports = [helper.make_opsetid("", opset), *(helper.make_opsetid(domain, 1) for domain in sorted(domains - {""}))]
+def _model(graph: onnx.GraphProto, about: ModelDescription) -> onnx.ModelProto:
+    domains = {node.domain for node in graph.node} | {each.domain for each in about.functions}
+    domains |= {used.domain for each in about.functions for used in each.opset_import}
+    others = [helper.make_opsetid(domain, 1) for domain in sorted(domains - {""})]
     model = helper.make_model(
-        graph, opset_imports=imports, ir_version=IR_VERSION, producer_name=producer, functions=functions
+        graph,
+        opset_imports=[helper.make_opsetid("", about.opset), *others],
+        ir_version=IR_VERSION,
+        producer_name=about.producer,
+        functions=about.functions,
     )
-    helper.set_model_props(model, dict(sorted(metadata.items())))
+    helper.set_model_props(model, dict(sorted(about.metadata.items())))
     return model
 
 
@@ -192,10 +197,11 @@ def _values(weight: Weight) -> memoryview:
 
 
 def _field(number: int, length: int) -> bytes:
-    return _varint(number << 3 | _LENGTH_DELIMITED) + _varint(length)
+    return varint(number << 3 | _LENGTH_DELIMITED) + varint(length)
 
 
-def _varint(value: int) -> bytes:
+def varint(value: int) -> bytes:
+    """Return protobuf's encoding of a number: seven bits a byte, the lowest first."""
     groups = []
     while value >= 0x80:
         groups.append(value & 0x7F | 0x80)

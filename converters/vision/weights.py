@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -25,35 +26,56 @@ from onnx import TensorProto
 
 from bimedix_edge.converters.vision.onnx_file import Graph
 
-__all__ = ["VisionChoice", "VisionWeights", "float_type", "product", "rounded_weight", "tried_weights"]
+__all__ = [
+    "Matrix",
+    "VisionChoice",
+    "VisionWeights",
+    "column_scales",
+    "float_type",
+    "product",
+    "round_to_int8",
+    "rounded_weight",
+    "tried_weights",
+]
 
 VisionWeights = Literal["float32", "float16", "int8", "int8_weights"]
 VisionChoice: TypeAlias = VisionWeights | Literal["auto"]
 # without float16, which is for devices only
 _TRIED: tuple[VisionWeights, ...] = ("int8", "int8_weights", "float32")
 _LARGEST = 127
-Read = Callable[[], NDArray[np.float32]]
 
 
-def product(
-    graph: Graph, kind: VisionWeights, name: str, hidden: str, weight: str, shape: tuple[int, int], read: Read
-) -> str:
+@dataclass(frozen=True)
+class Matrix:
+    """A weight of the graph before it is rounded.
+
+    Attributes:
+        name: Name in the graph.
+        shape: k, m.
+        read: Returns the weight as float32 (k, m).
+    """
+
+    name: str
+    shape: tuple[int, int]
+    read: Callable[[], NDArray[np.float32]]
+
+
+def product(graph: Graph, kind: VisionWeights, name: str, hidden: str, weight: Matrix) -> str:
     """Add hidden · weight to a graph and return its output.
 
     Args:
-        graph: under construction.
-        kind: how the weight is stored and multiplied.
-        name: of the output.
+        graph: Graph under construction.
+        kind: How the weight is stored and multiplied.
+        name: Name of the output.
         hidden: float32 (n, k), or float16 if the weight is.
-        weight: its name.
-        shape: k, m.
-        read: gives the weight as float32 (k, m).
+        weight: The weight.
     """
     if kind in ("float32", "float16"):
-        return graph.add("MatMul", name, [hidden, graph.weight(weight, shape, read, float_type(kind))])
-    rounded, scale = rounded_weight(graph, weight, shape, read)
+        stored = graph.weight(weight.name, weight.shape, weight.read, float_type(kind))
+        return graph.add("MatMul", name, [hidden, stored])
+    rounded, scale = rounded_weight(graph, weight)
     if kind == "int8_weights":
-        restored = graph.add("DequantizeLinear", f"{weight}.restored", [rounded, scale], axis=1)
+        restored = graph.add("DequantizeLinear", f"{weight.name}.restored", [rounded, scale], axis=1)
         return graph.add("MatMul", name, [hidden, restored])
     integers = _quantized(graph, hidden)
     sums = graph.add("MatMulInteger", f"{name}.sums", [integers, rounded, f"{integers}.2"])
@@ -62,18 +84,11 @@ def product(
     return graph.add("Mul", name, [floats, scales])
 
 
-def rounded_weight(graph: Graph, weight: str, shape: tuple[int, int], read: Read) -> tuple[str, str]:
-    """Declare a rounded weight, int8 (k, m), and its scales, float32 (m,); return both names.
-
-    Args:
-        graph: under construction.
-        weight: its name.
-        shape: k, m.
-        read: gives the weight as float32 (k, m).
-    """
-    pair = _Pair(read)
-    scale = graph.weight(f"{weight}.scale", shape[1:], pair.scales)
-    return graph.weight(f"{weight}.int8", shape, pair.rounded, TensorProto.INT8), scale
+def rounded_weight(graph: Graph, weight: Matrix) -> tuple[str, str]:
+    """Declare a rounded weight, int8 (k, m), and its scales, float32 (m,); return both names."""
+    pair = _Pair(weight.read)
+    scale = graph.weight(f"{weight.name}.scale", weight.shape[1:], pair.scales)
+    return graph.weight(f"{weight.name}.int8", weight.shape, pair.rounded, TensorProto.INT8), scale
 
 
 def tried_weights(choice: VisionChoice) -> tuple[VisionWeights, ...]:
@@ -101,7 +116,7 @@ class _Pair:
         read: gives the weight as float32 (k, m).
     """
 
-    def __init__(self, read: Read) -> None:
+    def __init__(self, read: Callable[[], NDArray[np.float32]]) -> None:
         self._read = read
         self._lock = threading.Lock()
         self._waiting: NDArray[np.int8] | None = None
@@ -110,8 +125,8 @@ class _Pair:
         """Return the scales, float32 (m,), and keep the rounded weight for the next call of `rounded`."""
         with self._lock:
             weight = self._read()
-            scales = _scales(weight)
-            self._waiting = _rounded(weight, scales)
+            scales = column_scales(weight)
+            self._waiting = round_to_int8(weight, scales)
             return scales
 
     def rounded(self) -> NDArray[np.int8]:
@@ -120,19 +135,21 @@ class _Pair:
             # a conversion that is resumed between the two has the scales on the disk
             if self._waiting is None:
                 weight = self._read()
-                return _rounded(weight, _scales(weight))
+                return round_to_int8(weight, column_scales(weight))
             waiting, self._waiting = self._waiting, None
             return waiting
 
 
-def _scales(weight: NDArray[np.float32]) -> NDArray[np.float32]:
+def column_scales(weight: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the scale of each column of a weight, float32 (k, m) to float32 (m,)."""
     largest = np.abs(weight).max(axis=0)
     # a column of zeros has any scale; NaN and infinity stay, for the writer to name the weight
     scales: NDArray[np.float32] = np.where(largest == 0, 1, largest / np.float32(_LARGEST)).astype(np.float32)
     return scales
 
 
-def _rounded(weight: NDArray[np.float32], scales: NDArray[np.float32]) -> NDArray[np.int8]:
+def round_to_int8(weight: NDArray[np.float32], scales: NDArray[np.float32]) -> NDArray[np.int8]:
+    """Return a weight divided by the scales of its columns and rounded, int8 (k, m)."""
     with np.errstate(invalid="ignore"):
         rounded: NDArray[np.int8] = np.rint(weight / scales).astype(np.int8)
     return rounded

@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 from gguf import GGMLQuantizationType
 
-from bimedix_edge.converters.decoder.quantize import n_threads, quantized_rows
+from bimedix_edge.converters.decoder.quantize import RowSource, n_threads, quantized_rows
 from bimedix_edge.converters.source.safetensors_file import SafetensorsFile
 
 LIMIT_BYTES = 2 << 30
@@ -82,7 +82,7 @@ def floors(work: Path) -> dict[str, float]:
             kind, n = GGMLQuantizationType[name], 0
             start = time.perf_counter()
             while (seconds := time.perf_counter() - start) < 3:
-                list(pool.map(lambda _: quantized_rows("x", kind, lambda a, b: values, 0, 256), range(8)))  # noqa: B023
+                list(pool.map(lambda _: quantized_rows(RowSource("x", kind, lambda a, b: values), 0, 256), range(8)))  # noqa: B023
                 n += 8 * values.size
             found[f"{name}_Mweights_per_s"] = round(n / seconds / 1e6, 1)
     block = os.urandom(1 << 24)

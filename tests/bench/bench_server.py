@@ -30,7 +30,7 @@ import numpy as np
 from PIL import Image
 
 from bimedix_edge.converters.convert import ConvertOptions, convert
-from bimedix_edge.converters.synthetic.checkpoint import generate
+from bimedix_edge.converters.synthetic.checkpoint import Storage, generate
 from bimedix_edge.converters.synthetic.config import SHAPES
 from bimedix_edge.events import Done, Token
 from bimedix_edge.sampling import Sampling
@@ -52,7 +52,7 @@ def bundle_of(work: Path, vocabulary: Path | None) -> Path:
     if not bundle.is_dir():
         work.mkdir(parents=True, exist_ok=True)
         if not source.is_dir():
-            generate(source, shape=SHAPES["1b"], vocabulary=vocabulary)
+            generate(source, SHAPES["1b"], Storage(vocabulary=vocabulary))
         convert(source, bundle, ConvertOptions(file_type="Q4_K_M", name="random-1b", vision="int8"))
         shutil.rmtree(source)
     return bundle

@@ -167,7 +167,7 @@ def prepared(work: Path, *, float32: bool) -> dict[str, Path]:
     work.mkdir(parents=True, exist_ok=True)
     source, mmproj = work / "checkpoint", work / "mmproj.gguf"
     if not source.exists():
-        generate(source, shape=SHAPE)
+        generate(source, SHAPE)
     if not mmproj.exists():
         write_mmproj(mmproj, Checkpoint(source))
     found = {"checkpoint": source, "mmproj": mmproj}

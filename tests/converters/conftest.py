@@ -13,7 +13,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from make_checkpoint import make_checkpoint
+from make_checkpoint import Form, make_checkpoint
 
 from bimedix_edge.converters.convert import ConvertOptions, convert
 
@@ -33,7 +33,7 @@ def quiet_llama() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a tiny checkpoint in the authors' layout; tests that change one make their own."""
-    return make_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny", n_shards=2)
+    return make_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny", form=Form(n_shards=2))
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from bimedix_edge.converters.synthetic.tokenizer import MERGES, SPECIALS, tokeni
 __all__ = [
     "MERGES",
     "SPECIALS",
+    "Edits",
+    "Form",
     "Shape",
     "edit_json",
     "make_checkpoint",
@@ -42,44 +45,60 @@ TINY = Shape()
 DTYPES = {"bf16": ml_dtypes.bfloat16, "f16": np.float16, "f32": np.float32}
 
 
-def make_checkpoint(
-    directory: Path,
-    *,
-    layout: str = "original",
-    dtype: str = "bf16",
-    n_shards: int = 1,
-    pairs: bool = False,
-    shape: Shape = TINY,
-    seed: int = 0,
-    tower: str = "inside",
-    edit_tensors: Callable[[dict[str, Any]], None] | None = None,
-    edit_config: Callable[[dict[str, Any]], None] | None = None,
-    edit_tokenizer: Callable[[dict[str, Any]], None] | None = None,
-) -> Path:
-    """Write a checkpoint and return its directory.
+Edit = Callable[[dict[str, Any]], None]
 
-    Args:
-        directory: created.
+
+@dataclass(frozen=True)
+class Form:
+    """The form in which a checkpoint is published.
+
+    Attributes:
         layout: `original`, `transformers_old` or `transformers_new`.
         dtype: `bf16`, `f16` or `f32`; the values are the same, since all are rounded to bfloat16's 8 bits and a
             range that float16 holds.
         n_shards: 1 is model.safetensors, more is an index.
-        pairs: merges as pairs instead of strings.
+        pairs: Whether merges are pairs instead of strings.
         tower: `inside` the shards, or left out (`absent`).
     """
+
+    layout: str = "original"
+    dtype: str = "bf16"
+    n_shards: int = 1
+    pairs: bool = False
+    tower: str = "inside"
+
+
+@dataclass(frozen=True)
+class Edits:
+    """Functions that change what is written, in place: the tensors by name, config.json, tokenizer.json."""
+
+    tensors: Edit | None = None
+    config: Edit | None = None
+    tokenizer: Edit | None = None
+
+
+PLAIN, UNCHANGED = Form(), Edits()
+
+
+def make_checkpoint(
+    directory: Path, *, shape: Shape = TINY, form: Form = PLAIN, edits: Edits = UNCHANGED, seed: int = 0
+) -> Path:
+    """Write a checkpoint of random weights and return its directory, which is created."""
+    layout = form.layout
     directory.mkdir(parents=True)
     config = original_config(shape) if layout == "original" else transformers_config(shape)
     tensors = {
-        published_name(name, layout): array.astype(DTYPES[dtype]) for name, array in tensor_values(shape, seed).items()
+        published_name(name, layout): array.astype(DTYPES[form.dtype])
+        for name, array in tensor_values(shape, seed).items()
     }
-    if tower == "absent":
+    if form.tower == "absent":
         tensors = {name: array for name, array in tensors.items() if "vision_tower" not in name}
     tensors[published_name("vision.embeddings.position_ids", layout)] = np.arange(5, dtype=np.int64)[None]
-    tokenizer = tokenizer_json(pairs=pairs)
-    for edit, value in ((edit_tensors, tensors), (edit_config, config), (edit_tokenizer, tokenizer)):
+    tokenizer = tokenizer_json(pairs=form.pairs)
+    for edit, value in ((edits.tensors, tensors), (edits.config, config), (edits.tokenizer, tokenizer)):
         if edit is not None:
             edit(value)
-    _write_shards(directory, tensors, n_shards)
+    _write_shards(directory, tensors, form.n_shards)
     write_json(directory / "config.json", config)
     write_json(directory / "tokenizer.json", tokenizer)
     write_json(directory / "tokenizer_config.json", tokenizer_config())

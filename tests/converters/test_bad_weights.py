@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 import onnx
 import pytest
-from make_checkpoint import make_checkpoint
+from make_checkpoint import Edits, Form, make_checkpoint
 
 from bimedix_edge.converters.convert import ConvertOptions, convert
 from bimedix_edge.errors import CheckpointError
@@ -28,12 +28,12 @@ def test_what_is_not_finite_becomes_zero_when_asked(kind: str, tmp_path: Path) -
     def zero(tensors: dict[str, Any]) -> None:
         tensors[UP][7, 3] = tensors[UP][9] = tensors[PROJECTOR][3] = 0
 
-    spoiled = make_checkpoint(tmp_path / "spoiled", edit_tensors=spoil)
+    spoiled = make_checkpoint(tmp_path / "spoiled", edits=Edits(tensors=spoil))
     with pytest.raises(CheckpointError, match="NaN or infinity"):
         convert(spoiled, tmp_path / "out", ConvertOptions(file_type=kind))
     given = convert(spoiled, tmp_path / "out", ConvertOptions(file_type=kind, name="same", zero_nonfinite=True))
     assert given.source["zeroed"] == "model.layers.1.mlp.up_proj.weight: 257, projector.2.bias: 1"
-    by_hand = make_checkpoint(tmp_path / "by_hand", edit_tensors=zero)
+    by_hand = make_checkpoint(tmp_path / "by_hand", edits=Edits(tensors=zero))
     expected = convert(by_hand, tmp_path / "expected", ConvertOptions(file_type=kind, name="same"))
     assert given.files == expected.files
     assert "zeroed" not in expected.source
@@ -52,7 +52,9 @@ def test_mixed_dtypes_are_read_one_by_one(tmp_path: Path) -> None:
             if array.dtype != np.int64:
                 tensors[name] = array.astype(dtypes[index % 3])
 
-    mixed = convert(make_checkpoint(tmp_path / "mixed", edit_tensors=mix), tmp_path / "a", ConvertOptions(name="same"))
+    mixed = convert(
+        make_checkpoint(tmp_path / "mixed", edits=Edits(tensors=mix)), tmp_path / "a", ConvertOptions(name="same")
+    )
     plain = convert(make_checkpoint(tmp_path / "plain"), tmp_path / "b", ConvertOptions(name="same"))
     assert mixed.files == plain.files
 
@@ -62,7 +64,7 @@ def test_other_dtypes_are_named(dtype: Any, tmp_path: Path) -> None:
     def change(tensors: dict[str, Any]) -> None:
         tensors[UP] = tensors[UP].astype(np.float32).astype(dtype)
 
-    source = make_checkpoint(tmp_path / "source", edit_tensors=change)
+    source = make_checkpoint(tmp_path / "source", edits=Edits(tensors=change))
     with pytest.raises(CheckpointError, match=r"up_proj\.weight is (F64|I8|F8_E4M3) instead of F32, F16, BF16"):
         convert(source, tmp_path / "out")
 
@@ -70,7 +72,7 @@ def test_other_dtypes_are_named(dtype: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize("start", [b"\x80\x02", b"\x80\x04", b"\x80\x05", b"PK\x03\x04"], ids=["2", "4", "5", "zip"])
 @pytest.mark.parametrize("name", ["model.safetensors", "model-00002-of-00002.safetensors", "weights.dat"])
 def test_a_pickle_is_known_by_its_bytes(start: bytes, name: str, tmp_path: Path) -> None:
-    source = make_checkpoint(tmp_path / "source", n_shards=2 if "of" in name else 1)
+    source = make_checkpoint(tmp_path / "source", form=Form(n_shards=2 if "of" in name else 1))
     if name == "weights.dat":
         (source / "model.safetensors").unlink()
     (source / name).write_bytes(start + b"cposix\nsystem\n(S'touch opened'\ntR." * 8)
@@ -80,7 +82,7 @@ def test_a_pickle_is_known_by_its_bytes(start: bytes, name: str, tmp_path: Path)
 
 
 def test_a_bias_that_was_zeroed_is_zero_in_the_graph(tmp_path: Path) -> None:
-    spoiled = make_checkpoint(tmp_path / "spoiled", edit_tensors=spoil)
+    spoiled = make_checkpoint(tmp_path / "spoiled", edits=Edits(tensors=spoil))
     convert(spoiled, tmp_path / "out", ConvertOptions(file_type="F32", zero_nonfinite=True))
     tensors = {tensor.name: tensor for tensor in onnx.load(tmp_path / "out/vision.onnx").graph.initializer}
     assert onnx.numpy_helper.to_array(tensors["projector.2.bias"])[3] == 0

@@ -8,7 +8,7 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-from make_checkpoint import Shape, make_checkpoint
+from make_checkpoint import Edits, Shape, make_checkpoint
 
 from bimedix_edge.converters.check import reference
 from bimedix_edge.converters.convert import ConvertOptions, convert
@@ -42,10 +42,10 @@ def test_squares_of_what_each_matrix_is_multiplied_with(
 ) -> None:
     source = Checkpoint(make_checkpoint(tmp_path / "source"))
     chunks: list[list[int]] = []
-    evaluate = calibrate_module._Evaluation._evaluate
+    evaluate = calibrate_module.Calibration.evaluate
     monkeypatch.setattr(
-        calibrate_module._Evaluation,
-        "_evaluate",
+        calibrate_module.Calibration,
+        "evaluate",
         lambda self, tokens: (chunks.append(list(tokens)), evaluate(self, tokens))[1],
     )
     n_tokens = calibrate(source, text, tmp_path / "imatrix.gguf")
@@ -74,7 +74,7 @@ def test_chunks_are_no_longer_than_the_model_was_trained_on(text: Path, tmp_path
     def short(config: dict[str, Any]) -> None:
         config["max_position_embeddings"] = 64
 
-    source = Checkpoint(make_checkpoint(tmp_path / "source", shape=Shape(n_layer=1), edit_config=short))
+    source = Checkpoint(make_checkpoint(tmp_path / "source", shape=Shape(n_layer=1), edits=Edits(config=short)))
     n_tokens = calibrate(source, text, tmp_path / "imatrix.gguf")
     assert n_tokens % 64 == 0
     assert gguf.GGUFReader(tmp_path / "imatrix.gguf").fields["imatrix.chunk_size"].contents() == 64
@@ -125,15 +125,20 @@ def test_a_weight_beyond_f16_is_named(text: Path, tmp_path: Path) -> None:
     def spoil(tensors: dict[str, Any]) -> None:
         tensors["model.layers.0.mlp.up_proj.weight"][7, 3] = 1e30
 
-    source = Checkpoint(make_checkpoint(tmp_path / "source", edit_tensors=spoil))
+    source = Checkpoint(make_checkpoint(tmp_path / "source", edits=Edits(tensors=spoil)))
     with pytest.raises(CheckpointError, match=r"within the range of F16, but blk\.0\.ffn_up\.weight exceeds it"):
         calibrate(source, text, tmp_path / "imatrix.gguf")
 
 
-def test_another_layout_of_tensors_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibrate_module, "_OBJECT_BYTES", 40)
+def test_another_layout_of_tensors_is_refused(
+    checkpoint: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = calibrate_module.llama_ggml.libggml
+    overhead = library.ggml_tensor_overhead()
+    monkeypatch.setattr(library, "ggml_tensor_overhead", lambda: overhead + 8)
     with pytest.raises(DecoderError, match="whose layout this program knows"):
-        calibrate_module._library()
+        calibrate(Checkpoint(checkpoint), text, tmp_path / "imatrix.gguf")
+    assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]
 
 
 def test_an_exception_in_the_callback_ends_the_run(
@@ -142,7 +147,7 @@ def test_an_exception_in_the_callback_ends_the_run(
     def fail(*_: object, **__: object) -> bool:
         raise ValueError("no such field")
 
-    monkeypatch.setattr(calibrate_module._Evaluation, "_add", fail)
+    monkeypatch.setattr(calibrate_module.Calibration, "observe", fail)
     with pytest.raises(DecoderError, match=r"its graph cannot be read \(no such field\)"):
         calibrate(Checkpoint(checkpoint), text, tmp_path / "imatrix.gguf")
     assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]
@@ -151,13 +156,13 @@ def test_an_exception_in_the_callback_ends_the_run(
 def _squares(source: Checkpoint, chunks: list[list[int]], patch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Return the sums of the squares of each linear layer's input in the numpy model."""
     sums: dict[str, Any] = {}
-    linear = reference._Weights.linear
+    linear = reference.SourceWeights.linear
 
     def watched(self: Any, name: str, x: Any, *, bias: bool = True) -> Any:
         sums[name] = sums.get(name, 0) + (x**2).sum(0)
         return linear(self, name, x, bias=bias)
 
-    patch.setattr(reference._Weights, "linear", watched)
+    patch.setattr(reference.SourceWeights, "linear", watched)
     for chunk in chunks:
         bos = 264
         embeds = source.rows("model.embed_tokens.weight", np.array([bos, *chunk[1:]]))

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from make_checkpoint import Shape, edit_json, make_checkpoint, tensor_values, vision_config, write_json
+from make_checkpoint import Edits, Form, Shape, edit_json, make_checkpoint, tensor_values, vision_config, write_json
 from safetensors.numpy import load_file, save_file
 
 from bimedix_edge.converters.source.checkpoint import Checkpoint, declare
@@ -33,7 +33,7 @@ def _config(path: Path, edit: Edit) -> None:
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("n_shards", [1, 4])
 def test_layouts_give_the_same_tensors(layout: str, n_shards: int, tmp_path: Path) -> None:
-    checkpoint = Checkpoint(make_checkpoint(tmp_path / "x", layout=layout, n_shards=n_shards))
+    checkpoint = Checkpoint(make_checkpoint(tmp_path / "x", form=Form(layout=layout, n_shards=n_shards)))
     assert checkpoint.layout == layout
     assert sum(name.endswith(".safetensors") for name in checkpoint.files) == n_shards
     for name, values in tensor_values(Shape(), 0).items():
@@ -43,7 +43,7 @@ def test_layouts_give_the_same_tensors(layout: str, n_shards: int, tmp_path: Pat
 
 @pytest.mark.parametrize("dtype", ["bf16", "f16", "f32"])
 def test_dtypes_give_the_same_values(dtype: str, tmp_path: Path) -> None:
-    checkpoint = Checkpoint(make_checkpoint(tmp_path / "x", dtype=dtype))
+    checkpoint = Checkpoint(make_checkpoint(tmp_path / "x", form=Form(dtype=dtype)))
     expected = tensor_values(Shape(), 0)["model.layers.1.self_attn.q_proj.weight"]
     order = np.array([5, 0, 255])
     assert np.array_equal(checkpoint.rows("model.layers.1.self_attn.q_proj.weight", order), expected[order])
@@ -61,7 +61,7 @@ def test_buffers_of_old_versions_are_skipped(tmp_path: Path) -> None:
     def add(tensors: dict[str, Any]) -> None:
         tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.zeros(32, np.float32)
 
-    assert Checkpoint(make_checkpoint(tmp_path / "x", edit_tensors=add)).layout == "original"
+    assert Checkpoint(make_checkpoint(tmp_path / "x", edits=Edits(tensors=add))).layout == "original"
 
 
 def test_blocks_after_the_feature_layer_may_be_missing(tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_blocks_after_the_feature_layer_may_be_missing(tmp_path: Path) -> None:
         for name in [name for name in tensors if "post_layernorm" in name or "encoder.layers.3." in name]:
             del tensors[name]
 
-    assert Checkpoint(make_checkpoint(tmp_path / "x", edit_tensors=cut)).config.n_blocks == 3
+    assert Checkpoint(make_checkpoint(tmp_path / "x", edits=Edits(tensors=cut))).config.n_blocks == 3
 
 
 def test_defaults_of_an_omitting_text_config(tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_aspect_is_the_users_choice(tiny: Path) -> None:
 
 
 def test_tower_from_a_clip_checkpoint(tmp_path: Path) -> None:
-    without = make_checkpoint(tmp_path / "without", tower="absent")
+    without = make_checkpoint(tmp_path / "without", form=Form(tower="absent"))
     shutil.rmtree(without / "vision_tower")
     with pytest.raises(CheckpointError, match="name the directory of that CLIP tower"):
         Checkpoint(without)
@@ -164,7 +164,7 @@ def test_tower_that_is_missing(tmp_path: Path) -> None:
     with pytest.raises(
         CheckpointError, match="Expected the vision tower's tensors in the checkpoint, but there are none"
     ):
-        Checkpoint(make_checkpoint(tmp_path / "x", tower="absent"))
+        Checkpoint(make_checkpoint(tmp_path / "x", form=Form(tower="absent")))
 
 
 def _clip_checkpoint(directory: Path) -> Path:
@@ -253,7 +253,9 @@ BAD_TRANSFORMERS: dict[str, tuple[Edit, str]] = {
 @pytest.mark.parametrize("case", BAD_TRANSFORMERS)
 def test_bad_transformers_config(case: str, tmp_path: Path) -> None:
     edit, message = BAD_TRANSFORMERS[case]
-    make_checkpoint(tmp_path / "x", layout="transformers_old", shape=Shape(n_layer=1), edit_config=edit)
+    make_checkpoint(
+        tmp_path / "x", shape=Shape(n_layer=1), form=Form(layout="transformers_old"), edits=Edits(config=edit)
+    )
     with pytest.raises(CheckpointError, match=message):
         Checkpoint(tmp_path / "x")
 
@@ -287,7 +289,7 @@ def test_everything_that_differs_is_listed_at_once(tmp_path: Path) -> None:
         tensors["lm_head.weight"] = tensors["lm_head.weight"].T.copy()
         tensors["model.layers.0.mlp.up_proj.weight"] = np.zeros((512, 256), np.int8)
 
-    directory = make_checkpoint(tmp_path / "x", edit_tensors=spoil)
+    directory = make_checkpoint(tmp_path / "x", edits=Edits(tensors=spoil))
     with pytest.raises(CheckpointError) as caught:
         Checkpoint(directory)
     message = str(caught.value)
@@ -314,13 +316,15 @@ def test_tied_embeddings(tmp_path: Path) -> None:
     def copy(tensors: dict[str, Any]) -> None:
         tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
 
-    assert Checkpoint(make_checkpoint(tmp_path / "with", shape=Shape(tied=True), edit_tensors=copy)).config.decoder.tied
+    assert Checkpoint(
+        make_checkpoint(tmp_path / "with", shape=Shape(tied=True), edits=Edits(tensors=copy))
+    ).config.decoder.tied
 
     def differ(tensors: dict[str, Any]) -> None:
         copy(tensors)
         tensors["lm_head.weight"][3, 3] += 1
 
-    make_checkpoint(tmp_path / "other", shape=Shape(tied=True), edit_tensors=differ)
+    make_checkpoint(tmp_path / "other", shape=Shape(tied=True), edits=Edits(tensors=differ))
     with pytest.raises(CheckpointError, match=r"lm_head\.weight to equal the embeddings"):
         Checkpoint(tmp_path / "other")
 
@@ -376,7 +380,7 @@ SHARD = "model-00001-of-00002.safetensors"
 
 @pytest.fixture
 def sharded(tmp_path: Path) -> Path:
-    return make_checkpoint(tmp_path / "sharded", shape=Shape(n_layer=1), n_shards=2)
+    return make_checkpoint(tmp_path / "sharded", shape=Shape(n_layer=1), form=Form(n_shards=2))
 
 
 @pytest.mark.parametrize("name", ["../x.safetensors", "/etc/passwd", "a/b", "a\\b", "..", "", "C:x", ".hidden"])
@@ -429,4 +433,4 @@ def test_two_layouts_at_once(tmp_path: Path) -> None:
         tensors["language_model.model.norm.weight"] = tensors.pop("model.norm.weight")
 
     with pytest.raises(CheckpointError, match="follow neither or both"):
-        Checkpoint(make_checkpoint(tmp_path / "x", edit_tensors=mix))
+        Checkpoint(make_checkpoint(tmp_path / "x", edits=Edits(tensors=mix)))

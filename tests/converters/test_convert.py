@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from make_checkpoint import Shape, edit_json, make_checkpoint
+from make_checkpoint import Form, Shape, edit_json, make_checkpoint
 
 from bimedix_edge.bundle import open_bundle, verify_bundle
 from bimedix_edge.converters import convert as convert_module
@@ -93,7 +93,7 @@ def test_layouts_dtypes_shards_and_merges_give_the_same_bytes(tmp_path: Path) ->
     hashes = set()
     for index, (layout, dtype, n_shards, pairs) in enumerate([*variants, ("original", "f16", 2, False)]):
         source = tmp_path / f"source{index}"
-        make_checkpoint(source, layout=layout, dtype=dtype, n_shards=n_shards, pairs=pairs)
+        make_checkpoint(source, form=Form(layout=layout, dtype=dtype, n_shards=n_shards, pairs=pairs))
         manifest = convert(source, tmp_path / f"out{index}", ConvertOptions(file_type="Q4_K_M", name="same"))
         hashes.add(tuple(entry.sha256 for entry in manifest.files.values()))
     assert len(hashes) == 1

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from make_checkpoint import Shape, make_checkpoint
+from make_checkpoint import Form, Shape, make_checkpoint
 
 from bimedix_edge.store import demo_checkpoint
 
@@ -57,7 +57,9 @@ def check(cases: list[dict[str, Any]], outcomes: set[int]) -> None:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_checkpoint(tmp_path_factory.mktemp("source") / "tiny", shape=Shape(n_layer=1, n_ff=256), n_shards=2)
+    return make_checkpoint(
+        tmp_path_factory.mktemp("source") / "tiny", shape=Shape(n_layer=1, n_ff=256), form=Form(n_shards=2)
+    )
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from make_checkpoint import Shape, make_checkpoint, write_json
+from make_checkpoint import Form, Shape, make_checkpoint, write_json
 
 from bimedix_edge.converters.convert import ConvertOptions, convert
 from bimedix_edge.errors import CheckpointError, HardwareError
@@ -49,7 +49,9 @@ VALUES = (
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = make_checkpoint(tmp_path_factory.mktemp("damaged") / "whole", shape=Shape(n_layer=1), n_shards=2)
+    directory = make_checkpoint(
+        tmp_path_factory.mktemp("damaged") / "whole", shape=Shape(n_layer=1), form=Form(n_shards=2)
+    )
     fields = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5], "size": {"shortest_edge": 28}, "resample": 3}
     write_json(directory / "vision_tower/preprocessor_config.json", fields)
     return directory

@@ -86,9 +86,9 @@ def test_tensors(reader: gguf.GGUFReader) -> None:
 
 
 def test_full_size_has_292_tensors() -> None:
-    from bimedix_edge.converters.decoder.gguf import _names
+    from bimedix_edge.converters.decoder.gguf import tensor_names
 
-    assert len(list(_names(LLAMA_31))) + 1 == 292
+    assert len(list(tensor_names(LLAMA_31))) + 1 == 292
 
 
 @pytest.mark.parametrize("kind", ["F16", "Q4_K_M", "Q8_0"])

@@ -12,8 +12,9 @@ from safetensors import safe_open
 
 from bimedix_edge.converters.convert import ConvertOptions, convert
 from bimedix_edge.converters.source.checkpoint import Checkpoint
-from bimedix_edge.converters.synthetic.checkpoint import LAYOUTS, generate, weight_blocks
+from bimedix_edge.converters.synthetic.checkpoint import LAYOUTS, Storage, generate, weight_blocks
 from bimedix_edge.converters.synthetic.config import SHAPES, Shape, tensor_shapes
+from bimedix_edge.decoder.gguf_header import read_header
 from bimedix_edge.errors import UsageError
 
 TINY = Shape(n_layer=2, vision_layers=2)
@@ -25,7 +26,7 @@ def test_layouts_dtypes_and_shards_hold_the_same_values(tmp_path: Path) -> None:
         (layout, dtype, n) for layout in LAYOUTS for dtype, n in (("bf16", 1), ("f16", 3), ("f32", 2))
     ):
         source = tmp_path / f"source{index}"
-        generate(source, shape=TINY, layout=layout, dtype=dtype, n_shards=n_shards, seed=7)
+        generate(source, TINY, Storage(layout, dtype, n_shards), seed=7)
         assert Checkpoint(source).layout == LAYOUTS[layout]
         assert len(list(source.glob("*.safetensors"))) == n_shards
         manifest = convert(source, tmp_path / f"out{index}", ConvertOptions(file_type="Q8_0", name="same"))
@@ -34,7 +35,7 @@ def test_layouts_dtypes_and_shards_hold_the_same_values(tmp_path: Path) -> None:
 
 
 def test_its_own_library_reads_it(tmp_path: Path) -> None:
-    generate(tmp_path / "source", shape=TINY, seed=3)
+    generate(tmp_path / "source", TINY, seed=3)
     with safe_open(tmp_path / "source/model.safetensors", "numpy") as file:
         assert set(file.keys()) >= {
             "lm_head.weight",
@@ -62,8 +63,10 @@ def test_shapes_of_the_published_models() -> None:
 
 def test_the_real_vocabulary(llama3_vocab: Path, tmp_path: Path) -> None:
     shape = Shape(n_embd=32, n_ff=32, n_layer=1, n_head=2, n_head_kv=1, n_vocab=128257, vision_layers=2)
-    generate(tmp_path / "source", shape=shape, vocabulary=llama3_vocab)
+    generate(tmp_path / "source", shape, Storage(vocabulary=llama3_vocab))
     convert(tmp_path / "source", tmp_path / "out", ConvertOptions(file_type="F16"))
+    header = read_header((tmp_path / "out/decoder.gguf").read_bytes())
+    assert header.keys["tokenizer.ggml.tokens"] == shape.n_vocab
 
 
 def test_command(tmp_path: Path) -> None:
@@ -77,7 +80,7 @@ def test_command(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_nothing_is_left_of_an_interrupted_one(layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bimedix_edge.converters.synthetic.checkpoint._encoded", lambda *_: 1 / 0)
+    monkeypatch.setattr("bimedix_edge.converters.synthetic.checkpoint.in_order", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        generate(tmp_path / "out", shape=TINY, layout=layout)
+        generate(tmp_path / "out", TINY, Storage(layout))
     assert list(tmp_path.iterdir()) == []

@@ -15,7 +15,7 @@ import huggingface_hub.file_download
 import huggingface_hub.utils
 import pytest
 from loopback_hub import COMMIT, LoopbackHub
-from make_checkpoint import make_checkpoint
+from make_checkpoint import Form, make_checkpoint
 
 from bimedix_edge.converters.decoder.quantize import FILE_TYPES
 from bimedix_edge.converters.hub import fetch as fetching
@@ -33,7 +33,7 @@ DESCRIPTION = ["config.json", "tokenizer.json", "tokenizer_config.json", "model.
 @pytest.fixture(scope="session")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a repository: a tiny checkpoint whose shards are padded to the size of files in LFS, and other files."""
-    directory = make_checkpoint(tmp_path_factory.mktemp("hub") / "repository", n_shards=2)
+    directory = make_checkpoint(tmp_path_factory.mktemp("hub") / "repository", form=Form(n_shards=2))
     for index, shard in enumerate(SHARDS):
         (directory / shard).write_bytes(bytes([index]) * 100 + os.urandom(3_000_000))
     (directory / "pytorch_model.bin").write_bytes(b"\x80\x04" + bytes(50))
@@ -219,22 +219,22 @@ def test_a_busy_hub_is_asked_again(hub: LoopbackHub, source: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("status", "code", "kind", "message"),
+    ("answer", "kind", "message"),
     [
-        (401, "", UsageError, "refuses it .401.*HF_TOKEN"),
-        (403, "", UsageError, "refuses it .403.*HF_TOKEN"),
-        (403, "GatedRepo", UsageError, "ask for consent first.*HF_TOKEN"),
-        (404, "RepoNotFound", UsageError, "there is none .404"),
-        (404, "RevisionNotFound", UsageError, "has no 'main'"),
-        (404, "", UsageError, "there is none .404"),
-        (410, "", NetworkError, "says 410"),
-        (500, "", NetworkError, "bring the files by USB"),
+        ((401, ""), UsageError, "refuses it .401.*HF_TOKEN"),
+        ((403, ""), UsageError, "refuses it .403.*HF_TOKEN"),
+        ((403, "GatedRepo"), UsageError, "ask for consent first.*HF_TOKEN"),
+        ((404, "RepoNotFound"), UsageError, "there is none .404"),
+        ((404, "RevisionNotFound"), UsageError, "has no 'main'"),
+        ((404, ""), UsageError, "there is none .404"),
+        ((410, ""), NetworkError, "says 410"),
+        ((500, ""), NetworkError, "bring the files by USB"),
     ],
 )
 def test_a_refusal_is_one_sentence(
-    hub: LoopbackHub, tmp_path: Path, status: int, code: str, kind: type[BimedixEdgeError], message: str
+    hub: LoopbackHub, tmp_path: Path, answer: tuple[int, str], kind: type[BimedixEdgeError], message: str
 ) -> None:
-    hub.faults.status, hub.faults.error_code = status, code
+    hub.faults.status, hub.faults.error_code = answer
     with pytest.raises(kind, match=message) as caught:
         bring(tmp_path)
     assert "\n" not in str(caught.value)
@@ -336,24 +336,20 @@ def test_too_little_space_is_said_before_the_weights(
 def test_a_full_disk_is_told_from_a_broken_line(
     hub: LoopbackHub, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = door._Part.write
-    monkeypatch.setattr(door, "_Part", _full_after(1_048_576))
-    with pytest.raises(HardwareError, match="No space left"):
-        bring(tmp_path)
-    monkeypatch.setattr(door, "_Part", type("_Part", (_PART,), {"write": write}))
+    with monkeypatch.context() as patch:
+        patch.setattr(door, "PartFile", _full_after(1_048_576))
+        with pytest.raises(HardwareError, match="No space left"):
+            bring(tmp_path)
     hub.requests.clear()
     assert same(bring(tmp_path), source)
     assert next(request for request in hub.requests if SHARDS[0] in request.path).first_byte > 0
 
 
-_PART = door._Part
-
-
 def _full_after(n_bytes: int) -> type:
-    class Full(_PART):
+    class Full(door.PartFile):
         def write(self, data: Any) -> int:
             if self.tell() + len(data) > n_bytes:
-                with fetching.disk_errors(self._path):
+                with fetching.disk_errors(self.path):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             return super().write(data)
 

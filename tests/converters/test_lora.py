@@ -10,7 +10,7 @@ import gguf
 import ml_dtypes
 import numpy as np
 import pytest
-from make_checkpoint import Shape, edit_json, make_checkpoint, published_name, tensor_values, write_json
+from make_checkpoint import Form, Shape, edit_json, make_checkpoint, published_name, tensor_values, write_json
 from safetensors.numpy import load_file, save_file
 
 from bimedix_edge.converters.convert import ConvertOptions, convert
@@ -62,7 +62,7 @@ def merged(name: str, scale: float = ALPHA / RANK) -> Any:
 
 def merged_by_hand(source: Path, target: Path) -> Path:
     """Write a checkpoint in float32 whose weights are the sums."""
-    make_checkpoint(target, dtype="f32")
+    make_checkpoint(target, form=Form(dtype="f32"))
     tensors = load_file(target / "model.safetensors")
     for name in DECODER + OTHERS:
         tensors[published_name(name, "original")] = merged(name)
@@ -124,7 +124,7 @@ def test_blocks_do_not_change_the_bytes(tmp_path: Path, monkeypatch: pytest.Monk
     source = make_checkpoint(tmp_path / "source")
     adapter = make_adapter(tmp_path / "adapter")
     whole = convert(source, tmp_path / "whole", ConvertOptions(file_type="F32", lora=adapter))
-    monkeypatch.setattr("bimedix_edge.converters.decoder.quantize._JOB_VALUES", 700)
+    monkeypatch.setattr("bimedix_edge.converters.decoder.quantize.JOB_VALUES", 700)
     assert convert(source, tmp_path / "blocks", ConvertOptions(file_type="F32", lora=adapter)).files == whole.files
 
 

@@ -40,7 +40,7 @@ def test_errors_by_type(file_type: str, checkpoint: Path, tmp_path: Path) -> Non
 
 
 def test_blocks_of_heads(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bimedix_edge.converters.check.parity._BLOCK_VALUES", 20_000)
+    monkeypatch.setattr("bimedix_edge.converters.check.parity.BLOCK_VALUES", 20_000)
     assert all(error.relative_rms < 1e-6 for error in errors(checkpoint, tmp_path).values())
 
 
@@ -52,17 +52,17 @@ def test_q_and_k_not_permuted(checkpoint: Path, tmp_path: Path, monkeypatch: pyt
 
 def test_q_and_k_swapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     swap = {"self_attn.q_proj": "self_attn.k_proj", "self_attn.k_proj": "self_attn.q_proj"}
-    swapped = tuple((name, swap.get(source, source)) for name, source in decoder_gguf._BLOCK)
-    monkeypatch.setattr(decoder_gguf, "_BLOCK", swapped)
+    swapped = tuple((name, swap.get(source, source)) for name, source in decoder_gguf.BLOCK_TENSORS)
+    monkeypatch.setattr(decoder_gguf, "BLOCK_TENSORS", swapped)
     source = make_checkpoint(tmp_path / "source", shape=Shape(n_head_kv=4, n_layer=1))
     wrong = {name for name, error in errors(source, tmp_path).items() if error.cosine < 0.99}
     assert wrong == {"blk.0.attn_q.weight", "blk.0.attn_k.weight"}
 
 
 def test_frequencies_left_out(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = decoder_gguf.plan_decoder
+    declare = decoder_gguf.declare_decoder
     monkeypatch.setattr(
-        "bimedix_edge.converters.job.job.plan_decoder", lambda *given, **more: plan(*given, **more)[:-1]
+        "bimedix_edge.converters.job.job.declare_decoder", lambda *given, **more: declare(*given, **more)[:-1]
     )
     with pytest.raises(CheckpointError, match=r"Expected 31 tensors .* rope_freqs\.weight"):
         errors(checkpoint, tmp_path)
@@ -79,10 +79,10 @@ def test_another_type_than_the_recipes(checkpoint: Path, tmp_path: Path, monkeyp
 
     tensor_type = quantize.tensor_type
     source = Checkpoint(checkpoint)
-    plan = decoder_gguf.plan_decoder(source, quantize.file_type_named("Q4_K_M"))
+    tensors = decoder_gguf.declare_decoder(source, quantize.file_type_named("Q4_K_M"))
     monkeypatch.setattr(decoder_gguf, "tensor_type", mutated)
     convert(checkpoint, tmp_path / "out", ConvertOptions(file_type="Q4_K_M"))
-    types = {tensor.name: tensor.kind for tensor in plan}
+    types = {tensor.name: tensor.kind for tensor in tensors}
     with pytest.raises(CheckpointError, match=r"but blk\.2\.attn_v\.weight is Q4_0 instead of Q6_K; convert"):
         list(decoder_errors(tmp_path / "out/decoder.gguf", source, types=types))
 
@@ -123,12 +123,12 @@ def test_a_file_that_ends_early(checkpoint: Path, tmp_path: Path) -> None:
 
 
 def test_projector_transposed(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read = vision_onnx._Tower._read
+    read = vision_onnx.TowerGraph.read_weight
 
     def turned(self: Any, name: str) -> Any:
         return read(self, name).T if name == "projector.2.weight" else read(self, name)
 
-    monkeypatch.setattr(vision_onnx._Tower, "_read", turned)
+    monkeypatch.setattr(vision_onnx.TowerGraph, "read_weight", turned)
     convert(checkpoint, tmp_path / "out")
     cosines = token_cosines(Checkpoint(checkpoint), encoder(tmp_path / "out/vision.onnx"), pixels(Shape()))
     assert cosines.max() < 0.9

@@ -76,13 +76,15 @@ def not_permuted(patch: pytest.MonkeyPatch) -> None:
 def swapped(patch: pytest.MonkeyPatch) -> None:
     swap = {"self_attn.q_proj": "self_attn.k_proj", "self_attn.k_proj": "self_attn.q_proj"}
     patch.setattr(
-        decoder_gguf, "_BLOCK", tuple((name, swap.get(source, source)) for name, source in decoder_gguf._BLOCK)
+        decoder_gguf,
+        "BLOCK_TENSORS",
+        tuple((name, swap.get(source, source)) for name, source in decoder_gguf.BLOCK_TENSORS),
     )
 
 
 def no_rope_freqs(patch: pytest.MonkeyPatch) -> None:
-    plan = decoder_gguf.plan_decoder
-    patch.setattr(job, "plan_decoder", lambda *given, **more: plan(*given, **more)[:-1])
+    declare = decoder_gguf.declare_decoder
+    patch.setattr(job, "declare_decoder", lambda *given, **more: declare(*given, **more)[:-1])
 
 
 def unscaled_rope(patch: pytest.MonkeyPatch) -> None:
@@ -91,40 +93,41 @@ def unscaled_rope(patch: pytest.MonkeyPatch) -> None:
 
 def mutated_recipe(patch: pytest.MonkeyPatch) -> None:
     """Write other types than were planned, as a wrong unit in the writer would."""
-    steps = decoder_gguf._steps
+    steps = decoder_gguf.tensor_steps
 
     def wrong(tensor: Any, checkpoint: Any) -> Any:
         kinds = {gguf.GGMLQuantizationType.Q4_K: gguf.GGMLQuantizationType.Q4_0}
         return steps(replace(tensor, kind=kinds.get(tensor.kind, tensor.kind)), checkpoint)
 
-    patch.setattr(decoder_gguf, "_steps", wrong)
+    patch.setattr(decoder_gguf, "tensor_steps", wrong)
 
 
 def wrong_scale(patch: pytest.MonkeyPatch) -> None:
     """Compute every block of Q4_K for weights twice as large."""
     rows = quantize.quantized_rows
 
-    def doubled(name: str, kind: Any, read: Any, *rest: Any) -> memoryview:
-        factor = 2 if kind == gguf.GGMLQuantizationType.Q4_K else 1
-        return rows(name, kind, lambda start, stop: read(start, stop) * np.float32(factor), *rest)
+    def doubled(source: quantize.RowSource, start: int, stop: int) -> memoryview:
+        factor = 2 if source.kind == gguf.GGMLQuantizationType.Q4_K else 1
+        read = source.read
+        return rows(replace(source, read=lambda start, stop: read(start, stop) * np.float32(factor)), start, stop)
 
     patch.setattr(decoder_gguf, "quantized_rows", doubled)
 
 
 def transposed_projector(patch: pytest.MonkeyPatch) -> None:
-    read = vision_onnx._Tower._read
+    read = vision_onnx.TowerGraph.read_weight
 
     def turned(self: Any, name: str) -> Any:
         return read(self, name).T if name == "projector.2.weight" else read(self, name)
 
-    patch.setattr(vision_onnx._Tower, "_read", turned)
+    patch.setattr(vision_onnx.TowerGraph, "read_weight", turned)
 
 
 def another_gelu(patch: pytest.MonkeyPatch) -> None:
-    def silu(tower: vision_onnx._Tower, name: str, hidden: str) -> str:
+    def silu(tower: vision_onnx.TowerGraph, name: str, hidden: str) -> str:
         return tower.graph.add("Mul", name, [hidden, tower.graph.add("Sigmoid", f"{name}.gate", [hidden])])
 
-    patch.setattr(vision_onnx._Tower, "_gelu", silu)
+    patch.setattr(vision_onnx.TowerGraph, "gelu", silu)
 
 
 @pytest.mark.parametrize(

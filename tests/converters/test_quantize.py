@@ -9,7 +9,7 @@ import llama_cpp
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Type
-from make_checkpoint import Shape, make_checkpoint
+from make_checkpoint import Edits, Shape, make_checkpoint
 
 from bimedix_edge.converters.convert import ConvertOptions, convert
 from bimedix_edge.converters.decoder import quantize
@@ -61,7 +61,7 @@ def test_equal_to_llama_cpp(shape: str, kind: str, sources: dict[str, Path], tmp
 def test_equal_in_many_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = make_checkpoint(tmp_path / "source", shape=Shape(n_layer=1))
     whole = convert(source, tmp_path / "whole", ConvertOptions(file_type="Q4_K_M"))
-    monkeypatch.setattr("bimedix_edge.converters.decoder.quantize._JOB_VALUES", 700)
+    monkeypatch.setattr("bimedix_edge.converters.decoder.quantize.JOB_VALUES", 700)
     assert convert(source, tmp_path / "blocks", ConvertOptions(file_type="Q4_K_M")).files == whole.files
 
 
@@ -80,7 +80,7 @@ def test_weight_that_is_not_finite_is_named(value: float, kind: str, tmp_path: P
     def spoil(tensors: dict[str, np.ndarray]) -> None:
         tensors["model.layers.1.mlp.up_proj.weight"][7, 3] = value
 
-    source = make_checkpoint(tmp_path / "source", edit_tensors=spoil)
+    source = make_checkpoint(tmp_path / "source", edits=Edits(tensors=spoil))
     with pytest.raises(
         CheckpointError, match=r"finite weights, but blk\.1\.ffn_up\.weight has NaN or infinity in rows 0"
     ):
@@ -93,7 +93,7 @@ def test_weight_beyond_the_type_is_named(kind: str, tmp_path: Path) -> None:
     def spoil(tensors: dict[str, np.ndarray]) -> None:
         tensors["model.layers.0.mlp.up_proj.weight"][7, 3] = 1e30
 
-    source = make_checkpoint(tmp_path / "source", edit_tensors=spoil)
+    source = make_checkpoint(tmp_path / "source", edits=Edits(tensors=spoil))
     with pytest.raises(CheckpointError, match=r"within the range of \w+, but blk\.0\.ffn_up\.weight exceeds it"):
         convert(source, tmp_path / "out", ConvertOptions(file_type=kind))
 
@@ -131,27 +131,29 @@ def _odd_rows() -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("kind", [Type.Q4_K, Type.Q5_K, Type.Q6_K, Type.Q8_0, Type.Q4_0], ids=lambda kind: kind.name)
 def test_our_quantizer_writes_the_bytes_of_ggml(kind: Type) -> None:
-    if quantize._quantizer is None or not quantize._quantizer.knows(int(kind)):
+    data = np.zeros(quantize.row_bytes(kind, 1024), np.uint8)
+    if not quantize.quantize_natively(kind, np.zeros((1, 1024), np.float32), data):
         pytest.skip("this processor has no AVX2, so ggml quantizes")
-    assert quantize._is_ours(kind)
+    assert quantize.has_own_quantizer(kind)
     for name, rows in _odd_rows().items():
         values = np.ascontiguousarray(rows, np.float32)
         expected, found = (np.zeros(len(values) * quantize.row_bytes(kind, 1024), np.uint8) for _ in range(2))
-        quantize._quantize_chunk(kind, values, expected, None)
-        assert quantize._quantizer.quantize(int(kind), values.ctypes.data, found.ctypes.data, values.size)
+        quantize.quantize_with_ggml(kind, values, expected)
+        assert quantize.quantize_natively(kind, values, found)
         assert np.array_equal(found, expected), name
 
 
 def test_a_ggml_that_rounds_otherwise_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    def other(kind: Type, values: np.ndarray, data: np.ndarray, weights: int | None) -> int:
+    def other(kind: Type, values: np.ndarray, data: np.ndarray, weights: int | None = None) -> int:
         data[:] = 1
         return data.size
 
-    quantize._is_ours.cache_clear()
-    monkeypatch.setattr(quantize, "_quantize_chunk", other)
+    quantize.has_own_quantizer.cache_clear()
+    monkeypatch.setattr(quantize, "quantize_with_ggml", other)
     try:
-        assert not quantize._is_ours(Type.Q4_K)
+        assert not quantize.has_own_quantizer(Type.Q4_K)
         rows = np.ones((1, 256), np.float32)
-        assert set(bytes(quantize.quantized_rows("x", Type.Q4_K, lambda _start, _stop: rows, 0, 1))) == {1}
+        source = quantize.RowSource("x", Type.Q4_K, lambda _start, _stop: rows)
+        assert set(bytes(quantize.quantized_rows(source, 0, 1))) == {1}
     finally:
-        quantize._is_ours.cache_clear()
+        quantize.has_own_quantizer.cache_clear()

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from make_checkpoint import Shape, make_checkpoint
+from make_checkpoint import Edits, Form, Shape, make_checkpoint
 
 from bimedix_edge.bundle import Manifest
 from bimedix_edge.converters.check import vision_choice
@@ -24,7 +24,7 @@ from bimedix_edge.errors import CheckpointError, HardwareError, UsageError
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    return make_checkpoint(tmp_path / "source", n_shards=2)
+    return make_checkpoint(tmp_path / "source", form=Form(n_shards=2))
 
 
 def interrupt(source: Path, target: Path, *, file_type: str = "Q8_0", stage: str = "vision", **more: Any) -> Path:
@@ -125,13 +125,13 @@ def test_damaged_part_directory(damage: str, source: Path, tmp_path: Path) -> No
 def trials(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Return a list that grows with each vision graph that is run on pictures."""
     run: list[str] = []
-    compare = vision_choice.VisionJudge._cosines
+    compare = vision_choice.VisionJudge.compare
 
     def counted(self: vision_choice.VisionJudge, path: Path, kind: Any) -> Any:
         run.append(kind)
         return compare(self, path, kind)
 
-    monkeypatch.setattr(vision_choice.VisionJudge, "_cosines", counted)
+    monkeypatch.setattr(vision_choice.VisionJudge, "compare", counted)
     return run
 
 
@@ -243,7 +243,7 @@ def test_a_bad_weight_keeps_nothing(tmp_path: Path) -> None:
     def spoil(tensors: dict[str, object]) -> None:
         tensors["lm_head.weight"][7, 3] = float("nan")  # type: ignore[index]
 
-    source = make_checkpoint(tmp_path / "source", edit_tensors=spoil)
+    source = make_checkpoint(tmp_path / "source", edits=Edits(tensors=spoil))
     with pytest.raises(CheckpointError, match=r"output\.weight has NaN"):
         convert(source, tmp_path / "out", ConvertOptions(file_type="F16"))
     assert list(tmp_path.iterdir()) == [source]

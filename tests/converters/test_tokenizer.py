@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from llama_model import LlamaModel
-from make_checkpoint import Shape, edit_json, make_checkpoint, tokenizer_config, tokenizer_json, write_json
+from make_checkpoint import Edits, Shape, edit_json, make_checkpoint, tokenizer_config, tokenizer_json, write_json
 
 from bimedix_edge.converters.convert import ConvertOptions, convert
 from bimedix_edge.converters.source.tokenizer import SPLIT_PATTERN, TokenKind, byte_alphabet, read_vocabulary
@@ -42,7 +42,7 @@ def llama3_checkpoint(llama3_vocab: Path, tmp_path_factory: pytest.TempPathFacto
     """Return a tiny checkpoint whose tokenizer.json holds the published vocabulary, and `<pad>` as BiMediX2 adds it."""
     directory = tmp_path_factory.mktemp("llama3") / "checkpoint"
     real = real_tokenizer_json(llama3_vocab)
-    make_checkpoint(directory, shape=SMALL, edit_tokenizer=lambda value: value.update(real))
+    make_checkpoint(directory, shape=SMALL, edits=Edits(tokenizer=lambda value: value.update(real)))
     convert(directory, directory.with_name("bundle"), ConvertOptions(file_type="F16"))
     return directory
 

@@ -11,7 +11,7 @@ import llama_cpp
 import numpy as np
 import pytest
 from llama_model import LlamaModel
-from make_checkpoint import Shape, make_checkpoint, transformers_config
+from make_checkpoint import Form, Shape, make_checkpoint, transformers_config
 from test_vision_onnx import encoder, pixels
 
 from bimedix_edge.converters import convert as convert_module
@@ -30,7 +30,9 @@ SHAPE = Shape(n_vocab=288)
 def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Return transformers' Llava with the tiny checkpoint's weights, float32, attention written out."""
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
-    directory = make_checkpoint(tmp_path_factory.mktemp("hf") / "source", layout="transformers_old", dtype="f32")
+    directory = make_checkpoint(
+        tmp_path_factory.mktemp("hf") / "source", form=Form(layout="transformers_old", dtype="f32")
+    )
     loaded = transformers.LlavaForConditionalGeneration.from_pretrained(
         directory, dtype=torch.float32, attn_implementation="eager", local_files_only=True
     )
@@ -125,9 +127,9 @@ def test_rotations_up_to_position_100_000(model: Any, out: Path, checkpoint: Pat
     # float32 holds an angle of 100,000 to 0.004
     assert np.abs(given - expected).max() < 0.02
     assert (given.argmax(-1) == expected.argmax(-1)).all()
-    plan = decoder_gguf.plan_decoder
+    declare = decoder_gguf.declare_decoder
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(job, "plan_decoder", lambda *rest, **more: plan(*rest, **more)[:-1])
+        patch.setattr(job, "declare_decoder", lambda *rest, **more: declare(*rest, **more)[:-1])
         patch.setattr(convert_module, "measure_decoder", lambda *_: [])
         convert(checkpoint, tmp_path / "unscaled", ConvertOptions(file_type="F32"))
     with LlamaModel(tmp_path / "unscaled/decoder.gguf") as llama:

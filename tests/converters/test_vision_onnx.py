@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from make_checkpoint import Shape, make_checkpoint
+from make_checkpoint import Edits, Form, Shape, make_checkpoint
 
 from bimedix_edge.converters.check import reference
 from bimedix_edge.converters.check.parity import token_cosines
@@ -83,7 +83,7 @@ def test_exact_gelu_tower(tmp_path: Path) -> None:
     def edit(config: dict[str, Any]) -> None:
         config["vision_config"]["hidden_act"] = "gelu"
 
-    directory = make_checkpoint(tmp_path / "source", layout="transformers_new", edit_config=edit)
+    directory = make_checkpoint(tmp_path / "source", form=Form(layout="transformers_new"), edits=Edits(config=edit))
     convert(directory, tmp_path / "out", ConvertOptions(file_type="F16"))
     cosines = token_cosines(Checkpoint(directory), encoder(tmp_path / "out/vision.onnx"), pixels(Shape()))
     assert cosines.min() >= PARITY
@@ -110,14 +110,14 @@ def test_weights_that_are_not_finite(tmp_path: Path) -> None:
     def spoil(tensors: dict[str, Any]) -> None:
         tensors["model.mm_projector.2.bias"][3] = np.nan
 
-    make_checkpoint(tmp_path / "source", edit_tensors=spoil)
+    make_checkpoint(tmp_path / "source", edits=Edits(tensors=spoil))
     with pytest.raises(CheckpointError, match=r"projector\.2\.bias of the vision tower has NaN or infinity"):
         convert(tmp_path / "source", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_a_tower_of_two_gigabytes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onnx_file, "_MAX_MODEL_BYTES", 100_000)
+    monkeypatch.setattr(onnx_file, "MAX_MODEL_BYTES", 100_000)
     make_checkpoint(tmp_path / "source")
     with pytest.raises(CheckpointError, match="less than 2 GiB in float32"):
         convert(tmp_path / "source", tmp_path / "out")
@@ -125,4 +125,4 @@ def test_a_tower_of_two_gigabytes_is_refused(tmp_path: Path, monkeypatch: pytest
 
 @pytest.mark.parametrize(("value", "expected"), [(0, b"\0"), (127, b"\x7f"), (128, b"\x80\1"), (300, b"\xac\2")])
 def test_varint(value: int, expected: bytes) -> None:
-    assert onnx_file._varint(value) == expected
+    assert onnx_file.varint(value) == expected

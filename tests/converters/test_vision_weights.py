@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from make_checkpoint import Shape, make_checkpoint
+from make_checkpoint import Edits, Shape, make_checkpoint
 from test_vision_onnx import encoder, pixels
 
 from bimedix_edge.bundle import open_bundle
@@ -18,7 +18,7 @@ from bimedix_edge.converters.check.parity import token_cosines
 from bimedix_edge.converters.check.vision_choice import GATE
 from bimedix_edge.converters.convert import ConvertOptions, convert
 from bimedix_edge.converters.source.checkpoint import Checkpoint
-from bimedix_edge.converters.vision.weights import _rounded, _scales
+from bimedix_edge.converters.vision.weights import column_scales, round_to_int8
 from bimedix_edge.errors import CheckpointError
 from bimedix_edge.vision import providers
 
@@ -98,7 +98,7 @@ def test_a_weight_too_large_for_float16_is_named(tmp_path: Path) -> None:
     def enlarge(tensors: dict[str, Any]) -> None:
         tensors["model.mm_projector.2.weight"][3, 3] = 1e6
 
-    source = make_checkpoint(tmp_path / "source", edit_tensors=enlarge)
+    source = make_checkpoint(tmp_path / "source", edits=Edits(tensors=enlarge))
     with pytest.raises(
         CheckpointError, match=r"projector\.2\.weight of the vision tower has NaN or infinity in float16"
     ):
@@ -114,7 +114,7 @@ def test_auto_takes_int8_where_it_passes(wide: Path, tmp_path: Path) -> None:
 
 
 def test_outliers_spoil_int8_and_not_8_bit_weights(tmp_path: Path) -> None:
-    source = make_checkpoint(tmp_path / "source", shape=SHAPE, edit_tensors=outliers)
+    source = make_checkpoint(tmp_path / "source", shape=SHAPE, edits=Edits(tensors=outliers))
     manifest = convert(source, tmp_path / "out", ConvertOptions(vision="auto"))
     assert manifest.vision.weights == "int8_weights"
     choice = manifest.quality.vision.choice
@@ -150,8 +150,8 @@ def test_the_probe_is_what_it_says() -> None:
 
 def test_rounding() -> None:
     weight = np.array([[1.0, 0.0, -3.0], [-0.5, 0.0, 1.0]], np.float32)
-    assert _scales(weight).tolist() == pytest.approx([1 / 127, 1, 3 / 127])
-    assert _rounded(weight, _scales(weight)).tolist() == [[127, 0, -127], [-64, 0, 42]]
+    assert column_scales(weight).tolist() == pytest.approx([1 / 127, 1, 3 / 127])
+    assert round_to_int8(weight, column_scales(weight)).tolist() == [[127, 0, -127], [-64, 0, 42]]
 
 
 @pytest.mark.parametrize("kind", ["int8", "int8_weights", "auto"])
@@ -159,7 +159,7 @@ def test_weights_that_are_not_finite(kind: Any, tmp_path: Path) -> None:
     def spoil(tensors: dict[str, Any]) -> None:
         tensors["model.mm_projector.2.weight"][3, 3] = np.nan
 
-    make_checkpoint(tmp_path / "source", edit_tensors=spoil)
+    make_checkpoint(tmp_path / "source", edits=Edits(tensors=spoil))
     with pytest.raises(CheckpointError, match=r"projector\.2\.weight.* of the vision tower has NaN or infinity|finite"):
         convert(tmp_path / "source", tmp_path / "out", ConvertOptions(vision=kind))
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
