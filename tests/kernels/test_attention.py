@@ -1,4 +1,4 @@
-"""Attention of the kernels: numpy in float64 judges the scalar version and every instruction set that runs here."""
+"""Attention of the kernels: numpy in float64 judges the scalar version and each instruction set this machine runs."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import ctypes
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType
-from llama_cpp import _ggml
-from native_products import INSTRUCTION_SETS, InitParameters, library, usable
+from native_products import INSTRUCTION_SETS, InitParameters, ggml_functions, library, usable
 from numpy.typing import NDArray
 
 # sums of float32 over some hundred cells, and an exponential of float32
@@ -21,7 +20,9 @@ Cache = NDArray[np.float16]
 def attend(
     name: str, q: NDArray[np.float32], k: Cache, v: Cache, seen: NDArray[np.bool_], *, hidden: float = -np.inf
 ) -> NDArray[np.float32] | None:
-    """Return attention (tokens, heads, size) of q (heads, tokens, size) over k and v (cells, heads, size) or None."""
+    """Return attention, (tokens, heads, size), of q (heads, tokens, size) over k and v (cells, heads, size); None if
+    the kernels decline it.
+    """
     n_heads, n_tokens, size = q.shape
     mask = np.where(seen, 0, hidden).astype(np.float16)
     out = np.full((n_tokens, n_heads, size), np.nan, np.float32)
@@ -39,7 +40,7 @@ def attend(
 
 def ggml_attend(q: NDArray[np.float32], k: Cache, v: Cache, seen: NDArray[np.bool_]) -> NDArray[np.float32]:
     """Return the same by ggml's CPU backend."""
-    ggml, pointer, number = _ggml.libggml, ctypes.c_void_p, ctypes.c_int64
+    pointer, number = ctypes.c_void_p, ctypes.c_int64
     signatures = {
         "ggml_init": (pointer, [InitParameters]),
         "ggml_free": (None, [pointer]),
@@ -50,8 +51,7 @@ def ggml_attend(q: NDArray[np.float32], k: Cache, v: Cache, seen: NDArray[np.boo
         "ggml_graph_compute_with_ctx": (ctypes.c_int, [pointer, pointer, ctypes.c_int]),
         "ggml_get_data": (pointer, [pointer]),
     }
-    for name, (result, arguments) in signatures.items():
-        getattr(ggml, name).restype, getattr(ggml, name).argtypes = result, arguments
+    ggml = ggml_functions(signatures)
     context = ggml.ggml_init(InitParameters(64 << 20, None, False))
     padded = np.zeros((-(-len(seen) // 64) * 64, seen.shape[1]), np.float16)
     padded[: len(seen)] = np.where(seen, 0, -np.inf)
