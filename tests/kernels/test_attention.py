@@ -20,9 +20,7 @@ Cache = NDArray[np.float16]
 def attend(
     name: str, q: NDArray[np.float32], k: Cache, v: Cache, seen: NDArray[np.bool_], *, hidden: float = -np.inf
 ) -> NDArray[np.float32] | None:
-    """Return attention, (tokens, heads, size), of q (heads, tokens, size) over k and v (cells, heads, size); None if
-    the kernels decline it.
-    """
+    """Return attention (tokens, heads, size) of q (heads, tokens, size) over k and v (cells, heads, size) or None."""
     n_heads, n_tokens, size = q.shape
     mask = np.where(seen, 0, hidden).astype(np.float16)
     out = np.full((n_tokens, n_heads, size), np.nan, np.float32)
@@ -116,7 +114,7 @@ def test_attention_is_that_of_float64(name: str, n_heads: int, n_kv_heads: int, 
 @each_set
 @pytest.mark.parametrize(("n_tokens", "share"), [(1, 0.01), (8, 0.01), (100, 1.1)])
 def test_it_is_more_exact_than_ggmls(name: str, n_tokens: int, share: float) -> None:
-    """ggml adds up in half precision below 64 tokens."""
+    """Below 64 tokens, ggml adds up in half precision."""
     q, k, v = problem(np.random.default_rng(5), n_tokens, 300, 8, 2, 128)
     seen = causal(n_tokens, 300)
     exact, ours = exactly(q, k, v, seen), attend(name, q, k, v, seen)
@@ -124,12 +122,12 @@ def test_it_is_more_exact_than_ggmls(name: str, n_tokens: int, share: float) -> 
     error = np.linalg.norm(ours - exact) / np.linalg.norm(exact)
     of_ggml = np.linalg.norm(ggml_attend(q, k, v, seen) - exact) / np.linalg.norm(exact)
     print(f"{name}, {n_tokens} tokens: {error:.1e}, ggml {of_ggml:.1e}")
-    assert of_ggml < 0.01  # and it computes the same
+    assert of_ggml < 0.01  # both compute the same function
     assert error < of_ggml * share
 
 
 @each_set
-def test_tokens_of_several_conversations_see_their_own_cells_alone(name: str) -> None:
+def test_tokens_see_only_the_cells_of_their_own_conversation(name: str) -> None:
     rng = np.random.default_rng(1)
     q, k, v = problem(rng, 12, 150, 8, 2, 64)
     owner = rng.integers(0, 3, 150)
@@ -139,7 +137,7 @@ def test_tokens_of_several_conversations_see_their_own_cells_alone(name: str) ->
     found, expected = attend(name, q, k, v, seen), exactly(q, k, v, seen)
     assert found is not None
     assert np.abs(found - expected).max() < TOLERANCE * np.abs(expected).max()
-    # what others keep in theirs changes no bit, were it infinite or no number
+    # infinities and NaN in the cells of other conversations change no bit
     for token in range(12):
         k2, v2 = k.copy(), v.copy()
         k2[~seen[token]], v2[~seen[token]] = np.nan, np.inf
@@ -149,7 +147,7 @@ def test_tokens_of_several_conversations_see_their_own_cells_alone(name: str) ->
 
 
 @each_set
-def test_a_token_is_the_same_however_its_prompt_is_cut_and_wherever_its_cells_lie(name: str) -> None:
+def test_neither_chunks_nor_the_places_of_cells_change_a_token(name: str) -> None:
     rng = np.random.default_rng(2)
     q, k, v = problem(rng, 130, 200, 8, 2, 64)
     whole = attend(name, q, k, v, causal(130, 200))
@@ -168,7 +166,7 @@ def test_a_token_is_the_same_however_its_prompt_is_cut_and_wherever_its_cells_li
 
 
 @each_set
-def test_products_of_any_size_leave_numbers(name: str) -> None:
+def test_large_products_overflow_nothing(name: str) -> None:
     rng = np.random.default_rng(3)
     for factor in (1e-4, 30.0, 3e3, 3e34):
         q, k, v = problem(rng, 4, 64, 4, 2, 64)
@@ -176,13 +174,13 @@ def test_products_of_any_size_leave_numbers(name: str) -> None:
         found = attend(name, (q * factor).astype(np.float32), k, v, seen)
         expected = exactly((q * factor).astype(np.float32), k, v, seen)
         assert found is not None
-        # weights of large products are as uncertain as these are: 2^-24 of them
+        # the rounding error of the weights grows with the products: 2^-24 of them
         tolerance = TOLERANCE * max(1, factor) if factor < 1e4 else 3.0
         assert np.abs(found - expected).max() < tolerance * np.abs(expected).max()
 
 
 @each_set
-def test_what_is_not_ours_is_declined(name: str) -> None:
+def test_unsupported_attention_is_declined(name: str) -> None:
     rng = np.random.default_rng(4)
     q, k, v = problem(rng, 4, 64, 4, 2, 64)
     assert attend(name, q, k, v, causal(4, 64), hidden=-1.0) is None  # a bias, not a mask

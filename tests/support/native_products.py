@@ -76,7 +76,7 @@ def place(kind: str, rows: NDArray[np.uint8], *, gap: int = 0, offset: int = 0) 
 def random_weights(
     kind: str, n_rows: int, n_columns: int, rng: np.random.Generator, *, gap: int = 0, offset: int = 0
 ) -> Weights:
-    """Return random bytes, so that every code can occur, with moderate scales, so that no sum overflows."""
+    """Return random bytes, so that every code occurs, with scales of moderate size, so that no sum overflows."""
     if kind == "F16":
         rows = rng.standard_normal((n_rows, n_columns)).astype(np.float16).view(np.uint8)
         return place(kind, rows, gap=gap, offset=offset)
