@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import ctypes
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -134,13 +135,28 @@ def halves(name: str) -> str:
     return name
 
 
+SMALL_LAYERS, LARGE_LAYERS = ((64, 64), (128, 192), (192, 320)), ((1024, 64), (1152, 576), (64, 2048))
+SOME_TOKENS, ALL_TOKENS = (0, 1, 33, 577), (0, 1, 5, 16, 17, 31, 33, 60, 161, 577)
+
+
 @pytest.mark.parametrize("kind", [LINEAR, LINEAR_SILU, LINEAR_ADD])
 def test_a_layer_is_its_definition(kind: str, name: str) -> None:
+    check_layers(kind, name, SMALL_LAYERS, ALL_TOKENS)
+    check_layers(kind, name, LARGE_LAYERS, SOME_TOKENS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [LINEAR, LINEAR_SILU, LINEAR_ADD])
+def test_a_large_layer_is_its_definition_for_all_numbers_of_tokens(kind: str, name: str) -> None:
+    check_layers(kind, name, LARGE_LAYERS, ALL_TOKENS)
+
+
+def check_layers(kind: str, name: str, shapes: Iterable[tuple[int, int]], all_tokens: Iterable[int]) -> None:
     rng = np.random.default_rng(0)
-    for n_in, n_out in ((64, 64), (128, 192), (192, 320), (1024, 64), (1152, 576), (64, 2048)):
+    for n_in, n_out in shapes:
         parts = layer(rng, n_in, n_out)
         runner = session(linear_graph(kind, *parts), name)
-        for n_tokens in (0, 1, 5, 16, 17, 31, 33, 60, 161, 577):
+        for n_tokens in all_tokens:
             x = (rng.standard_normal((n_tokens, n_in)) * 3 + rng.uniform(-2, 2)).astype(np.float32)
             residual = rng.standard_normal((n_tokens, n_out)).astype(np.float32)
             (found,) = runner.run(None, {"x": x} | ({"residual": residual} if kind == LINEAR_ADD else {}))
@@ -320,14 +336,13 @@ def test_a_damaged_library_is_not_loaded(tmp_path: Path, monkeypatch: pytest.Mon
     assert "the library is missing" in choose_vision_kernels("auto").reason
 
 
-@pytest.mark.parametrize("head_size", [32, 64, 96, 128])
-def test_attention_is_its_definition(head_size: int, halves: str) -> None:
+def check_attention(halves: str, head_size: int, all_heads: tuple[int, ...], all_tokens: tuple[int, ...]) -> None:
     rng = np.random.default_rng(1)
-    for n_heads in (1, 3, 16):
+    for n_heads in all_heads:
         width = n_heads * head_size
         model = graph(ATTENTION, dict.fromkeys("qkv", ("tokens", width)), width, {}, num_heads=n_heads)
         ours, theirs = session(model, halves), session(model, None)
-        for n_tokens in (1, 3, 16, 31, 33, 45, 64, 90, 257, 577):
+        for n_tokens in all_tokens:
             q, k, v = (rng.standard_normal((n_tokens, width)).astype(np.float32) for _ in "qkv")
             feed = {"q": 3 * q, "k": k, "v": v}
             (found,), (stock,) = ours.run(None, feed), theirs.run(None, feed)
@@ -336,3 +351,19 @@ def test_attention_is_its_definition(head_size: int, halves: str) -> None:
             # the kernels round queries, keys, values and weights to eight bits
             assert np.linalg.norm(found - expected) < 0.006 * np.linalg.norm(expected), (n_heads, n_tokens)
             assert np.abs(found - expected).max() < 0.02 * np.abs(expected).max(), (n_heads, n_tokens)
+
+
+@pytest.mark.parametrize("head_size", [32, 64, 96, 128])
+def test_attention_is_its_definition(head_size: int, halves: str) -> None:
+    check_attention(halves, head_size, (1, 3), (1, 3, 16, 31, 33, 45, 64, 90, 257))
+
+
+def test_attention_of_a_whole_image_is_its_definition(halves: str) -> None:
+    # 577 tokens in 16 heads of 64: the published image encoder
+    check_attention(halves, 64, (16,), (577,))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head_size", [32, 64, 96, 128])
+def test_attention_of_every_number_of_heads_is_its_definition(head_size: int, halves: str) -> None:
+    check_attention(halves, head_size, (1, 3, 16), (1, 3, 16, 31, 33, 45, 64, 90, 257, 577))
