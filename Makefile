@@ -1,4 +1,4 @@
-# Two commands set everything up: `make demo` and `make test`. Both keep to .venv/ in this directory.
+# Two commands set everything up: `make demo` and `make test`. Both install only into .venv/ in this directory.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -30,7 +30,7 @@ types: $(VENV)/installed-test
 parity: $(VENV)/installed-parity
 	$(BIN)/pytest -m parity
 
-# every case of the tests of which `make test` runs a sample
+# all cases of the tests that `make test` samples
 slow: $(VENV)/installed-test
 	$(BIN)/pytest -m slow -s
 

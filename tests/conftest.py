@@ -1,4 +1,4 @@
-"""What all tests share: an environment of their own, and the demo model converted once."""
+"""Fixtures for all tests: an environment of their own, and the demo model, converted once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An editable install imports nothing from outside its clone: traps stand beside the clone, and no trap is imported."""
+"""An editable install imports nothing from beside its clone: each module there is a trap, and no trap is imported."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ ROOT = Path(__file__).resolve().parents[1]
 # the home of the user who runs the tests, before conftest.py gives them one of their own
 USER_HOME = os.environ.get("HOME", "")
 PARTS = ("bimedix_edge", "converters", "kernels", "models", "CMakeLists.txt", "pyproject.toml", "README.md", "LICENSE")
-# python-gdcm tries `import dl`; the others are modules that decode, compute, or read settings of libraries
+# python-gdcm tries `import dl`; the others are modules that this package or its dependencies import
 TRAPS = ("dl/__init__.py", "numpy.py", "yaml/__init__.py", "onnxruntime.py", "gdcm.py", "pylibjpeg/__init__.py")
 
 
 @dataclass(frozen=True)
 class Install:
-    """An editable install, and what stands around it.
+    """An editable install with traps beside it.
 
     Attributes:
         clone: Directory that is installed.
         venv: Virtual environment with the install.
         away: Working directory of every command, unrelated to the clone.
-        sprung: File that each imported trap adds its name to.
+        sprung: File to which an imported trap adds its name.
     """
 
     clone: Path
@@ -66,7 +66,7 @@ def install(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Install]:
     set_traps(made)
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(made.venv)], check=True)
     purelib = made.venv / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
-    # the dependencies; a .pth file in there is not followed, so the install of the running interpreter stays out
+    # Python reads no .pth files in there, so the running interpreter's own editable install stays out
     (purelib / "dependencies.pth").write_text("\n".join(dependencies()))
     pip = [sys.executable, "-m", "pip", "--python", str(made.venv / "bin" / "python"), "install", "--quiet"]
     # the kernels are compiled against llama-cpp-python, whose wheel is in the user's cache
@@ -112,7 +112,7 @@ def test_no_directory_outside_the_clone_is_importable(install: Install) -> None:
     assert foreign == []
 
 
-def test_modules_beside_the_clone_are_not_found(install: Install) -> None:
+def test_modules_beside_the_clone_cannot_be_imported(install: Install) -> None:
     for trap in TRAPS:
         name = trap.split("/")[0].removesuffix(".py")
         origin = install.evaluate(f"getattr(importlib.util.find_spec({name!r}), 'origin', None)")

@@ -1,4 +1,4 @@
-"""Imports go one way; this is the table."""
+"""The table of layers: imports go one way."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# low to high; a module imports what stands in an earlier row, and its own package
+# from low to high; a module imports rooms of earlier rows, and its own room
 ROWS: list[set[str]] = [
     {"errors", "child"},
     {"events", "sampling", "prompt", "settings", "staging", "native", "imaging", "schema", "hardware"},
@@ -23,17 +23,17 @@ ROWS: list[set[str]] = [
     {"bench", "server"},
     {"cli"},
 ]
-# the server's two processes meet at the border alone
+# the server's two processes share `link` alone
 SERVER_MAY_IMPORT = {
     "link": {"link"},
     "api": {"api", "link"},
     "model": {"model", "link"},
     "front": {"front", "api", "link"},
 }
-# which files import a foreign engine; each turns its failures into ours
+# the only files that import a foreign engine; each turns its failures into our errors
 DOORS = {
     "huggingface_hub": {"converters/hub/hub.py"},
-    # calibrate.py looks into a running graph, which no other file has a use for
+    # calibrate.py reads the tensors of a running graph; no other file needs those
     "llama_cpp": {
         "bimedix_edge/decoder/llama.py",
         "converters/decoder/calibrate.py",
@@ -42,11 +42,11 @@ DOORS = {
     "llguidance": {"bimedix_edge/decoder/constraint.py"},
     "matplotlib": {"bimedix_edge/cli/bench_chart.py"},
     "onnxruntime": {"bimedix_edge/vision/onnx.py"},
-    # the server's protocol, and what runs it
+    # the server's protocol, and the program that runs it
     "h11": {"bimedix_edge/server/front/connections.py"},
     "uvicorn": {"bimedix_edge/server/front/connections.py", "bimedix_edge/server/front/serving.py"},
 }
-# what can open a connection; huggingface_hub's door is the only one that does
+# modules that can open a connection; only huggingface_hub's door opens one
 NETWORK = {
     "aiohttp",
     "http.client",
@@ -59,7 +59,7 @@ NETWORK = {
     "urllib",
     "urllib3",
 }
-# the server listens: with these modules, and with none of the calls that go out
+# the server listens: these files import such modules, and call none of GOING_OUT
 MAY_LISTEN = {
     "bimedix_edge/server/front/listening.py": {"socket", "ssl"},
     "bimedix_edge/server/front/serving.py": {"socket", "ssl"},  # for their types
@@ -74,7 +74,7 @@ MAY_IMPORT_CONVERTERS = {
     "bimedix_edge/cli/commands/convert.py",
     "bimedix_edge/cli/commands/pull.py",
 }
-# of the decoder's room only what reads a header that somebody else wrote, and which kernels quantize, too
+# of the decoder, only the reader of foreign headers, and the kernels, which also quantize
 CONVERTERS_MAY_IMPORT = {
     "errors", "settings", "prompt", "staging", "bundle", "store", "imaging", "vision", "converters",
     "decoder.gguf_header", "decoder.kernels",
@@ -82,7 +82,14 @@ CONVERTERS_MAY_IMPORT = {
 
 
 def _sources(folder: str) -> list[Path]:
-    return sorted((ROOT / folder).rglob("*.py"))
+    found = sorted((ROOT / folder).rglob("*.py"))
+    assert found, f"no sources in {folder}"
+    return found
+
+
+def _in_rooms() -> list[Path]:
+    """Return the package's files, except the one that only offers names of all rooms."""
+    return [path for path in _sources("bimedix_edge") if path != ROOT / "bimedix_edge" / "__init__.py"]
 
 
 def _imports(path: Path) -> set[str]:
@@ -98,7 +105,7 @@ def _imports(path: Path) -> set[str]:
 
 
 def _modules(imports: set[str]) -> set[str]:
-    """Return the modules of ours that are imported, by their paths below the package."""
+    """Return the imported modules of this package, by their paths below it."""
     return {name.removeprefix("bimedix_edge.") for name in imports if name.startswith("bimedix_edge.")}
 
 
@@ -110,7 +117,7 @@ def _row(room: str) -> int:
     return next(index for index, row in enumerate(ROWS) if room in row)
 
 
-def test_there_are_ten_rows_and_each_room_stands_in_one() -> None:
+def test_there_are_ten_rows_and_each_room_is_in_one() -> None:
     modules = {path.name.removesuffix(".py") for path in (ROOT / "bimedix_edge").iterdir() if path.suffix == ".py"}
     folders = {path.name for path in (ROOT / "bimedix_edge").iterdir() if path.is_dir() and path.name != "__pycache__"}
     assert (modules | folders) - {"__init__"} == set.union(*ROWS)
@@ -119,11 +126,9 @@ def test_there_are_ten_rows_and_each_room_stands_in_one() -> None:
     assert sum(path.is_file() for path in (ROOT / "bimedix_edge").iterdir() if ".so" not in path.name) <= 14
 
 
-@pytest.mark.parametrize("path", _sources("bimedix_edge"), ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("path", _in_rooms(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_rooms_import_earlier_rows_only(path: Path) -> None:
     room = path.relative_to(ROOT / "bimedix_edge").parts[0].removesuffix(".py")
-    if room == "__init__":
-        return
     for imported in _rooms(_imports(path)) & set.union(*ROWS):
         assert imported == room or _row(imported) < _row(room), f"{room} may not import {imported}"
     if str(path.relative_to(ROOT)) not in MAY_IMPORT_CONVERTERS:
@@ -131,7 +136,7 @@ def test_rooms_import_earlier_rows_only(path: Path) -> None:
 
 
 @pytest.mark.parametrize("part", SERVER_MAY_IMPORT)
-def test_the_servers_parts_meet_at_the_border_alone(part: str) -> None:
+def test_the_servers_parts_share_link_alone(part: str) -> None:
     for path in _sources(f"bimedix_edge/server/{part}"):
         parts = {name.split(".")[1] for name in _modules(_imports(path)) if name.startswith("server.")}
         assert parts <= SERVER_MAY_IMPORT[part], path
@@ -206,7 +211,7 @@ def test_nothing_calls_out() -> None:
         assert not names & GOING_OUT, path
 
 
-def test_what_speaks_http_is_imported_by_the_server_alone() -> None:
+def test_only_the_server_imports_http_libraries() -> None:
     importers = {
         path.relative_to(ROOT).parts[:2]
         for path in [*_sources("bimedix_edge"), *_sources("converters")]
@@ -256,7 +261,7 @@ def test_only_settings_reads_the_environment() -> None:
         for path in _sources(folder)
         if "os.environ" in path.read_text(encoding="utf-8") or "getenv" in path.read_text(encoding="utf-8")
     }
-    # the doors to onnxruntime and huggingface-hub set variables before they import these, and read none
+    # the doors of onnxruntime and huggingface-hub set variables before they import these; they read none
     assert readers == {"bimedix_edge/settings.py", "bimedix_edge/vision/onnx.py", "converters/hub/hub.py"}
 
 

@@ -1,4 +1,4 @@
-"""What a user installs: one package, with converters and models inside it, and nothing else."""
+"""The wheel that a user installs: one package with converters and models inside, and nothing else."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-# of the user who runs the tests, before they get one of their own
+# the home of the user who runs the tests, before conftest.py gives them one of their own
 USER_HOME = os.environ.get("HOME", "")
 
 

@@ -102,7 +102,7 @@ def draw_chart(about: About, benchmark: Benchmark) -> Figure:
         for title, unit, rows in panels:
             top -= _PANEL
             _draw_panel(_axes(figure, top, _ROW * len(rows)), benchmark, rows)
-            _write(figure, top + 0.18, title, size=12.5, weight="bold")
+            _write(figure, top + 0.18, title, size=12.5)
             _write(figure, top + 0.18, unit, right=True)
             top -= _ROW * len(rows)
         _write(figure, 0.42, _ceilings(benchmark))
@@ -117,13 +117,11 @@ def _axes(figure: Figure, top: float, height: float) -> Axes:
     return figure.add_axes((left / _WIDTH, (top - height) / whole, width / _WIDTH, height / whole))
 
 
-def _write(
-    figure: Figure, y: float, text: str, *, size: float = 8.5, weight: str = "normal", right: bool = False
-) -> None:
-    """Write a line `y` inches above the bottom, grey if it is small, and smaller if it is too long for the page."""
+def _write(figure: Figure, y: float, text: str, *, size: float = 8.5, right: bool = False) -> None:
+    """Write a line `y` inches above the bottom: titles bold, the rest grey, long lines smaller so that they fit."""
     _, whole = figure.get_size_inches()
     x = _WIDTH - _MARGIN if right else _MARGIN
-    colour = _GREY if size < 10 else _INK
+    weight, colour = ("bold", _INK) if size > 10 else ("normal", _GREY)
     line = figure.text(x / _WIDTH, y / whole, text, fontsize=size, fontweight=weight, color=colour)
     line.set_horizontalalignment("right" if right else "left")
     width = line.get_window_extent().width / figure.dpi
@@ -137,7 +135,7 @@ def _draw_header(figure: Figure, about: About, benchmark: Benchmark) -> None:
     machine = inspect_machine()
     _, top = figure.get_size_inches()
     named = about.file_type.lower() in about.name
-    _write(figure, top - 0.55, about.name if named else f"{about.name}, {about.file_type}", size=17, weight="bold")
+    _write(figure, top - 0.55, about.name if named else f"{about.name}, {about.file_type}", size=17)
     rounds = f"medians of {benchmark.rounds} rounds" if benchmark.rounds > 1 else "one round"
     facts = f"{machine.cpu}, {machine.system}, {benchmark.n_threads} threads, {about.file_bytes / 1e9:.2f} GB, {rounds}"
     _write(figure, top - 0.85, facts, size=9.5)

@@ -5,11 +5,11 @@
     python tests/bench/bench_convert.py CHECKPOINT WORK --llama-cpp DIR
 
 DIR is `vendor/llama.cpp` of the source distribution of llama-cpp-python 0.3.36; its converter needs torch, transformers
-and sentencepiece. It refuses LLaVA checkpoints, so it gets the decoder alone, as a `LlamaForCausalLM` of the same
-tensors (shards are linked where they hold nothing else), and does less work than ours, which converts the tower too.
+and sentencepiece. That converter refuses LLaVA checkpoints. It gets the decoder alone, as a `LlamaForCausalLM` of the
+same tensors (shards that hold nothing else are linked), so it does less work than ours, which converts the tower too.
 
-WORK takes 35 GB and must be on the checkpoint's file system. Needs Linux; as root, caches are dropped before their
-converter and before each of our runs, and ours are limited to 2 GiB by a memory cgroup, which counts cached pages too.
+WORK takes 35 GB and must be on the checkpoint's file system. The script needs Linux. As root, it drops the page cache
+before their converter and before each of our runs, and limits ours to 2 GiB by a memory cgroup, cached pages included.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def their_conversion(checkpoint: Path, work: Path, llama_cpp: Path) -> dict[str,
     if not (work / "plain").exists():
         make_plain(checkpoint, work / "plain")
     drop_caches()
-    # bf16 is the source's own type: nothing is lost, nothing computed, and its result is ours byte for byte
+    # bf16 is the source's own type, so their converter copies the tensors without computing
     command = [
         llama_cpp / "convert_hf_to_gguf.py",
         work / "plain",
@@ -181,7 +181,7 @@ def copy_tensors(file: SafetensorsFile, names: list[str], target: Path) -> None:
 
 
 def measure(command: list[Any], join: Any = None) -> dict[str, float]:
-    """Run a command; return its wall time, its processor time, and the peak of its anonymous memory."""
+    """Run a command and return its wall time, its processor time, and the peak of its anonymous memory."""
     before = os.times()
     start = time.perf_counter()
     process = subprocess.Popen(
@@ -216,7 +216,7 @@ def anonymous_bytes(pid: int) -> int:
 
 @contextlib.contextmanager
 def memory_limit() -> Iterator[tuple[Callable[[], object] | None, Callable[[], dict[str, int]]]]:
-    """Limit what a child may use, cached pages included; yields how it joins and what is then known of it."""
+    """Limit the memory of a child, cached pages included; yield what lets it join, and what reports its use."""
     try:
         CGROUP.mkdir(exist_ok=True)
         (CGROUP / "memory.limit_in_bytes").write_text(str(LIMIT_BYTES))

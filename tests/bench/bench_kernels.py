@@ -2,10 +2,10 @@
 
     python tests/bench/bench_kernels.py [--types Q4_K,Q6_K] [--shapes down,k/v] [--tokens 1,512] [--rounds 7]
 
-Each product is computed in turn by our kernels, by ggml's CPU backend with the weights as they are in the file, and,
-where ggml repacks the type, with the weights repacked as llama.cpp does by default. Weights go through memory as in a
-model:
-several copies are used in turn until together they are larger than any cache. Numbers are medians over the rounds.
+Three sides compute each product in turn: our kernels, ggml's CPU backend with the weights as they are in the file, and,
+where ggml repacks the type, ggml with repacked weights, which is llama.cpp's default. Several copies of the weights
+take turns, together larger than the caches, so that weights come from memory as in a model. Numbers are medians over
+the rounds.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
 
 import numpy as np
 from gguf import GGMLQuantizationType
-from llama_cpp import _ggml
-from native_products import KINDS, InitParameters, Weights, library, random_weights, usable
+from native_products import KINDS, InitParameters, Weights, ggml_functions, library, random_weights, usable
 from numpy.typing import NDArray
 
 SHAPES = {
@@ -40,7 +40,7 @@ CACHE_BYTES = 128 << 20
 Run = Callable[[], object]
 
 
-def ggml() -> ctypes.CDLL:
+def ggml() -> SimpleNamespace:
     pointer, size, number = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int64
     signatures = {
         "ggml_init": (pointer, [InitParameters]),
@@ -62,14 +62,11 @@ def ggml() -> ctypes.CDLL:
         "ggml_backend_graph_compute": (ctypes.c_int, [pointer, pointer]),
         "ggml_backend_buft_name": (ctypes.c_char_p, [pointer]),
     }
-    for name, (result, arguments) in signatures.items():
-        function = getattr(_ggml.libggml, name)
-        function.restype, function.argtypes = result, arguments
-    return _ggml.libggml
+    return ggml_functions(signatures)
 
 
 class Stock:
-    """ggml's CPU backend, and products of one matrix by it."""
+    """ggml's CPU backend and the products that it computes."""
 
     def __init__(self, n_threads: int) -> None:
         self.ggml = ggml()
@@ -78,7 +75,7 @@ class Stock:
         self.device = self.ggml.ggml_backend_get_device(self.backend)
 
     def repacking(self) -> int | None:
-        """Return the buffer type whose tensors are repacked, if this build has it."""
+        """Return the buffer type that repacks its tensors; None if this build has none."""
         registration = self.ggml.ggml_backend_dev_backend_reg(self.device)
         address = self.ggml.ggml_backend_reg_get_proc_address(registration, b"ggml_backend_dev_get_extra_bufts")
         kinds = ctypes.CFUNCTYPE(ctypes.POINTER(ctypes.c_void_p), ctypes.c_void_p)(address)(self.device)
@@ -90,7 +87,7 @@ class Stock:
         return None
 
     def product(self, weights: Weights, x: NDArray[np.float32], buffer_type: int | None) -> tuple[Run, Run] | None:
-        """Return what computes x W^T, and what frees it; None if the buffer type does not take such weights."""
+        """Return a function that computes x W^T and one that frees it; None if the buffer type refuses such weights."""
         g = self.ggml
         contexts = [g.ggml_init(InitParameters(1 << 20, None, True)) for _ in range(2)]
         w = g.ggml_new_tensor_2d(contexts[0], GGMLQuantizationType[weights.kind], weights.n_columns, len(weights.rows))
@@ -133,7 +130,7 @@ def ours(name: str, weights: Weights, x: NDArray[np.float32], n_threads: int) ->
 
 @dataclass
 class Contestant:
-    """One of the ways to compute a product: a run for each copy of the weights, and how long the runs took."""
+    """One way to compute a product: a run for each copy of the weights, and the seconds of all runs."""
 
     runs: list[Run]
     seconds: list[float]
@@ -154,7 +151,7 @@ def measure(contestants: dict[str, Contestant], rounds: int) -> dict[str, float]
 def bench(name: str, kind: str, shape: tuple[int, int], n_tokens: int, options: argparse.Namespace) -> dict[str, float]:
     rng = np.random.default_rng(0)
     weights = random_weights(kind, *shape, rng)
-    # many tokens are a matter of arithmetic, not of memory
+    # arithmetic, not memory, limits products of many tokens
     n_copies = 1 if n_tokens > 64 else -(-CACHE_BYTES // weights.rows.nbytes)
     copies = [weights, *(random_weights(kind, *shape, rng) for _ in range(n_copies - 1))]
     x = rng.standard_normal((n_tokens, shape[1])).astype(np.float32)
@@ -164,10 +161,10 @@ def bench(name: str, kind: str, shape: tuple[int, int], n_tokens: int, options: 
     for label, buffer_type in (("ggml", None), ("ggml repacked", stock.repacking())):
         if label != "ggml" and buffer_type is None:
             continue
-        made = [made for copy in copies if (made := stock.product(copy, x, buffer_type))]
-        frees += [free for _, free in made]
-        if made:
-            contestants[label] = Contestant([run for run, _ in made], [])
+        products = [product for copy in copies if (product := stock.product(copy, x, buffer_type))]
+        frees += [free for _, free in products]
+        if products:
+            contestants[label] = Contestant([run for run, _ in products], [])
     medians = measure(contestants, options.rounds)
     for free in frees:
         free()
@@ -191,7 +188,7 @@ def lines(name: str, options: argparse.Namespace) -> Iterator[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kernels", choices=NAMES, help="by default the best that run here")
+    parser.add_argument("--kernels", choices=NAMES, help="by default the fastest that this machine runs")
     parser.add_argument("--types", default=",".join(KINDS))
     parser.add_argument("--shapes", default=",".join(SHAPES))
     parser.add_argument("--tokens", default=",".join(map(str, TOKENS)))

@@ -1,8 +1,8 @@
-"""What holding an answer to a schema costs a token: `python tests/bench/bench_schema.py VOCABULARY.gguf`.
+"""The cost of a schema for each token of an answer: `python tests/bench/bench_schema.py VOCABULARY.gguf`.
 
-Only the vocabulary of the GGUF is read, so any model's file will do, such as llama.cpp's `ggml-vocab-llama-bpe.gguf`. A
-text in both languages is walked through two grammars; measured are the mask with its list of ids, and these with the
-choice by numpy's argmax, against an argmax over all. Times are the processor's.
+The script reads only the vocabulary of the GGUF, so any model's file will do, such as llama.cpp's
+`ggml-vocab-llama-bpe.gguf`. It walks a bilingual text through two grammars. It measures the mask with its list of ids,
+the same with the choice by numpy's argmax, and an argmax over all tokens. Times are processor times.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ REPORT = (
 ROUNDS = 5
 
 
-# kept, since llama.cpp keeps the pointer
+# a module variable, since llama.cpp keeps the pointer
 NO_LOG = llama_cpp.llama_log_callback(lambda *_: None)
 
 

@@ -1,11 +1,11 @@
-"""What many clients get from one model process: tokens a second, and what a long prompt does to a running answer.
+"""Throughput of one model process with many clients, and the delay that a long prompt causes for a running answer.
 
     python tests/bench/bench_server.py WORK [--vocabulary ggml-vocab-llama-bpe.gguf] [--binding]
 
-WORK keeps a bundle of random weights in the shape of a 1B decoder under the published tower, made at the first run
-(4 GB). Everything is measured through the model's process, as the server has it. `--binding` measures
-llama-cpp-python's own server with the same decoder, too, in turn with ours; it needs `pip install
-"llama-cpp-python[server]"`. Medians of `--rounds`.
+The first run writes a bundle to WORK (4 GB): random weights, a decoder in the 1B's shape and the published tower. The
+script measures through the model process, as the server uses it. `--binding` also measures llama-cpp-python's own
+server with the same decoder, in turn with ours; it needs `pip install "llama-cpp-python[server]"`. Figures are medians
+of `--rounds`.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ N_TOKENS = 64
 N_RUNNING = 160
 PORT = 18111
 QUESTION = "What does the picture show, and what should be looked at more closely? Name every finding and its side."
-# random weights end their answers at random, and greedy ones repeat themselves: neither matters to the speed
+# random weights end their answers at random, and greedy answers repeat themselves; neither changes the speed
 SAMPLING = Sampling(temperature=1.0, seed=1)
 
 
 def bundle_of(work: Path, vocabulary: Path | None) -> Path:
-    """Return the bundle, which is made if it is not there."""
+    """Return the bundle; write it first if WORK has none."""
     bundle, source = work / "bundle", work / "checkpoint"
     if not bundle.is_dir():
         work.mkdir(parents=True, exist_ok=True)
@@ -59,7 +59,7 @@ def bundle_of(work: Path, vocabulary: Path | None) -> Path:
 
 
 def picture(seed: int) -> bytes:
-    """Return a PNG file that was never seen."""
+    """Return a PNG file of noise, a different one for each seed."""
     pixels = np.random.default_rng(seed).integers(0, 256, (336, 336, 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
@@ -73,7 +73,7 @@ def request(holder: str, text: str, n: int, png: bytes | None = None) -> Generat
 
 
 async def times(process: ModelProcess, asked: GenerateRequest) -> list[float]:
-    """Return when each token came."""
+    """Return the time at which each token arrived."""
     found = []
     async for event in process.generate(asked):
         if isinstance(event, Token):
@@ -83,14 +83,18 @@ async def times(process: ModelProcess, asked: GenerateRequest) -> list[float]:
 
 
 async def together(process: ModelProcess, n: int, round_: int) -> float:
-    """Return tokens a second of `n` chats at once, while all of them are being written."""
-    told = await asyncio.gather(*(times(process, request(f"{round_} {k}", f"Chat {k}.", N_TOKENS)) for k in range(n)))
-    begin, end = max(one[0] for one in told), min(one[-1] for one in told)
-    return sum(sum(begin < at <= end for at in one) for one in told) / (end - begin)
+    """Return tokens per second of `n` chats at once, while all of them are decoding."""
+    chats = await asyncio.gather(*(times(process, request(f"{round_} {k}", f"Chat {k}.", N_TOKENS)) for k in range(n)))
+    begin, end = max(arrivals[0] for arrivals in chats), min(arrivals[-1] for arrivals in chats)
+    return sum(sum(begin < at <= end for at in arrivals) for arrivals in chats) / (end - begin)
 
 
 async def disturbed(process: ModelProcess, round_: int) -> tuple[float, float, float, float]:
-    """Return p95 between tokens alone and beside a prompt with an image, and that prompt's first token alone and so."""
+    """Return four times in seconds, with and without a prompt with an image beside a running answer.
+
+    They are the p95 between the answer's tokens, alone and beside the prompt, and the time to the prompt's first token,
+    alone and beside the answer.
+    """
     start = time.perf_counter()
     first_alone = (await times(process, request(f"lone {round_}", QUESTION, 1, picture(2 * round_))))[0] - start
     calm, gaps, first = [], [], 0.0
@@ -116,7 +120,7 @@ async def disturbed(process: ModelProcess, round_: int) -> tuple[float, float, f
 
 @contextlib.contextmanager
 def binding(gguf: Path) -> Iterator[None]:
-    """Run llama-cpp-python's own server, which answers one request at a time."""
+    """Run llama-cpp-python's own server, which processes one request at a time."""
     command = [sys.executable, "-m", "llama_cpp.server", "--model", str(gguf), "--port", str(PORT), "--n_ctx", "2048"]
     command += ["--interrupt_requests", "False"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -135,7 +139,7 @@ def binding(gguf: Path) -> Iterator[None]:
 
 
 def binding_together(n: int) -> float:
-    """Return tokens a second of `n` clients at once, of all the time they take."""
+    """Return tokens per second of `n` clients at once, from the first request to the last answer."""
 
     def client(index: int) -> int:
         body = {"prompt": f"Chat {index}.", "max_tokens": N_TOKENS, "temperature": 1.0, "seed": 1}
@@ -149,7 +153,7 @@ def binding_together(n: int) -> float:
 
 
 async def whole(process: ModelProcess, n: int, round_: int) -> float:
-    """Return tokens a second as `binding_together` does."""
+    """Return tokens per second of `n` chats, timed as in `binding_together`."""
     start = time.perf_counter()
     asked = (request(f"whole {round_} {k}", f"Chat {k}.", N_TOKENS) for k in range(n))
     return sum(map(len, await asyncio.gather(*(times(process, one) for one in asked)))) / (time.perf_counter() - start)
@@ -180,10 +184,10 @@ async def measure(bundle: Path, rounds: int, *, with_binding: bool) -> None:
     print(
         f"p95 between tokens {calm * 1e3:.0f} ms, beside a prompt with an image {gap * 1e3:.0f}: {gap / calm:.1f} times"
     )
-    print(f"that prompt's first token after {alone:.2f} s alone, {beside:.2f} s so: {beside / alone:.2f} times")
+    print(f"first token of that prompt after {alone:.2f} s alone, {beside:.2f} s beside it: {beside / alone:.2f} times")
     if theirs:
         a, b = statistics.median(ours), statistics.median(theirs)
-        print(f"8 clients, prompts and all: {a:.1f} tokens/s, llama-cpp-python's server {b:.1f}: {a / b:.2f} times")
+        print(f"8 clients, prefill included: {a:.1f} tokens/s, llama-cpp-python's server {b:.1f}: {a / b:.2f} times")
 
 
 def main() -> None:

@@ -1,20 +1,20 @@
-"""The image encoder against llama.cpp's CLIP, the same random weights in both, in turn, in one run.
+"""The image encoder against llama.cpp's CLIP with the same random weights, in turn, in one run.
 
     python tests/bench/bench_vision.py WORK [--rounds 10] [--threads 2] [--kernels auto --kernels off] [--float32]
     python tests/bench/bench_vision.py WORK --overlap [--rounds 5]
 
 WORK is a directory for 1.8 GB, kept for the next run: a checkpoint in the shape of ViT-L/14-336 with a projector to
-4,096 (`converters.generate`), the bundle that `--vision int8` makes of it, with `--float32` another one, and an mmproj
-GGUF in F16 for llama.cpp. Each side gets the same picture of 336 x 336 pixels, so that neither has to resize it, and
-gives 576 tokens; its time includes the normalization of the pixels. Numbers are medians over the rounds, and the ratios
-of these to the first side's. `--kernels` is the setting of that name: which of our kernels compute int8.
+4,096 (`converters/synthetic/checkpoint.py`), the int8 bundle of it, with `--float32` another bundle, and an mmproj GGUF
+in F16 for llama.cpp. Each side gets the same picture of 336 x 336 pixels, so that neither resizes it, and returns 576
+tokens; its time includes the normalization of the pixels. Figures are medians over the rounds, and their ratios to the
+first side. `--kernels` is the setting of that name: it chooses our kernels for int8.
 
-llama.cpp's graph places CLS last and shifts the positions, so its token j is compared with our token j + 1, to show
-that both compute with the same weights; ours are compared with `converters.reference` in float32.
+llama.cpp's graph places CLS last and shifts the positions. Its token j is therefore compared with our token j + 1, to
+show that both sides have the same weights; ours are compared with `converters/check/reference.py` in float32.
 
-`--overlap` measures instead whether to encode an image while the one before it is read: 576 positions through a decoder
-of the 1B's shape in Q4_K_M with random weights (0.8 GB more in WORK), and an image, one after the other and side by
-side.
+`--overlap` measures whether to encode an image during the prefill of the previous one. It prefills 576 positions
+through a decoder in the 1B's shape, Q4_K_M with random weights (0.8 GB more in WORK), and encodes an image, one after
+the other and side by side.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def write_mmproj(path: Path, checkpoint: Checkpoint) -> None:
     writer.add_bool("clip.has_llava_projector", True)
     writer.add_string("clip.projector_type", "mlp")
     writer.add_bool("clip.use_gelu", False)
-    # llama.cpp runs one block less than it is told to
+    # llama.cpp runs one block less than block_count
     numbers = {
         "image_size": config.preprocessing.image_size_px,
         "patch_size": config.patch_px,
@@ -140,7 +140,7 @@ class LlamaClip:
             sys.exit("llama.cpp refuses the mmproj file")
 
     def encode(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Return float32 (n_tokens, n_embd) of an image; tokenizing, which prepares the pixels, is part of it."""
+        """Return float32 (n_tokens, n_embd) of an image, timed with mtmd_tokenize, which prepares the pixels."""
         m = mtmd_cpp
         height, width = pixels.shape[:2]
         data = np.ascontiguousarray(pixels).ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
@@ -163,7 +163,7 @@ class LlamaClip:
 
 
 def prepared(work: Path, *, float32: bool) -> dict[str, Path]:
-    """Return the files, made where they are not there yet."""
+    """Return the files; write those that WORK lacks."""
     work.mkdir(parents=True, exist_ok=True)
     source, mmproj = work / "checkpoint", work / "mmproj.gguf"
     if not source.exists():
@@ -186,7 +186,7 @@ def ours(directory: Path, n_threads: int, kernels: str = AUTO) -> Encode:
 
 
 def measure(sides: dict[str, Encode], pixels: NDArray[np.uint8], rounds: int) -> dict[str, list[float]]:
-    """Return the seconds of each side's rounds, after one that does not count."""
+    """Return the seconds of each side's rounds, after a warm-up round."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(-1, rounds):
         for name, encode in sides.items():
@@ -237,7 +237,7 @@ def report(sides: dict[str, Encode], seconds: dict[str, list[float]], expected: 
     print(f"{'encoder':24}{'median s':>10}{'least s':>9}{'ratio':>9}  lowest and mean cosine of a token to float32")
     for name, encode in sides.items():
         found = encode(pixels)
-        # token j of llama.cpp's is our token j + 1
+        # token j of llama.cpp is our token j + 1
         pairs = (found[:-1], expected[1:]) if name.startswith("llama.cpp") else (found, expected)
         near = cosines(*pairs)
         ratio = f"{median[name] / fastest:8.2f}x"
@@ -249,9 +249,9 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--kernels", action="append", help="of ours in int8, one side each; the first is compared with")
-    parser.add_argument("--float32", action="store_true", help="also ours in float32; 1.3 GB more")
-    parser.add_argument("--overlap", action="store_true", help="encode beside a decoder that reads")
+    parser.add_argument("--kernels", action="append", help="our int8 kernels, one side each; ratios are to the first")
+    parser.add_argument("--float32", action="store_true", help="measure our encoder in float32, too; 1.3 GB more")
+    parser.add_argument("--overlap", action="store_true", help="measure an image encoder beside a prefill")
     options = parser.parse_args()
     files = prepared(options.work, float32=options.float32)
     pixels = np.random.default_rng(0).integers(0, 256, (SHAPE.image_px, SHAPE.image_px, 3), dtype=np.uint8)

@@ -1,16 +1,15 @@
-"""The figures of a real card: builds the pinned llama.cpp with CUDA and runs the 8B's shape on it through our runtime.
+"""Measures a real card: builds the pinned llama.cpp with CUDA and runs the 8B's shape on it through our runtime.
 
     python3 tests/device/baseline.py WORK [--shape 8b] [--types q4_k_m,q8_0] [--rounds 3] [--skip-build]
     python3 tests/device/baseline.py WORK --render
 
 WORK is a directory for 40 GB (8b), kept for the next run: a virtual environment, a checkpoint with random weights
-(`converters.generate`), and a bundle of each type with a float16 vision encoder. Needed are Linux, an NVIDIA card with
-its driver, the CUDA toolkit's `nvcc`, a C++ compiler and pip's packages; only the standard library before those are
-installed.
+(`converters/synthetic/checkpoint.py`), and a bundle of each type with a float16 image encoder. The script needs Linux,
+an NVIDIA card with its driver, the CUDA toolkit's `nvcc`, a C++ compiler and pip's package index. It starts with the
+standard library alone.
 
-Each bundle is measured by `bimedix-edge bench` with all layers on the card, half of them, and none, the image encoder
-on the card each time but the last. WORK/results.json keeps what `bench` and `doctor` said, WORK/table.md the table for
-the README.
+`bimedix-edge bench` measures each bundle with all layers on the card, half of them, and none; the image encoder is on
+the card except the last time. WORK/results.json keeps the output of `bench` and `doctor`, and WORK/table.md the table.
 """
 
 from __future__ import annotations
@@ -37,11 +36,11 @@ _NVCC = Path("/usr/local/cuda/bin/nvcc")
 
 
 class MachineError(Exception):
-    """This machine cannot give the figures."""
+    """This machine lacks something that the measurement needs."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run it and return the exit code: 0 done, 2 wrong usage, 5 a machine that cannot do it."""
+    """Run the script and return its exit code: 0 done, 2 wrong usage, 5 a machine that lacks something."""
     given = parser().parse_args(arguments)
     work: Path = given.work.resolve()
     try:
@@ -60,26 +59,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """Return the command line's parser."""
-    made = argparse.ArgumentParser(prog="baseline.py", description="Measure the runtime on an NVIDIA card.")
-    made.add_argument("work", type=Path, metavar="WORK", help="a directory for 40 GB, kept for the next run")
-    made.add_argument("--shape", choices=SHAPES, default="8b")
-    made.add_argument("--types", type=_types, default=["q4_k_m", "q8_0"], metavar="TYPE,...", help="of the decoder")
-    made.add_argument("--rounds", type=_positive, default=3, metavar="N", help="medians are of so many")
-    made.add_argument("--skip-build", action="store_true", help="use the virtual environment that is in WORK")
-    made.add_argument("--render", action="store_true", help="only write the table of WORK/results.json again")
-    return made
+    found = argparse.ArgumentParser(prog="baseline.py", description="Measure the runtime on an NVIDIA card.")
+    found.add_argument("work", type=Path, metavar="WORK", help="a directory for 40 GB, kept for the next run")
+    found.add_argument("--shape", choices=SHAPES, default="8b")
+    found.add_argument(
+        "--types", type=_types, default=["q4_k_m", "q8_0"], metavar="TYPE,...", help="types of the decoder"
+    )
+    found.add_argument("--rounds", type=_positive, default=3, metavar="N", help="rounds; results are their medians")
+    found.add_argument("--skip-build", action="store_true", help="use the virtual environment in WORK")
+    found.add_argument("--render", action="store_true", help="only write the table of WORK/results.json again")
+    return found
 
 
 def _types(text: str) -> list[str]:
     types = [part.strip().lower() for part in text.split(",") if part.strip()]
     if not types or not all(part.replace("_", "").isalnum() for part in types):
-        raise argparse.ArgumentTypeError(f"expected types such as q4_k_m,q8_0, but it is {text!r}")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of types such as q4_k_m,q8_0")
     return types
 
 
 def _positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1, but it is {text!r}")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
     return int(text)
 
 
@@ -88,15 +89,15 @@ def check_machine() -> None:
     try:
         driver, count = ctypes.CDLL("libcuda.so.1"), ctypes.c_int()
     except OSError as error:
-        raise MachineError("Expected an NVIDIA driver, but libcuda.so.1 does not load; install it.") from error
+        raise MachineError("There is no NVIDIA driver: libcuda.so.1 does not load. Install the driver.") from error
     if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0 or count.value == 0:
-        raise MachineError("Expected an NVIDIA card, but its driver finds none; `bimedix-edge doctor` says why.")
+        raise MachineError("NVIDIA's driver finds no card. `bimedix-edge doctor` says why.")
     if shutil.which("nvcc") is None and not _NVCC.exists():
-        raise MachineError("Expected the CUDA toolkit, but nvcc is not in the path; install it or add it to PATH.")
+        raise MachineError("There is no CUDA toolkit: nvcc is not in the path. Install it, or add it to PATH.")
 
 
 def run(work: Path, shape: str, types: Sequence[str], rounds: int, *, build: bool) -> None:
-    """Build, convert and measure; what is in WORK already is not made again."""
+    """Build, convert and measure; reuse the files that WORK has already."""
     environ = environment(work)
     if build:
         build_venv(work, environ)
@@ -113,13 +114,13 @@ def run(work: Path, shape: str, types: Sequence[str], rounds: int, *, build: boo
             words = ["bench", "--model", model, "--gpu-layers", layers, "--vision-device", device]
             report = json.loads(output([*command, *words, "--rounds", str(rounds), "--json"], environ))
             runs.append({"type": kind, "gpu_layers": layers, "n_layer": n_layer, "report": report})
-            # after each, so that a run that is broken off has given something
+            # after each run, so that an interrupted script keeps its finished runs
             results = {"shape": shape, "llama_cpp_python": PINNED, "doctor": doctor, "runs": runs}
             (work / "results.json").write_text(json.dumps(results, indent=2, ensure_ascii=False), encoding="utf-8")
 
 
 def environment(work: Path) -> dict[str, str]:
-    """Return the environment of all commands: models in WORK, the toolkit in the path."""
+    """Return the environment of all commands, with the store in WORK and the toolkit in the path."""
     path = os.pathsep.join([os.environ.get("PATH", ""), str(_NVCC.parent)])
     places = {"BIMEDIX_EDGE_STORE_DIR": str(work / "store"), "BIMEDIX_EDGE_CACHE_DIR": str(work / "cache")}
     return os.environ | places | {"PATH": path}
@@ -153,7 +154,7 @@ def make_bundles(work: Path, shape: str, types: Sequence[str], python: str, envi
 
 
 def output(command: Sequence[str], environ: dict[str, Any]) -> str:
-    """Run a command and return what it prints; what it says on standard error is shown."""
+    """Run a command and return its standard output; its standard error is shown."""
     return subprocess.run(command, check=True, env=environ, stdout=subprocess.PIPE, text=True).stdout
 
 

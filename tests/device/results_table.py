@@ -1,4 +1,4 @@
-"""What `baseline.py` measured, as a Markdown table."""
+"""The measurements of `baseline.py` as a Markdown table."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def render(results: Mapping[str, Any]) -> str:
     """Return the card, its measured bandwidth, and a row for each run, in Markdown.
 
     Args:
-        results: WORK/results.json of `baseline.py`.
+        results: Content of WORK/results.json, which `baseline.py` writes.
     """
     rows = [_row(run) for run in results["runs"]]
     head = ["| " + " | ".join(_COLUMNS) + " |", "|" + "---|" * len(_COLUMNS)]
@@ -53,7 +53,7 @@ def _row(run: Mapping[str, Any]) -> list[str]:
 
 
 def _side(item: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    """Return the side with our kernels, or the other one where it was not measured."""
+    """Return the side with our kernels, or the other side where ours was not measured."""
     if item is None:
         return {}
     side: Mapping[str, Any] = item["on"] if item["on"]["median_ms"] is not None else item["off"]

@@ -1,4 +1,4 @@
-"""The script for a real card, as far as it runs without one: what it refuses, and the table that it makes."""
+"""The script for a real card, without a card: the machines that it refuses, and its table."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def printed(*arguments: str | Path, env: dict[str, str] | None = None) -> Any:
     ("arguments", "message"),
     [
         ([], "WORK"),
-        (["work", "--types", ","], "expected types such as q4_k_m,q8_0"),
-        (["work", "--rounds", "0"], "expected a whole number from 1"),
+        (["work", "--types", ","], "',' is not a list of types such as q4_k_m,q8_0"),
+        (["work", "--rounds", "0"], "'0' is not a whole number from 1"),
         (["work", "--shape", "405b"], "invalid choice"),
     ],
 )
@@ -58,7 +58,7 @@ def test_a_machine_that_lacks_something_is_refused_before_anything_is_written(tm
     # a driver without a card; a card without the toolkit
     without_card = run(tmp_path / "work", env=environment(tmp_path / "a", count=0))
     assert (without_card.returncode, without_card.stdout) == (5, "")
-    assert "Expected an NVIDIA card" in without_card.stderr
+    assert "NVIDIA's driver finds no card" in without_card.stderr
     if shutil.which("nvcc") is None and not Path("/usr/local/cuda/bin/nvcc").exists():
         without_toolkit = run(tmp_path / "work", env=environment(tmp_path / "b"))
         assert without_toolkit.returncode == 5
@@ -68,12 +68,12 @@ def test_a_machine_that_lacks_something_is_refused_before_anything_is_written(tm
 
 
 def recorded(bench: Any, doctor: Any) -> dict[str, Any]:
-    """Return results as the script writes them, of one run."""
+    """Return the script's results of one run."""
     run = {"type": "q4_k_m", "gpu_layers": "16", "n_layer": 32, "report": bench}
     return {"shape": "8b", "llama_cpp_python": "0.3.36", "doctor": doctor, "runs": [run]}
 
 
-def test_the_table_of_what_bench_and_doctor_say(tmp_path: Path, bundles: dict[str, Path]) -> None:
+def test_the_table_holds_the_figures_of_bench_and_doctor(tmp_path: Path, bundles: dict[str, Path]) -> None:
     bench = printed("bench", "-m", bundles["Q4_K_M"], "--rounds", "1", "--only", "decode 1", "--json")
     doctor = printed("doctor", "--json", "-m", bundles["Q4_K_M"], env=environment(tmp_path / "driver"))
     (tmp_path / "results.json").write_text(json.dumps(recorded(bench, doctor)))

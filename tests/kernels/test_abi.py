@@ -53,7 +53,7 @@ def program(includes: str, api: str, hash_of_tensor: str) -> str:
 def output_of(folder: Path, source: str, *options: str) -> list[str]:
     folder.mkdir()
     (folder / "layout.cpp").write_text(source, encoding="utf-8")
-    # optimized, so that functions of theirs that nothing calls need no library
+    # optimized, so that ggml's unused inline functions need no library
     compiled = compile_native([folder / "layout.cpp"], folder / "layout", "-O1", *options)
     return subprocess.run([compiled], capture_output=True, text=True, check=True).stdout.splitlines()
 

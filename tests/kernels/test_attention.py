@@ -1,4 +1,4 @@
-"""Attention of the kernels: numpy in float64 judges the scalar version and every instruction set that runs here."""
+"""Attention of the kernels: numpy in float64 judges the scalar version and each instruction set this machine runs."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import ctypes
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType
-from llama_cpp import _ggml
-from native_products import INSTRUCTION_SETS, InitParameters, library, usable
+from native_products import INSTRUCTION_SETS, InitParameters, ggml_functions, library, usable
 from numpy.typing import NDArray
 
 # sums of float32 over some hundred cells, and an exponential of float32
@@ -39,7 +38,7 @@ def attend(
 
 def ggml_attend(q: NDArray[np.float32], k: Cache, v: Cache, seen: NDArray[np.bool_]) -> NDArray[np.float32]:
     """Return the same by ggml's CPU backend."""
-    ggml, pointer, number = _ggml.libggml, ctypes.c_void_p, ctypes.c_int64
+    pointer, number = ctypes.c_void_p, ctypes.c_int64
     signatures = {
         "ggml_init": (pointer, [InitParameters]),
         "ggml_free": (None, [pointer]),
@@ -50,8 +49,7 @@ def ggml_attend(q: NDArray[np.float32], k: Cache, v: Cache, seen: NDArray[np.boo
         "ggml_graph_compute_with_ctx": (ctypes.c_int, [pointer, pointer, ctypes.c_int]),
         "ggml_get_data": (pointer, [pointer]),
     }
-    for name, (result, arguments) in signatures.items():
-        getattr(ggml, name).restype, getattr(ggml, name).argtypes = result, arguments
+    ggml = ggml_functions(signatures)
     context = ggml.ggml_init(InitParameters(64 << 20, None, False))
     padded = np.zeros((-(-len(seen) // 64) * 64, seen.shape[1]), np.float16)
     padded[: len(seen)] = np.where(seen, 0, -np.inf)
@@ -116,7 +114,7 @@ def test_attention_is_that_of_float64(name: str, n_heads: int, n_kv_heads: int, 
 @each_set
 @pytest.mark.parametrize(("n_tokens", "share"), [(1, 0.01), (8, 0.01), (100, 1.1)])
 def test_it_is_more_exact_than_ggmls(name: str, n_tokens: int, share: float) -> None:
-    """ggml adds up in half precision below 64 tokens."""
+    """Below 64 tokens, ggml adds up in half precision."""
     q, k, v = problem(np.random.default_rng(5), n_tokens, 300, 8, 2, 128)
     seen = causal(n_tokens, 300)
     exact, ours = exactly(q, k, v, seen), attend(name, q, k, v, seen)
@@ -124,12 +122,12 @@ def test_it_is_more_exact_than_ggmls(name: str, n_tokens: int, share: float) -> 
     error = np.linalg.norm(ours - exact) / np.linalg.norm(exact)
     of_ggml = np.linalg.norm(ggml_attend(q, k, v, seen) - exact) / np.linalg.norm(exact)
     print(f"{name}, {n_tokens} tokens: {error:.1e}, ggml {of_ggml:.1e}")
-    assert of_ggml < 0.01  # and it computes the same
+    assert of_ggml < 0.01  # both compute the same function
     assert error < of_ggml * share
 
 
 @each_set
-def test_tokens_of_several_conversations_see_their_own_cells_alone(name: str) -> None:
+def test_tokens_see_only_the_cells_of_their_own_conversation(name: str) -> None:
     rng = np.random.default_rng(1)
     q, k, v = problem(rng, 12, 150, 8, 2, 64)
     owner = rng.integers(0, 3, 150)
@@ -139,7 +137,7 @@ def test_tokens_of_several_conversations_see_their_own_cells_alone(name: str) ->
     found, expected = attend(name, q, k, v, seen), exactly(q, k, v, seen)
     assert found is not None
     assert np.abs(found - expected).max() < TOLERANCE * np.abs(expected).max()
-    # what others keep in theirs changes no bit, were it infinite or no number
+    # infinities and NaN in the cells of other conversations change no bit
     for token in range(12):
         k2, v2 = k.copy(), v.copy()
         k2[~seen[token]], v2[~seen[token]] = np.nan, np.inf
@@ -149,7 +147,7 @@ def test_tokens_of_several_conversations_see_their_own_cells_alone(name: str) ->
 
 
 @each_set
-def test_a_token_is_the_same_however_its_prompt_is_cut_and_wherever_its_cells_lie(name: str) -> None:
+def test_neither_chunks_nor_the_places_of_cells_change_a_token(name: str) -> None:
     rng = np.random.default_rng(2)
     q, k, v = problem(rng, 130, 200, 8, 2, 64)
     whole = attend(name, q, k, v, causal(130, 200))
@@ -168,7 +166,7 @@ def test_a_token_is_the_same_however_its_prompt_is_cut_and_wherever_its_cells_li
 
 
 @each_set
-def test_products_of_any_size_leave_numbers(name: str) -> None:
+def test_large_products_overflow_nothing(name: str) -> None:
     rng = np.random.default_rng(3)
     for factor in (1e-4, 30.0, 3e3, 3e34):
         q, k, v = problem(rng, 4, 64, 4, 2, 64)
@@ -176,13 +174,13 @@ def test_products_of_any_size_leave_numbers(name: str) -> None:
         found = attend(name, (q * factor).astype(np.float32), k, v, seen)
         expected = exactly((q * factor).astype(np.float32), k, v, seen)
         assert found is not None
-        # weights of large products are as uncertain as these are: 2^-24 of them
+        # the rounding error of the weights grows with the products: 2^-24 of them
         tolerance = TOLERANCE * max(1, factor) if factor < 1e4 else 3.0
         assert np.abs(found - expected).max() < tolerance * np.abs(expected).max()
 
 
 @each_set
-def test_what_is_not_ours_is_declined(name: str) -> None:
+def test_unsupported_attention_is_declined(name: str) -> None:
     rng = np.random.default_rng(4)
     q, k, v = problem(rng, 4, 64, 4, 2, 64)
     assert attend(name, q, k, v, causal(4, 64), hidden=-1.0) is None  # a bias, not a mask

@@ -1,4 +1,4 @@
-"""Libraries that cannot be used: llama.cpp's kernels answer and say why, or an explicit choice ends in one sentence."""
+"""Unusable libraries: `auto` answers with llama.cpp's kernels and says why; an explicit choice is a one-line error."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from bimedix_edge.native import find_library
 QUESTION, ANSWER = "Where do you see the nodule?", "In the upper zone of the right lung."
 VERSION = importlib.metadata.version("llama-cpp-python")
 HARDWARE_ERROR, USAGE_ERROR = 5, 2
-# a process that finds the library somewhere else
+# the head of a program whose library is at the path in its first argument
 _ELSEWHERE = """
 import sys
 from pathlib import Path
@@ -68,7 +68,7 @@ EXPORT int bimedix_edge_kernels_registered(void) { return 0; }
 
 @dataclass(frozen=True)
 class Case:
-    """How a library is spoilt, and what the reason says then."""
+    """A way to spoil a library, and the reason that is reported for it."""
 
     make: Callable[[Path], None]
     reason: str
@@ -174,7 +174,7 @@ def run(program: str, *arguments: str | Path, **environment: str) -> subprocess.
     return subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **environment})
 
 
-def check_one_sentence(result: subprocess.CompletedProcess[str], exit_code: int) -> None:
+def check_one_line(result: subprocess.CompletedProcess[str], exit_code: int) -> None:
     assert result.returncode == exit_code, result.stderr
     assert result.stdout == ""
     assert "Traceback" not in result.stderr
@@ -195,9 +195,9 @@ def test_auto_answers_with_the_kernels_of_llama_cpp(
 
 
 @each_case
-def test_a_choice_that_cannot_be_met_is_one_sentence(case: str, library: str, bundles: dict[str, Path]) -> None:
+def test_an_explicit_choice_that_cannot_load_is_one_line(case: str, library: str, bundles: dict[str, Path]) -> None:
     result = run(_COMMAND, library, "ask", "-m", bundles["Q8_0"], "--kernels", "avx2", QUESTION)
-    check_one_sentence(result, HARDWARE_ERROR)
+    check_one_line(result, HARDWARE_ERROR)
     assert CASES[case].reason in result.stderr
     assert "avx2" in result.stderr
 
@@ -219,12 +219,12 @@ def test_the_whole_library_answers(name: str, bundles: dict[str, Path], samples:
     assert (found["name"], found["answer"]) == (expected, ANSWER)
 
 
-def test_kernels_that_do_not_exist_are_a_mistake_of_the_user(bundles: dict[str, Path]) -> None:
+def test_a_name_that_no_kernels_have_is_a_usage_error(bundles: dict[str, Path]) -> None:
     command = [sys.executable, "-m", "bimedix_edge.cli.main", "ask", "-m", str(bundles["Q8_0"])]
     for options, variables in ((["--kernels", "neon2"], {}), ([], {"BIMEDIX_EDGE_KERNELS": "neon2"})):
         words, environment = [*command, *options, QUESTION], {**os.environ, **variables}
         result = subprocess.run(words, capture_output=True, text=True, check=False, env=environment)
-        check_one_sentence(result, USAGE_ERROR)
+        check_one_line(result, USAGE_ERROR)
         assert "neon2" in result.stderr
         assert "avx512vnni" in result.stderr
 
@@ -236,5 +236,5 @@ def test_kernels_that_this_processor_cannot_run_are_refused(bundles: dict[str, P
     command = [sys.executable, "-m", "bimedix_edge.cli.main", "ask", "-m", str(bundles["Q8_0"]), QUESTION]
     environment = {**os.environ, "BIMEDIX_EDGE_KERNELS": lacking[0]}
     result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    check_one_sentence(result, HARDWARE_ERROR)
+    check_one_line(result, HARDWARE_ERROR)
     assert f"this processor cannot run {lacking[0]}" in result.stderr

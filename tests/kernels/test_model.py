@@ -1,4 +1,4 @@
-"""The demo model with the kernels and without: the same answers, and distributions that hardly differ."""
+"""The demo model with and without our kernels: the same answers, and nearly the same distributions."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from golden.prompts import Prompt, prompts, random_prompts
 
 N_SAMPLE, N_ALL = 20, 200
 _SEED = 77_000
-# nats, mean of all prompts' first tokens. Both round activations to int8 alike; a value that is rounded the other way
-# after a sum in another order is what is left
+# in nats, the mean over the first tokens of all answers. Both sides round activations to int8 alike; sums in another
+# order can push a value across a rounding boundary
 KL_LIMIT = 1e-4
 KINDS = ("F32", "F16", "Q8_0", "Q4_K_M")
 _GREEDY = Sampling(temperature=0.0)
-# pictures are encoded once for all runs: the encoder is not what is judged
+# all runs share the embeddings, since these tests do not judge the encoder
 _EMBEDDINGS = EmbeddingCache()
 
 Answers = list[list[int]]
@@ -124,7 +124,7 @@ def test_logits_of_the_1b_shape_are_those_without_kernels(tmp_path: Path, kind: 
     path = tmp_path / "decoder.gguf"
     spec = write_random_decoder(path, "1b", FILE_TYPES[kind], lambda done, total: None, n_rows=2048)
     rng = np.random.default_rng(_SEED)
-    # for less than 64 positions ggml adds up attention in half precision, a thousand times less exactly than we do
+    # below 64 positions ggml adds up attention in half precision, a thousand times less exactly than our kernels
     all_tokens = [rng.integers(0, spec.n_vocab, n).tolist() for n in rng.integers(64, 128, N_ALL)]
 
     def logits(kernels: str) -> Logits:
@@ -147,7 +147,7 @@ def test_models_with_and_without_kernels_in_one_process(bundles: dict[str, Path]
     chosen = prompts()[:4]
     with opened(bundles[kind], "off") as runtime:
         expected = [answer(runtime, prompt) for prompt in chosen]
-    # the choice is the process's: each of the later ones changes what computes the earlier ones' graphs
+    # the choice holds for the process: each model opened later changes the kernels of the earlier ones
     with opened(bundles[kind], "auto") as first, opened(bundles[kind], "off") as second:
         for runtime in (first, second, first):
             assert [answer(runtime, prompt) for prompt in chosen] == expected
@@ -160,7 +160,7 @@ def test_models_with_and_without_kernels_in_one_process(bundles: dict[str, Path]
 
 
 class _StopsAt:
-    """Says yes when it is asked for the n-th time."""
+    """Returns True from the n-th call on."""
 
     def __init__(self, n: int) -> None:
         self.n = n
@@ -181,14 +181,14 @@ def test_an_evaluation_stops_between_products(bundles: dict[str, Path], name: st
         never = _StopsAt(1 << 30)
         decoder.truncate(0, 0)
         decoder.evaluate([Run(0, 0, tokens)], never)
-        # in each layer the three projections, the sum, SwiGLU and the sum
+        # each layer has at least four points where it can stop
         assert never.asked >= 4 * decoder.spec.n_layer
         for n in itertools.chain(range(1, 8), range(8, never.asked, 7)):
             stop = _StopsAt(n)
             decoder.truncate(0, 0)
             with pytest.raises(Aborted):
                 decoder.evaluate([Run(0, 0, tokens)], stop)
-            # a few threads may each have asked once more
+            # up to four other threads may ask once more each
             assert stop.asked <= n + 4
         decoder.truncate(0, 0)
         decoder.evaluate([Run(0, 0, tokens)])

@@ -1,4 +1,4 @@
-"""Products of the kernels: numpy judges the scalar version, and that judges every instruction set that runs here."""
+"""Products of the kernels: numpy judges the scalar version, which judges each instruction set this machine runs."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from native_products import (
 )
 from numpy.typing import NDArray
 
-# sums of float32 in another order; what rounding activations costs is a thousand times more
+# for sums of float32 in another order; the error of rounded activations is a thousand times larger
 TOLERANCE = 3e-6
 # a panel has 8, 16, 32, 64 or 128 rows
 ROWS = (1, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 100, 127, 129)
-# up to four or eight go by rows, four rows or sixteen, then up to 4 or 6 at a time pass over a panel; tiles take 16 and
-# two at a time
+# around the numbers where the kernels change their loops: 4 and 8 tokens by rows, 4 or 6 at a time over a
+# panel, tiles of 16 and of twice 16
 TOKENS = (*range(1, 19), 31, 32, 33, 47, 48, 49, 64)
 COLUMNS = {"Q4_K": (256, 768, 2048), "Q5_K": (256, 512), "Q6_K": (256, 1280)}
 COLUMNS |= {"Q8_0": (32, 96, 288, 1024), "Q4_0": (32, 96, 288, 512), "F16": (32, 160, 544)}
@@ -50,7 +50,7 @@ def activations(n_tokens: int, n_columns: int, rng: np.random.Generator) -> NDAr
 
 
 def rounded(kind: str, x: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return activations as ggml's formats Q8_K and Q8_0 hold them, the latter's scale in float32."""
+    """Return activations rounded as in ggml's formats Q8_K and Q8_0, but with the scale of Q8_0 in float32."""
     if kind == "F16":
         return x.astype(np.float64)
     size = 256 if kind.endswith("K") else 32
@@ -69,7 +69,7 @@ def rounded(kind: str, x: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def error(y: NDArray[np.float32], expected: NDArray[np.floating]) -> float:
-    """Return the worst token's difference, relative to its length, or a tenth of the mean if that is more."""
+    """Return the largest error of a token, relative to its norm or to a tenth of the mean norm, the larger of them."""
     difference = np.linalg.norm(y.astype(np.float64) - expected, axis=-1)
     length = np.linalg.norm(expected.astype(np.float64), axis=-1)
     return float((difference / np.maximum(length, length.mean() / 10 + 1e-30)).max())
@@ -83,7 +83,7 @@ def test_the_scalar_version_is_what_numpy_computes(kind: str, n_rows: int, n_tok
         weights, x = random_weights(kind, n_rows, n_columns, rng), activations(n_tokens, n_columns, rng)
         exact, given = weights.dense(), rounded(kind, x)
         difference = np.abs(multiply("scalar", weights, x) - given @ exact.T)
-        # relative to the sum of what was added up, since a sum may cancel
+        # relative to the sum of magnitudes, since a sum may cancel
         assert (difference / (np.abs(given) @ np.abs(exact).T)).max() < 1e-6
 
 
@@ -142,13 +142,13 @@ def test_any_shape_at_any_address(name: str, data: st.DataObject) -> None:
     n_columns = unit * data.draw(st.integers(1, 1024 // unit))
     n_rows, n_tokens = data.draw(st.integers(1, 70)), data.draw(st.integers(1, 40))
     rng = np.random.default_rng(data.draw(st.integers(0, 1 << 32)))
-    # halves are what any of the formats is aligned to
+    # all formats are aligned to two bytes
     gap, offset = 2 * data.draw(st.integers(0, 40)), 2 * data.draw(st.integers(0, 31))
     weights = random_weights(kind, n_rows, n_columns, rng, gap=gap, offset=offset)
     x = activations(n_tokens, n_columns, rng)
     n_threads, shift = data.draw(st.integers(1, 4)), data.draw(st.integers(0, 15))
     expected = multiply("scalar", weights, x)
-    # a token's few results may all have cancelled to next to nothing
+    # with few rows, all results of a token may cancel to almost zero
     tolerance = TOLERANCE * (1 + 4 / n_rows**0.5)
     assert error(multiply(name, weights, x, n_threads=n_threads, shift=shift), expected) < tolerance
 
@@ -172,7 +172,7 @@ def test_zeros(name: str, kind: str, n_tokens: int) -> None:
     nothing = place(kind, np.zeros_like(weights.rows))
     assert (multiply(name, nothing, x) == 0).all()
     assert (multiply(name, weights, np.zeros_like(x)) == 0).all()
-    # some blocks of both
+    # zeros in some blocks of both
     rows, some = weights.rows.copy(), x.copy()
     rows[::3, : rows.shape[1] // len(COLUMNS[kind])] = 0
     some[:, : n_columns // 2] = 0
@@ -196,7 +196,7 @@ def test_infinities_and_nan_stay_in_their_row(name: str, kind: str, n_tokens: in
     weights = place(kind, rows)
     y, expected = multiply(name, weights, x), multiply("scalar", weights, x)
     finite = np.isfinite(expected)
-    # infinities of both signs may meet in one version and not in the other, but none is lost
+    # whether infinities cancel to NaN depends on the order of sums; the places of non-finite results do not
     np.testing.assert_array_equal(np.isfinite(y), finite)
     assert not finite[:, [0, 17, 33, 39]].any()
     assert finite.sum() == n_tokens * 36
@@ -206,7 +206,7 @@ def test_infinities_and_nan_stay_in_their_row(name: str, kind: str, n_tokens: in
 @each_set
 @each_kind
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, 3e38, 1e-44, -1e-38])
-def test_activations_at_the_limits_of_float32_spoil_no_other_token(name: str, kind: str, value: float) -> None:
+def test_extreme_activations_spoil_no_other_token(name: str, kind: str, value: float) -> None:
     rng = np.random.default_rng(3)
     n_columns = COLUMNS[kind][0]
     for n_tokens in (3, 9):
@@ -222,7 +222,7 @@ def test_activations_at_the_limits_of_float32_spoil_no_other_token(name: str, ki
 
 @pytest.mark.parametrize("name", ["avx512vnni"])
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "F16"])
-def test_a_tokens_result_does_not_depend_on_how_many_there_are(name: str, kind: str) -> None:
+def test_a_tokens_result_does_not_depend_on_the_batch(name: str, kind: str) -> None:
     rng = np.random.default_rng(5)
     for n_rows, n_columns in ((77, COLUMNS[kind][-1]), (16, COLUMNS[kind][0]), (5, 2048)):
         weights, x = random_weights(kind, n_rows, n_columns, rng), activations(64, n_columns, rng)
@@ -236,7 +236,7 @@ def _weights_and_activations(kind: str, data: str, n_tokens: int) -> tuple[Weigh
     rng = np.random.default_rng(4)
     dense = (rng.standard_normal((512, 1024)) * 0.02).astype(np.float32)
     x = activations(n_tokens, 1024, rng)
-    if data == "outliers":  # a few columns of activations, and weights anywhere
+    if data == "outliers":  # in a few columns of the activations, and anywhere in the weights
         x[:, rng.integers(0, 1024, 6)] *= 40
         dense[rng.random(dense.shape) < 0.002] *= 12
     return quantized(kind, dense), x
@@ -252,11 +252,11 @@ def test_no_less_exact_than_ggml(name: str, kind: str, data: str, n_tokens: int)
     ours = np.linalg.norm(multiply(name, weights, x, n_threads=2) - exact)
     ggml = np.linalg.norm(ggml_multiply(weights, x) - exact)
     assert ours <= ggml * 1.001
-    # and ggml's is an error of rounding: the comparison is with the right product
+    # ggml's error is small, so both are compared with the right product
     assert ggml < (0.05 if data == "outliers" else 0.02) * np.linalg.norm(exact)
 
 
-def test_what_cannot_be_computed_is_declined() -> None:
+def test_unsupported_products_are_declined() -> None:
     x, y, w = np.zeros((1, 512), np.float32), np.zeros(8, np.float32), np.zeros(4096, np.uint8)
 
     def status(name: str, kind: int, n_columns: int) -> int:

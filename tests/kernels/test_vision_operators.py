@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import ctypes
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -134,13 +135,28 @@ def halves(name: str) -> str:
     return name
 
 
+SMALL_LAYERS, LARGE_LAYERS = ((64, 64), (128, 192), (192, 320)), ((1024, 64), (1152, 576), (64, 2048))
+SOME_TOKENS, ALL_TOKENS = (0, 1, 33, 577), (0, 1, 5, 16, 17, 31, 33, 60, 161, 577)
+
+
 @pytest.mark.parametrize("kind", [LINEAR, LINEAR_SILU, LINEAR_ADD])
 def test_a_layer_is_its_definition(kind: str, name: str) -> None:
+    check_layers(kind, name, SMALL_LAYERS, ALL_TOKENS)
+    check_layers(kind, name, LARGE_LAYERS, SOME_TOKENS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [LINEAR, LINEAR_SILU, LINEAR_ADD])
+def test_a_large_layer_is_its_definition_for_all_numbers_of_tokens(kind: str, name: str) -> None:
+    check_layers(kind, name, LARGE_LAYERS, ALL_TOKENS)
+
+
+def check_layers(kind: str, name: str, shapes: Iterable[tuple[int, int]], all_tokens: Iterable[int]) -> None:
     rng = np.random.default_rng(0)
-    for n_in, n_out in ((64, 64), (128, 192), (192, 320), (1024, 64), (1152, 576), (64, 2048)):
+    for n_in, n_out in shapes:
         parts = layer(rng, n_in, n_out)
         runner = session(linear_graph(kind, *parts), name)
-        for n_tokens in (0, 1, 5, 16, 17, 31, 33, 60, 161, 577):
+        for n_tokens in all_tokens:
             x = (rng.standard_normal((n_tokens, n_in)) * 3 + rng.uniform(-2, 2)).astype(np.float32)
             residual = rng.standard_normal((n_tokens, n_out)).astype(np.float32)
             (found,) = runner.run(None, {"x": x} | ({"residual": residual} if kind == LINEAR_ADD else {}))
@@ -158,7 +174,7 @@ def test_the_definition_computes_the_same_without_kernels(kind: str) -> None:
     feed = {"x": x} | ({"residual": residual} if kind == LINEAR_ADD else {})
     (found,) = session(linear_graph(kind, *parts), None).run(None, feed)
     expected = linear_exactly(kind, x, *parts, residual)
-    # x is divided by the scale there, and multiplied by its inverse here: a tie may fall the other way, by one step
+    # the definition divides x by the scale, numpy here multiplies by its inverse: a tie may round differently
     step = rounded(x)[1] * 127 * parts[1].max()
     assert np.abs(found - expected).max() < 3 * step
     assert np.linalg.norm(found - expected) < 1e-3 * np.linalg.norm(expected)
@@ -186,8 +202,8 @@ def test_silu_of_large_numbers(name: str) -> None:
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_what_is_no_number_is_not_hidden(bad: float, name: str) -> None:
-    """The encoder refuses embeddings that are not finite, so no operator may turn such a value into a number."""
+def test_nan_and_infinity_are_not_hidden(bad: float, name: str) -> None:
+    """The encoder refuses embeddings that are not finite, so no operator may turn NaN or infinity into a number."""
     rng = np.random.default_rng(4)
     parts = layer(rng, 64, 64)
     x = rng.standard_normal((70, 64)).astype(np.float32)
@@ -198,7 +214,7 @@ def test_what_is_no_number_is_not_hidden(bad: float, name: str) -> None:
         assert np.isnan(found).all()
     if name != "avx512vnni":
         runner = session(graph(ATTENTION, dict.fromkeys("qkv", ("tokens", 64)), 64, {}, num_heads=1), name)
-        # a key of minus infinity is one that nobody looks at
+        # a key of minus infinity gets no weight
         for place in "qv" if bad == -np.inf else "qkv":
             feed = {key: x if key == place else np.ones_like(x) for key in "qkv"}
             assert not np.isfinite(runner.run(None, feed)[0]).all()
@@ -228,12 +244,12 @@ def test_attention_of_several_threads_and_large_scores(halves: str) -> None:
     q, k, v = (rng.standard_normal((577, 192)).astype(np.float32) for _ in "qkv")
     (expected,) = session(model, halves, 1).run(None, {"q": q, "k": k, "v": v})
     np.testing.assert_array_equal(session(model, halves, 3).run(None, {"q": q, "k": k, "v": v})[0], expected)
-    # one key outweighs all others by far: its value comes back
+    # one key outweighs all others by far, so attention returns its value
     one_hot = np.zeros_like(k)
     one_hot[7] = 1
     (found,) = session(model, halves).run(None, {"q": np.full_like(q, 1e4), "k": one_hot, "v": v})
     np.testing.assert_allclose(found, np.broadcast_to(v[7], v.shape), rtol=0.005)
-    # all keys alike: the mean of all values
+    # all keys are equal, so attention returns the mean of all values
     (found,) = session(model, halves).run(None, {"q": q * 1e4, "k": np.ones_like(k), "v": v})
     np.testing.assert_allclose(found, np.broadcast_to(v.mean(axis=0), v.shape), atol=2e-3)
 
@@ -266,14 +282,14 @@ def test_a_graph_that_does_not_fit_is_refused(name: str) -> None:
                 session(model, name).run(None, dict.fromkeys("qkv", values))
 
 
-def test_what_the_converter_asks_for_fits() -> None:
+def test_the_converter_uses_the_operators_for_sizes_they_support() -> None:
     sizes = ((64, 64), (4096, 1024), (32, 64), (64, 96), (65600, 64))
     assert [is_layer(*shape) for shape in sizes] == [True, True, False, False, False]
     shapes = ((1024, 16), (64, 2), (256, 2), (512, 2), (96, 2), (64, 3))
     assert [has_heads(*shape) for shape in shapes] == [True, True, True, False, False, False]
 
 
-def test_sessions_keep_what_they_were_registered_with(name: str) -> None:
+def test_a_session_keeps_the_kernels_it_was_registered_with(name: str) -> None:
     rng = np.random.default_rng(8)
     parts = layer(rng, 128, 128)
     x = rng.standard_normal((33, 128)).astype(np.float32)
@@ -291,7 +307,7 @@ def test_sessions_keep_what_they_were_registered_with(name: str) -> None:
 @pytest.mark.parametrize(
     ("choice", "reason"), [("off", "switched off"), ("avx2", "there are none for avx2"), ("avxvnni", "for avxvnni")]
 )
-def test_what_is_not_asked_for_is_not_used(choice: str, reason: str) -> None:
+def test_other_choices_leave_the_operators_out(choice: str, reason: str) -> None:
     found = choose_vision_kernels(choice)
     assert (found.name, found.library) == (None, None)
     assert reason in found.reason
@@ -320,19 +336,34 @@ def test_a_damaged_library_is_not_loaded(tmp_path: Path, monkeypatch: pytest.Mon
     assert "the library is missing" in choose_vision_kernels("auto").reason
 
 
-@pytest.mark.parametrize("head_size", [32, 64, 96, 128])
-def test_attention_is_its_definition(head_size: int, halves: str) -> None:
+def check_attention(halves: str, head_size: int, all_heads: tuple[int, ...], all_tokens: tuple[int, ...]) -> None:
     rng = np.random.default_rng(1)
-    for n_heads in (1, 3, 16):
+    for n_heads in all_heads:
         width = n_heads * head_size
         model = graph(ATTENTION, dict.fromkeys("qkv", ("tokens", width)), width, {}, num_heads=n_heads)
         ours, theirs = session(model, halves), session(model, None)
-        for n_tokens in (1, 3, 16, 31, 33, 45, 64, 90, 257, 577):
+        for n_tokens in all_tokens:
             q, k, v = (rng.standard_normal((n_tokens, width)).astype(np.float32) for _ in "qkv")
             feed = {"q": 3 * q, "k": k, "v": v}
             (found,), (stock,) = ours.run(None, feed), theirs.run(None, feed)
             expected = attention_exactly(3 * q, k, v, n_heads)
             assert np.abs(stock - expected).max() < 1e-5 * np.abs(expected).max()
-            # queries, keys, values and weights are rounded to eight bits
+            # the kernels round queries, keys, values and weights to eight bits
             assert np.linalg.norm(found - expected) < 0.006 * np.linalg.norm(expected), (n_heads, n_tokens)
             assert np.abs(found - expected).max() < 0.02 * np.abs(expected).max(), (n_heads, n_tokens)
+
+
+@pytest.mark.parametrize("head_size", [32, 64, 96, 128])
+def test_attention_is_its_definition(head_size: int, halves: str) -> None:
+    check_attention(halves, head_size, (1, 3), (1, 3, 16, 31, 33, 45, 64, 90, 257))
+
+
+def test_attention_of_a_whole_image_is_its_definition(halves: str) -> None:
+    # 577 tokens in 16 heads of 64: the published image encoder
+    check_attention(halves, 64, (16,), (577,))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head_size", [32, 64, 96, 128])
+def test_attention_of_every_number_of_heads_is_its_definition(head_size: int, halves: str) -> None:
+    check_attention(halves, head_size, (1, 3, 16), (1, 3, 16, 31, 33, 45, 64, 90, 257, 577))

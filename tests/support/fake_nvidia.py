@@ -1,4 +1,4 @@
-"""NVIDIA's libraries compiled for a test: what the program loads is a real shared library that says what it is told."""
+"""Stand-ins for NVIDIA's libraries: real shared libraries, compiled by a test, that answer with given values."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SOURCE = Path(__file__).parents[1] / "native" / "fake_nvidia.c"
 
 
 def compile_library(target: Path, *arguments: str) -> None:
-    """Compile a shared library from C, or skip the test where there is no compiler or no Linux."""
+    """Compile a shared library from C; skip the test without a compiler or outside Linux."""
     compiler = shutil.which("cc")
     if sys.platform != "linux" or compiler is None:
         pytest.skip("needs Linux and a C compiler")

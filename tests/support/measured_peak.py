@@ -1,10 +1,10 @@
-"""The memory that a process really takes at its fullest moment, beside the estimate; run in a process of its own.
+"""The peak of a process's memory beside the estimate; run in a process of its own.
 
     python tests/support/measured_peak.py BUNDLE IMAGE CTX_SIZE KV_TYPE KERNELS      a bundle, a full context
     python tests/support/measured_peak.py GGUF - CTX_SIZE KV_TYPE KERNELS SHAPE      a decoder of random weights alone
 
-What is measured is VmHWM: the largest number of resident pages, of the files that are mapped, too. It prints one JSON
-object: `peak_bytes`, `estimate_bytes`, and what the estimate consists of.
+The peak is VmHWM: resident memory at its largest, mapped files included. The program prints one JSON object:
+`peak_bytes`, `estimate_bytes`, and the `parts` of the estimate.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from bimedix_edge.bundle import DecoderSpec
-from bimedix_edge.cli.commands import ask  # noqa: F401  what the command imports counts, too
+from bimedix_edge.cli.commands import ask  # noqa: F401  the modules that the command imports count, too
 from bimedix_edge.decoder.batches import Run
 from bimedix_edge.decoder.decoder import Decoder
 from bimedix_edge.decoder.llama import repacks
@@ -26,7 +26,7 @@ from bimedix_edge.runtime import Runtime
 from bimedix_edge.sampling import Sampling
 from bimedix_edge.settings import Settings
 
-# a larger model reads only so much of its context: what is left of it was cleared, and so is resident
+# tokens that a large model evaluates; the rest of its context is resident, since it was cleared
 MOST_READ = 1024
 
 

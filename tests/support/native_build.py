@@ -1,4 +1,4 @@
-"""Compiles what the kernels' tests need natively, against the headers and libraries that llama-cpp-python brings."""
+"""Compiles native programs for tests, against the headers and libraries of llama-cpp-python."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ GGML_HEADERS = Path(llama_cpp.__file__).parents[1] / "include"
 
 
 def compiler() -> str:
-    """Return a C++ compiler; the test is skipped where there is none, or none with GCC's options."""
+    """Return a C++ compiler with GCC's options; skip the test without one."""
     found = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
     if found is None or sys.platform == "win32":
         pytest.skip("no C++ compiler with GCC's options")
@@ -37,8 +37,8 @@ def compile_native(sources: Sequence[Path], output: Path, *options: str) -> Path
 
 
 def with_ggml() -> list[str]:
-    """Return the options that find ggml's public headers and link its libraries."""
-    # the linker reports what libraries lack that they load themselves, such as OpenMP's
+    """Return the compiler options for ggml's public headers and its libraries."""
+    # the linker would report symbols that ggml's own dependencies provide, such as OpenMP's
     ignored = ["-Wl,--unresolved-symbols=ignore-in-shared-libs"] if platform.system() == "Linux" else []
     libraries = ["-lggml", "-lggml-base", "-lggml-cpu", "-ldl"]
     headers = ["-isystem", str(GGML_HEADERS)]

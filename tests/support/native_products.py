@@ -1,19 +1,21 @@
-"""What the kernels' tests share: products by our library and by ggml, through ctypes, and weights to multiply."""
+"""Shared by the tests of the kernels: products by our library and by ggml, through ctypes, and weights to multiply."""
 
 from __future__ import annotations
 
 import ctypes
 import functools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
 
-import llama_cpp  # noqa: F401  loads the ggml that our library is linked to
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
-from llama_cpp import _ggml
 from numpy.typing import NDArray
 
 from bimedix_edge.decoder.kernels import STEM
+from bimedix_edge.decoder.llama import ggml  # it loads the ggml that our library is linked to
 from bimedix_edge.native import find_library
 
 KINDS = ("Q4_K", "Q5_K", "Q6_K", "Q8_0", "Q4_0", "F16")
@@ -36,14 +38,14 @@ def library() -> ctypes.CDLL:
 
 
 def usable(name: str) -> bool:
-    """Say whether this processor and this build can run the kernels of a name."""
+    """Return whether this processor and this build can run the kernels of a name."""
     weights, x = random_weights("Q8_0", 1, 32, np.random.default_rng(0)), np.zeros((1, 32), np.float32)
     return _call(name, weights, x.ctypes.data, 1, np.zeros(1, np.float32).ctypes.data, 1) == 0
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A matrix in one of ggml's types, each row at a multiple of `stride` from byte `offset` of its memory on."""
+    """A matrix in one of ggml's types; row i begins at byte `offset + i * stride` of its memory."""
 
     kind: str
     rows: NDArray[np.uint8]  # (n_rows, bytes of a row)
@@ -61,7 +63,7 @@ class Weights:
 
 
 def place(kind: str, rows: NDArray[np.uint8], *, gap: int = 0, offset: int = 0) -> Weights:
-    """Lay rows out with `gap` bytes of nonsense between them, from `offset` bytes after a cache line on."""
+    """Lay rows out with `gap` bytes of 0xFF between them, starting `offset` bytes after a cache line."""
     n_rows, size = rows.shape
     memory = np.full(n_rows * (size + gap) + offset + 64, 0xFF, np.uint8)
     memory = memory[-memory.ctypes.data % 64 :]
@@ -92,10 +94,9 @@ def quantized(kind: str, dense: NDArray[np.float32]) -> Weights:
     n_rows, n_columns = dense.shape
     columns, size = GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
     rows = np.zeros((n_rows, n_columns // columns * size), np.uint8)
-    quantize = _ggml.libggml.ggml_quantize_chunk
     pointer, number = ctypes.c_void_p, ctypes.c_int64
-    quantize.argtypes = [ctypes.c_int, pointer, pointer, number, number, number, pointer]
-    quantize.restype = ctypes.c_size_t
+    arguments = (ctypes.c_int, pointer, pointer, number, number, number, pointer)
+    quantize = ggml("ggml_quantize_chunk", ctypes.c_size_t, *arguments)
     written = quantize(GGMLQuantizationType[kind], dense.ctypes.data, rows.ctypes.data, 0, n_rows, n_columns, None)
     assert written == rows.size
     return place(kind, rows)
@@ -104,14 +105,14 @@ def quantized(kind: str, dense: NDArray[np.float32]) -> Weights:
 def multiply(
     name: str, weights: Weights, x: NDArray[np.float32], *, n_threads: int = 1, shift: int = 0
 ) -> NDArray[np.float32]:
-    """Return x W^T by our kernels, having checked that nothing was written around it.
+    """Return x W^T by our kernels, and check that they wrote nothing around it.
 
     Args:
-        name: of the kernels, `scalar` or one of INSTRUCTION_SETS.
+        name: Name of the kernels, `scalar` or one of INSTRUCTION_SETS.
         weights: W.
-        x: (n_tokens, n_columns).
-        n_threads: that share the work.
-        shift: floats by which activations and result are off a cache line.
+        x: Activations, (n_tokens, n_columns).
+        n_threads: Threads that share the work.
+        shift: Number of floats between a cache line and the first activation, and likewise the first result.
     """
     n_tokens, n_columns = x.shape
     n_rows = len(weights.rows)
@@ -152,9 +153,13 @@ class InitParameters(ctypes.Structure):
     _fields_ = (("mem_size", ctypes.c_size_t), ("mem_buffer", ctypes.c_void_p), ("no_alloc", ctypes.c_bool))
 
 
+def ggml_functions(signatures: Mapping[str, tuple[Any, Sequence[Any]]]) -> SimpleNamespace:
+    """Return functions of ggml by name, with their types: the result's, and those of the arguments."""
+    return SimpleNamespace(**{name: ggml(name, result, *kinds) for name, (result, kinds) in signatures.items()})
+
+
 @functools.cache
-def _ggml_functions() -> ctypes.CDLL:
-    ggml = _ggml.libggml
+def _ggml_functions() -> SimpleNamespace:
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     signatures = {
         "ggml_init": (pointer, [InitParameters]),
@@ -166,26 +171,23 @@ def _ggml_functions() -> ctypes.CDLL:
         "ggml_graph_compute_with_ctx": (ctypes.c_int, [pointer, pointer, ctypes.c_int]),
         "ggml_get_data": (pointer, [pointer]),
     }
-    for name, (result, arguments) in signatures.items():
-        function = getattr(ggml, name)
-        function.restype, function.argtypes = result, arguments
-    return ggml
+    return ggml_functions(signatures)
 
 
 def ggml_multiply(weights: Weights, x: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return x W^T by ggml's CPU backend, a graph of one operation."""
-    ggml, n_tokens, n_rows = _ggml_functions(), len(x), len(weights.rows)
+    g, n_tokens, n_rows = _ggml_functions(), len(x), len(weights.rows)
     room = weights.rows.nbytes + 8 * x.nbytes + 8 * n_tokens * n_rows + (4 << 20)
-    context = ggml.ggml_init(InitParameters(room, None, False))
-    w = ggml.ggml_new_tensor_2d(context, GGMLQuantizationType[weights.kind], weights.n_columns, n_rows)
-    activations = ggml.ggml_new_tensor_2d(context, GGMLQuantizationType.F32, weights.n_columns, n_tokens)
-    product, graph = ggml.ggml_mul_mat(context, w, activations), ggml.ggml_new_graph(context)
-    ggml.ggml_build_forward_expand(graph, product)
+    context = g.ggml_init(InitParameters(room, None, False))
+    w = g.ggml_new_tensor_2d(context, GGMLQuantizationType[weights.kind], weights.n_columns, n_rows)
+    activations = g.ggml_new_tensor_2d(context, GGMLQuantizationType.F32, weights.n_columns, n_tokens)
+    product, graph = g.ggml_mul_mat(context, w, activations), g.ggml_new_graph(context)
+    g.ggml_build_forward_expand(graph, product)
     rows, x = np.ascontiguousarray(weights.rows), np.ascontiguousarray(x, np.float32)
-    ctypes.memmove(ggml.ggml_get_data(w), rows.ctypes.data, rows.nbytes)
-    ctypes.memmove(ggml.ggml_get_data(activations), x.ctypes.data, x.nbytes)
-    assert ggml.ggml_graph_compute_with_ctx(context, graph, 2) == 0
+    ctypes.memmove(g.ggml_get_data(w), rows.ctypes.data, rows.nbytes)
+    ctypes.memmove(g.ggml_get_data(activations), x.ctypes.data, x.nbytes)
+    assert g.ggml_graph_compute_with_ctx(context, graph, 2) == 0
     result = np.empty((n_tokens, n_rows), np.float32)
-    ctypes.memmove(result.ctypes.data, ggml.ggml_get_data(product), result.nbytes)
-    ggml.ggml_free(context)
+    ctypes.memmove(result.ctypes.data, g.ggml_get_data(product), result.nbytes)
+    g.ggml_free(context)
     return result

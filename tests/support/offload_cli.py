@@ -1,6 +1,6 @@
-"""The command line with a stand-in for a graphics card (native/stand_in.cpp) that fails while it computes.
+"""The command line with a stand-in for a graphics card (native/stand_in.cpp) that fails during a computation.
 
-python tests/support/offload_cli.py LIBRARY N_GRAPHS COMMAND ...    all of its computing fails after so many graphs
+python tests/support/offload_cli.py LIBRARY N_GRAPHS COMMAND ...    every graph fails after the first N_GRAPHS
 """
 
 from __future__ import annotations
