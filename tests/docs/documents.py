@@ -113,6 +113,13 @@ def documents() -> tuple[Document, ...]:
     return tuple(_read(path) for path in sorted(paths))
 
 
+def table_rows(path: Path, first_column: str) -> dict[str, list[str]]:
+    """Return the rows of a document's table whose first heading is this, by their first cell without backquotes."""
+    lines = path.read_text(encoding="utf-8").partition(f"\n| {first_column} |")[2].partition("\n\n")[0].splitlines()[2:]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return {row[0].strip("`"): row[1:] for row in cells}
+
+
 def _read(path: Path) -> Document:
     lines = path.read_text(encoding="utf-8").splitlines()
     prose, blocks, begun = [], [], None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -16,7 +17,7 @@ import click
 import numpy as np
 import pytest
 from docs.commands import ROWS, Way, commands, row_of
-from docs.documents import ROOT, Block, Document, Session, documents, is_mention
+from docs.documents import ROOT, Block, Document, Session, documents, is_mention, table_rows
 from imaging.phantoms import dataset, stored_values, written
 from loopback_hub import LoopbackHub
 from server_process import Server, serving
@@ -142,6 +143,18 @@ def test_it_runs(command: str, folder: Path, tmp_path: Path, bundles: dict[str, 
     assert printed.stdout or printed.stderr or "--check" in row.more
     for name in re.findall(r"-o (\S+)", command):
         assert (folder / name).stat().st_size > 0
+
+
+def test_json_has_the_fields_that_the_manual_lists(folder: Path) -> None:
+    question = 'bimedix-edge ask --json --temperature 0 --schema schema.json --image ct.dcm "Is there a nodule?"'
+    report = json.loads(run(question, folder).stdout)
+    rows = table_rows(ROOT / "bimedix_edge" / "cli" / "README.md", "field")
+    assert set(report) == set(rows)
+    for name, value in {**report, "images": report["images"][0]}.items():
+        if isinstance(value, dict) and name in ("tokens", "images", "timings_ms"):
+            assert set(value) == set(re.findall(r"`(\w+)`", rows[name][0]))
+    assert report["images"][0]["notes"]
+    assert all(set(note) == {"code", "fields", "text"} for note in report["images"][0]["notes"])
 
 
 @pytest.mark.parametrize("session", all_sessions(), ids=lambda session: session.command)

@@ -7,7 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from docs.documents import ROOT
+from docs.documents import ROOT, table_rows
 from docs.make_help import MANUAL, help_texts, manual
 
 import bimedix_edge
@@ -18,13 +18,6 @@ from bimedix_edge.server.front.limits import Limits
 from bimedix_edge.settings import Settings
 
 TEXT = MANUAL.read_text(encoding="utf-8")
-
-
-def _rows(text: str, first_column: str) -> dict[str, list[str]]:
-    """Return the rows of the table whose first heading is this, by their first cell without backquotes."""
-    lines = text.partition(f"\n| {first_column} |")[2].partition("\n\n")[0].splitlines()[2:]
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    return {row[0].strip("`"): row[1:] for row in cells}
 
 
 @pytest.mark.parametrize(("name", "text"), [pytest.param(*pair, id=pair[0]) for pair in help_texts()])
@@ -38,7 +31,7 @@ def test_the_manual_has_no_help_text_of_a_command_that_is_gone() -> None:
 
 
 def test_the_manual_has_every_setting_with_its_default() -> None:
-    rows = _rows(TEXT, "setting")
+    rows = table_rows(MANUAL, "setting")
     assert list(rows) == [item.name for item in fields(Settings)]
     words = {"model": "none", "device": "all", "threads": "one per core", "seed": "new"}
     for item in fields(Settings):
@@ -50,23 +43,26 @@ def test_the_manual_has_every_setting_with_its_default() -> None:
 def test_the_manual_has_every_exit_code() -> None:
     classes = [value for value in vars(bimedix_edge.errors).values() if isinstance(value, type)]
     codes = {value.exit_code for value in classes if issubclass(value, BimedixEdgeError)}
-    assert {int(code) for code in _rows(TEXT, "code")} == codes | {0, 130}
+    assert {int(code) for code in table_rows(MANUAL, "code")} == codes | {0, 130}
 
 
 def test_the_manual_has_every_command_of_a_conversation() -> None:
     from bimedix_edge.cli.commands.chat import HELP
 
-    assert {row.split()[0] for row in _rows(TEXT, "command")} == set(re.findall(r"^  (/\w+)", HELP, re.MULTILINE))
+    assert {row.split()[0] for row in table_rows(MANUAL, "command")} == set(
+        re.findall(r"^  (/\w+)", HELP, re.MULTILINE)
+    )
 
 
 def test_the_servers_manual_has_every_route_and_the_limits() -> None:
     import json
 
-    text = (MANUAL.parents[1] / "server" / "README.md").read_text(encoding="utf-8")
+    path = MANUAL.parents[1] / "server" / "README.md"
+    text = path.read_text(encoding="utf-8")
     shown = set(re.findall(r"`(?:GET|POST) (/[^`]*)`", text))
     routes = {re.sub(r"\{.*\}", "NAME", path) for path in json.loads(document())["paths"]}
     assert shown - {"/", "/static/…", "/openapi.json", "/metrics"} == routes - {"/openapi.json", "/metrics"}
-    rows = {key: " ".join(value) for key, value in _rows(text, "what").items()}
+    rows = {key: " ".join(value) for key, value in table_rows(path, "what").items()}
     limits, settings = Limits(), Settings()
     assert f"{limits.body_bytes >> 20} MiB and {limits.images} images" in rows["one request"]
     assert f"within {limits.head_s:g} seconds" in rows["headers"]
@@ -81,8 +77,8 @@ def test_the_servers_manual_has_every_route_and_the_limits() -> None:
 
 
 def test_the_imaging_manual_has_the_presets() -> None:
-    text = (MANUAL.parents[1] / "imaging" / "README.md").read_text(encoding="utf-8")
-    assert {name: tuple(map(float, cells)) for name, cells in _rows(text, "preset").items()} == PRESETS
+    rows = table_rows(MANUAL.parents[1] / "imaging" / "README.md", "preset")
+    assert {name: tuple(map(float, cells)) for name, cells in rows.items()} == PRESETS
 
 
 def test_contributing_draws_the_ten_rows() -> None:
