@@ -1,4 +1,4 @@
-"""What the server's two processes tell each other, as values; neither engine nor image decoder is imported here.
+"""The values that the server's two processes exchange; this module imports neither engine nor image decoder.
 
 The parent speaks HTTP and holds no native code; its child owns the model. A request goes down as a `GenerateRequest`
 and comes back up as `ServerEvent`s, of which the last is `Done` or `Failed`. `wire` puts them into frames.
@@ -40,7 +40,7 @@ Seconds = Annotated[float, Meta(ge=0)]
 
 
 class _Private(Struct, frozen=True, forbid_unknown_fields=True):
-    """What holds a user's texts or images, so its `repr` shows none of its fields."""
+    """A value that holds a user's texts or images; its `repr` shows no field."""
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}>"
