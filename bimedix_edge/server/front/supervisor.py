@@ -23,6 +23,7 @@ from bimedix_edge import child, errors
 from bimedix_edge.child import FrameError
 from bimedix_edge.errors import BimedixEdgeError, LostError, PromptError
 from bimedix_edge.events import Done, Encode, Token
+from bimedix_edge.server.front.metrics import State, Stats
 from bimedix_edge.server.front.waiting import WaitingLine
 from bimedix_edge.server.link.messages import (
     Failed,
@@ -32,8 +33,6 @@ from bimedix_edge.server.link.messages import (
     ModelFacts,
     Queued,
     ServerEvent,
-    State,
-    Stats,
 )
 from bimedix_edge.server.link.wire import (
     CancelRequest,

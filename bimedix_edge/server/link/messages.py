@@ -6,7 +6,6 @@ and comes back up as `ServerEvent`s, of which the last is `Done` or `Failed`. `w
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
@@ -25,18 +24,13 @@ __all__ = [
     "ModelFacts",
     "Numbered",
     "Queued",
-    "Seconds",
     "ServerEvent",
-    "State",
-    "Stats",
     "TextPart",
 ]
 
-State = Literal["loading", "ready", "restarting", "failed"]
 FailureKind = Literal["prompt", "image", "schema", "queue_full", "lost", "engine"]
 Count = Annotated[int, Meta(ge=0)]
 Positive = Annotated[int, Meta(ge=1)]
-Seconds = Annotated[float, Meta(ge=0)]
 
 
 class _Private(Struct, frozen=True, forbid_unknown_fields=True):
@@ -128,7 +122,7 @@ class Failed(_Private, frozen=True):
     n_prompt_tokens: Count | None = None
     n_ctx: Count | None = None
     place: Count | None = None
-    retry_after_s: Seconds | None = None
+    retry_after_s: Annotated[float, Meta(ge=0)] | None = None
 
     def __repr__(self) -> str:
         return f"<Failed {self.kind}: {self.message}>"
@@ -190,33 +184,3 @@ class ImagePreview(_Private, frozen=True):
     warnings: tuple[str, ...] = ()
     tags: dict[str, str] = {}
     presets: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Stats:
-    """Counters since the server started, and gauges; they stay in the parent.
-
-    Attributes:
-        n_queued: Requests that wait.
-        n_active: Requests that the child works on.
-        n_slots: Most requests that the child works on at once.
-        n_prompt_tokens, n_reused_tokens, n_generated_tokens: Positions prefilled, found in the KV cache, and decoded.
-        n_encodes: Images encoded.
-        n_restarts: Times that the model's process was started again.
-        kv_used, kv_cells: Cells of the KV cache in use, and all of them.
-        encode_s, prefill_s, decode_s: Seconds spent in these phases.
-    """
-
-    n_queued: int = 0
-    n_active: int = 0
-    n_slots: int = 0
-    n_prompt_tokens: int = 0
-    n_reused_tokens: int = 0
-    n_generated_tokens: int = 0
-    n_encodes: int = 0
-    n_restarts: int = 0
-    kv_used: int = 0
-    kv_cells: int = 0
-    encode_s: float = 0.0
-    prefill_s: float = 0.0
-    decode_s: float = 0.0
