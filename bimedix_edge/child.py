@@ -3,8 +3,8 @@
 A child reads frames from standard input and writes frames to standard output. A frame is its length in 8 bytes,
 little-endian, and then the bytes themselves. What they mean is the business of the two sides.
 
-The parent of the image codecs waits for its child; the server has an event loop. So the functions that wait exist
-twice, and everything else is shared.
+The parent of the image codecs blocks while it waits for its child; the server has an event loop. So the functions that
+wait exist twice, and everything else is shared.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _PIPES: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "
 
 
 class FrameError(Exception):
-    """The other side sent what is no frame, or a frame is too long: the two cannot go on talking.
+    """A frame is malformed or too long, so the two processes cannot go on.
 
     Its message quotes nothing of the frame, which may hold what a user wrote.
     """

@@ -1,4 +1,4 @@
-"""Damages pictures in thousands of ways and watches what decoding them costs. Run as a process of its own."""
+"""Damages pictures in thousands of ways and measures what decoding them costs; runs as a process of its own."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from bimedix_edge.imaging.picture import load_picture
 
 
 def originals(kind: str) -> list[bytes]:
-    """Return whole files of one kind, each of another sort."""
+    """Return undamaged files of one kind, each of another sort."""
     rng = np.random.default_rng(2)
     colour = Image.fromarray(rng.integers(0, 256, (48, 64, 3), dtype=np.uint8))
     grey16 = Image.fromarray(rng.integers(0, 4096, (48, 64), dtype=np.uint16))
@@ -54,7 +54,7 @@ def mutant(data: bytes, rng: np.random.Generator, *, keep: int) -> bytes:
     damaged = bytearray(data)
     for _ in range(int(rng.integers(1, 6))):
         place = int(rng.integers(keep, max(len(damaged), keep + 1)))
-        if rng.random() < 0.5:  # headers are where it hurts
+        if rng.random() < 0.5:  # most damage to headers matters
             place = min(keep + int(rng.integers(0, 600)), len(damaged) - 1)
         length = int(rng.integers(1, 9))
         match int(rng.integers(0, 6)):
@@ -72,7 +72,7 @@ def mutant(data: bytes, rng: np.random.Generator, *, keep: int) -> bytes:
 
 
 def run(kind: str, count: int, seed: int) -> dict[str, Any]:
-    """Decode `count` mutants; return outcomes, the slowest, and the most memory of either process."""
+    """Decode `count` mutants; return outcomes, the slowest time, and the peak memory of both processes."""
     rng = np.random.default_rng(seed)
     sources = originals(kind)
     keep = 132 if kind == "DICOM" else 4
@@ -103,7 +103,7 @@ def run(kind: str, count: int, seed: int) -> dict[str, Any]:
 
 
 def peak_bytes(process: int | str) -> int:
-    """Return the most memory that a process has had; `ru_maxrss` would count what its parent had, too."""
+    """Return the peak memory of a process; `ru_maxrss` would include its parent's."""
     for line in Path(f"/proc/{process}/status").read_text().splitlines():
         if line.startswith("VmHWM"):
             return int(line.split()[1]) * 1024

@@ -1,4 +1,4 @@
-"""Damaged files and files made to fill the memory: an error of ours, soon, and the process lives on."""
+"""Damaged files, and files made to fill the memory: each costs an error of ours, soon, and no process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the server's tests share: a server, and the Chromium that is installed in front of it."""
+"""Fixtures of the server's tests: a server, and the Chromium of this machine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from server_process import Server, serving
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
-# without these, a browser asks its maker's servers for things, and QUIC would pass by what a test records
+# without these, a browser calls its maker's servers, and QUIC would bypass what a test records
 CHROMIUM = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
@@ -24,22 +24,22 @@ CHROMIUM = [
 
 @pytest.fixture(scope="session")
 def server(bundles: dict[str, Path]) -> Iterator[Server]:
-    """Return a server that all tests share, with the demo model at F16 and a context of 1024 tokens."""
+    """Return the server that all tests share, with the demo model at F16 and a context of 1024 tokens."""
     with serving(bundles["F16"]) as running:
         yield running
 
 
 @pytest.fixture
 def start_server(bundles: dict[str, Path]) -> Iterator[Callable[..., Server]]:
-    """Return what starts a server of a test's own, with more arguments; it ends with the test."""
+    """Return a function that starts a server for one test, with more arguments; it ends with the test."""
     with ExitStack() as stack:
         yield lambda *arguments, **options: stack.enter_context(serving(bundles["F16"], *arguments, **options))
 
 
-# not for the session: as long as Playwright runs, this thread can run no other event loop
+# not for the session: while Playwright runs, this thread can run no other event loop
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Return the Chromium that is installed, without a window."""
+    """Return the installed Chromium, without a window."""
     executable = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if executable is None:
         pytest.skip("no Chromium is installed")

@@ -1,7 +1,7 @@
 """Slow clients of several kinds, in a process of their own: `siege.py HOST:PORT KEY CLIENTS SECONDS`.
 
-Each connects, sends what it sends, goes on with a few bytes a second, and connects anew when it is cut. Printed is, as
-JSON, how long each connection was borne.
+Each client connects, sends its first bytes, continues with a few bytes a second, and connects again when it is cut. The
+program prints, as JSON, how long each connection lasted.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import json
 import sys
 import time
 
-# what is measured ends after this, also if nobody cuts it
+# a connection ends after this, even if the server does not cut it
 LONGEST_S = 60.0
 
 
 def kinds(host: str, key: str) -> list[tuple[bytes, bytes]]:
-    """Return what each kind sends at once, and then every second."""
+    """Return for each kind of client its first bytes, and the bytes that follow every second."""
     head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
     return [
         (b"", b""),
@@ -27,7 +27,7 @@ def kinds(host: str, key: str) -> list[tuple[bytes, bytes]]:
 
 
 async def hold(port: int, sent: bytes, trickle: bytes) -> float:
-    """Hold one connection open, and return how long the server bore it."""
+    """Hold one connection open, and return how long the server let it."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     start_s = time.monotonic()
     gone = asyncio.ensure_future(reader.read())
@@ -44,17 +44,17 @@ async def hold(port: int, sent: bytes, trickle: bytes) -> float:
 
 
 async def besiege(host: str, key: str, n_clients: int, seconds: float) -> list[float]:
-    """Return how long each connection of `n_clients` at once was borne; new ones come for so many seconds."""
+    """Return how long each connection lasted, with `n_clients` at once; new ones come for `seconds`."""
     until_s = time.monotonic() + seconds
-    borne: list[float] = []
+    lasted_s: list[float] = []
 
     async def client(number: int) -> None:
         sent, trickle = kinds(host, key)[number % 4]
         while time.monotonic() < until_s:
-            borne.append(await hold(int(host.rpartition(":")[2]), sent, trickle))
+            lasted_s.append(await hold(int(host.rpartition(":")[2]), sent, trickle))
 
     await asyncio.gather(*(client(number) for number in range(n_clients)))
-    return borne
+    return lasted_s
 
 
 if __name__ == "__main__":

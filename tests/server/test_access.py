@@ -1,4 +1,4 @@
-"""Who gets no answer: other Hosts, other sites' pages in a real browser, other keys, and images that are addresses."""
+"""Requests that get no answer: other Hosts, other sites' pages in a real browser, wrong keys, images by address."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ NOT_ADDRESSES = [
 
 
 def raw(server: Server, text: str) -> tuple[int, str]:
-    """Send bytes as they are, and return the status and everything that came."""
+    """Send raw bytes, and return the status and the whole response."""
     with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
         connection.sendall(text.encode("utf-8", "surrogateescape"))
         data = b""
@@ -103,7 +103,7 @@ def test_no_host_two_hosts_and_a_whole_address_get_no_answer(server: Server) -> 
         ["Origin: http://evil.example"],
         ["Origin: null"],
         ["Origin: "],
-        ["Origin: http://localhost:{port}"],  # one of our names, but not this request's
+        ["Origin: http://localhost:{port}"],  # a name of ours, but not the one in this request's Host
         ["Origin: https://127.0.0.1:{port}"],
         ["Origin: http://127.0.0.1"],
         ["Origin: http://127.0.0.1:{port}", "Origin: http://evil.example"],
@@ -134,7 +134,7 @@ def test_our_own_page_is_answered_and_no_other_origin_is_ever_allowed(server: Se
 @pytest.mark.parametrize(
     "path", ["/v1/models", "/metrics", "/openapi.json", "/api/facts", "/no/such", "/healthz", "//"]
 )
-def test_without_the_key_nothing_is_said(server: Server, given: str | None, path: str) -> None:
+def test_without_the_key_no_route_answers(server: Server, given: str | None, path: str) -> None:
     headers = {} if given is None else {"Authorization": given.replace("{key}", server.key).encode().decode("latin-1")}
     answer = server.request("GET", path, headers=headers, key=False)
     assert answer.status == 401
@@ -174,7 +174,7 @@ class _Quiet(BaseHTTPRequestHandler):
 
 
 class _Trap(_Quiet):
-    """Whoever asks for a picture has done what must not happen."""
+    """Counts connections: the server must never fetch a picture."""
 
     def do_GET(self) -> None:
         self.send_response(302 if self.path == "/redirect" else 200)
@@ -202,7 +202,7 @@ def trap() -> Iterator[_Counting]:
 
 
 def strace(log: Path) -> tuple[str, ...]:
-    """Return what runs a command traced, or skip."""
+    """Return the command that traces another, or skip the test."""
     tracer = shutil.which("strace") if sys.platform == "linux" else None
     if tracer is None:
         pytest.skip("strace is not installed")
@@ -236,7 +236,7 @@ def test_an_address_in_place_of_an_image_opens_no_socket(
     assert trap.n_connections == 0
 
 
-# what a page of another site can make a browser do; {to} is our server, {path} the route
+# what a page of another site can make a browser do; {to} is our server
 VARIANTS = {
     "fetch": "fetch('{to}/health')",
     "fetch of the page": "fetch('{to}/')",
@@ -303,14 +303,14 @@ class _Evil(_Quiet):
 
 
 def counted(server: Server) -> dict[tuple[str, str], int]:
-    """Return how many requests had which route and status, those for the metrics aside."""
+    """Return how many requests had which route and status, except those for the metrics."""
     text = server.request("GET", "/metrics").body.decode()
     found = re.findall(r'^bimedix:http_requests_total\{route="(.*)",status="(\d+)"\} (\d+)$', text, re.MULTILINE)
     return {(route, status): int(count) for route, status, count in found if route != "/metrics"}
 
 
 def refused(server: Server, before: dict[tuple[str, str], int], seconds: float) -> dict[tuple[str, str], int]:
-    """Return what was counted since, once something was."""
+    """Return what was counted since, as soon as there is something."""
     deadline = time.monotonic() + seconds
     while True:
         now = counted(server)
@@ -320,7 +320,7 @@ def refused(server: Server, before: dict[tuple[str, str], int], seconds: float) 
         time.sleep(0.05)
 
 
-# browsers call this one the same site, for its name has no other than the port
+# for browsers, this is the same site: only the port differs
 SAME_SITE = ("fetch", "fetch no-cors post", "xhr post", "beacon", "web socket", "script", "frame", "form post")
 
 
@@ -342,7 +342,7 @@ def test_a_page_of_another_site_gets_no_answer(
                 page.evaluate("code => { (0, eval)(code) }", code.replace("{key}", server.key))
                 new = refused(server, before, 10)
                 assert new, f"{name} never came"
-                # nothing that is not a refusal of the Origin, which comes before any route
+                # only refusals of the Origin, which come before any route
                 assert {key for key in new if key != ("none", "403")} == set(), name
                 page.close()
             context.close()
@@ -359,7 +359,7 @@ def test_a_name_that_another_site_points_at_us_gets_no_answer(server: Server, br
     page.close()
 
 
-def test_nothing_of_a_request_is_in_the_log(start_server: Callable[..., Server]) -> None:
+def test_the_log_holds_nothing_of_a_request(start_server: Callable[..., Server]) -> None:
     server = start_server("--access-log")
     secret = "Zanzibarkrankheit"
     assert server.ask(f"Has she {secret}?").status == 200

@@ -1,4 +1,4 @@
-"""The API as its clients see it: OpenAI's own client, unchanged, and every way to ask for what there is not."""
+"""The API as its clients see it: OpenAI's own client, unchanged."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_a_question_about_an_image_and_a_follow_up(client: OpenAI, nodule: str) 
     made = first.choices[0].bimedix  # type: ignore[attr-defined]
     assert made["stop_reason"] == "end"
     assert (made["images"][0]["width_px"], len(made["images"][0]["sha256"])) == (200, 64)
-    # the message object goes back as it came, with all that a client's class adds to it
+    # the message object goes back as it came, with the fields that the client's class adds
     messages += [first.choices[0].message.model_dump(), {"role": "user", "content": "Where do you see the nodule?"}]
     second = client.chat.completions.create(model=MODEL, messages=messages, temperature=0)
     assert second.choices[0].message.content == "In the upper zone of the right lung."
@@ -69,16 +69,16 @@ def test_a_stream_says_the_same_as_a_whole_answer(client: OpenAI, nodule: str) -
     assert usage.completion_tokens == whole.usage.completion_tokens
 
 
-def test_progress_is_told_to_who_asks_for_it(client: OpenAI, samples: Path) -> None:
+def test_a_stream_reports_progress_on_request(client: OpenAI, samples: Path) -> None:
     messages = about(data_url(samples / "normal.png"), "Is the heart enlarged?")
     options: Any = {"include_usage": True, "bimedix_progress": True}
     events = []
     for chunk in client.chat.completions.create(
         model=MODEL, messages=messages, temperature=0, stream=True, stream_options=options
     ):
-        if (told := (chunk.model_extra or {}).get("bimedix")) is not None:
+        if (progress := (chunk.model_extra or {}).get("bimedix")) is not None:
             assert chunk.choices == []
-            events.append(told)
+            events.append(progress)
     assert [event["done"] for event in events if event["event"] == "encode"] == [False, True]
     last = events[-1]
     assert last["event"] == "prefill"
@@ -90,12 +90,12 @@ def test_a_seed_makes_an_answer_repeatable(client: OpenAI) -> None:
         made = client.completions.create(model=MODEL, prompt="Hello", temperature=1, max_tokens=16, seed=seed)
         return made.choices[0].text
 
-    answer(5)  # sums of what is read and of what is found in the cache differ in their last bits
+    answer(5)  # sums over prefilled and over cached positions differ in their last bits
     first = answer(5)
     assert answer(5) == first
     assert len({answer(seed) for seed in (5, 7, 9, 11)}) > 1
     assert len({answer(None) for _ in range(4)}) > 1
-    # several answers to one request have seeds of their own
+    # each of several answers to one request has its own seed
     several = client.completions.create(model=MODEL, prompt="Hello", temperature=2, max_tokens=16, n=4, seed=5)
     assert len({choice.text for choice in several.choices}) > 1
 
@@ -183,7 +183,7 @@ def test_probabilities_are_those_of_the_tokens(client: OpenAI, nodule: str) -> N
     for token in content:
         assert bytes(token.bytes or []).decode("utf-8", "replace") == token.token
         assert len(token.top_logprobs) == 3
-        # greedy: the token taken is the most likely one
+        # greedy decoding takes the most likely token
         assert token.logprob == max(top.logprob for top in token.top_logprobs) <= 0
 
 

@@ -74,13 +74,13 @@ def _said(*turns: tuple[str, Any]) -> dict[str, Any]:
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_request_that_asks_for_what_there_is_not(
+def test_a_request_that_is_not_valid_is_refused(
     server: Server, body: Any, code: str, param: str | None, *, stream: bool
 ) -> None:
     if stream and isinstance(body, dict):
         body = {**body, "stream": True}
         if "stream_options" in body:
-            pytest.skip("that is right then")
+            pytest.skip("with a stream, this request is valid")
     answer = server.request("POST", CHAT, body)
     assert answer.status == 400, answer.body
     assert answer.error["code"] == code
@@ -142,11 +142,11 @@ def test_a_request_that_is_too_large_is_refused_before_and_while_it_comes(server
         assert connection.recv(65536).startswith(b"HTTP/1.1 413 ")
     whole = server.request("POST", CHAT, b" " * ((64 << 20) + 1))
     assert (whole.status, whole.error["code"]) == (413, "request_too_large")
-    # nothing of it is kept
+    # the server keeps nothing of it
     assert server.ask().status == 200
 
 
-def test_who_asks_too_often_is_told_when_to_ask_again_and_others_are_not() -> None:
+def test_a_client_that_asks_too_often_learns_when_to_ask_again_and_others_go_on() -> None:
     rate = RateLimit(per_s=0.5, burst=5)
     for _ in range(5):
         rate.take("one")
@@ -158,7 +158,7 @@ def test_who_asks_too_often_is_told_when_to_ask_again_and_others_are_not() -> No
 
 
 def _endless(server: Server) -> socket.socket:
-    """Ask for a long answer as a stream, and return the connection once it has begun."""
+    """Ask for a long answer as a stream, and return the connection once the stream has begun."""
     body = json.dumps(_bad(max_tokens=900, temperature=2, min_p=0.01, stream=True, seed=1)).encode()
     connection = socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_S)
     head = f"POST {CHAT} HTTP/1.1\r\nHost: {server.host}\r\nAuthorization: Bearer {server.key}\r\n"
@@ -179,7 +179,7 @@ def _until(holds: Callable[[], bool], seconds: float = 20) -> bool:
     return held
 
 
-def test_a_client_that_goes_frees_its_place_and_a_full_queue_says_how_many_wait(
+def test_a_client_that_leaves_frees_its_slot_and_a_full_queue_says_how_many_wait(
     start_server: Callable[..., Server],
 ) -> None:
     server = start_server("--parallel", "1", "--queue", "1", "--ctx-size", "4096", "--max-tokens", "4000")
@@ -193,7 +193,7 @@ def test_a_client_that_goes_frees_its_place_and_a_full_queue_says_how_many_wait(
         lambda: _gauge(server, "llamacpp:requests_deferred") == 1 or _gauge(server, "llamacpp:requests_processing") == 0
     )
     full = server.ask()
-    if full.status != 200:  # unless the long answer happened to end by itself
+    if full.status != 200:  # unless the long answer has ended by itself
         assert (full.status, full.error["code"], full.error["place"]) == (429, "queue_full", 1)
         assert int(full.headers["retry-after"]) >= 1
     waiting.close()
@@ -203,7 +203,7 @@ def test_a_client_that_goes_frees_its_place_and_a_full_queue_says_how_many_wait(
     assert server.ask().status == 200
 
 
-def test_a_model_that_dies_is_told_and_comes_back(start_server: Callable[..., Server]) -> None:
+def test_a_model_that_dies_is_an_error_and_comes_back(start_server: Callable[..., Server]) -> None:
     server = start_server()
     (child,) = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
     with _endless(server) as connection:
@@ -212,6 +212,6 @@ def test_a_model_that_dies_is_told_and_comes_back(start_server: Callable[..., Se
         while b"0\r\n\r\n" not in text and (data := connection.recv(65536)):
             text += data
     assert b'"code":"lost"' in text or b'"finish_reason":"length"' in text or b'"finish_reason":"stop"' in text
-    assert server.ask().status == 200  # whether it comes before the death is noticed or after
+    assert server.ask().status == 200  # before the server notices the death, or after
     assert _gauge(server, "bimedix:model_restarts_total") == 1
     assert _until(lambda: server.request("GET", "/health", key=False).status == 200, 60)

@@ -1,4 +1,4 @@
-"""The model in a process of its own: it answers, dies, comes back, and takes nothing with it."""
+"""The model in a process of its own: it answers, dies, and comes back, and requests survive it."""
 
 from __future__ import annotations
 
@@ -77,12 +77,12 @@ def test_an_answer_comes_through_the_process(bundles: dict[str, Path], samples: 
     asyncio.run(check())
 
 
-def test_what_a_dead_process_had_not_begun_waits_for_the_next_one(bundles: dict[str, Path]) -> None:
+def test_the_next_process_gets_the_requests_that_a_dead_one_had_not_begun(bundles: dict[str, Path]) -> None:
     async def check() -> None:
         async with running(bundles["F16"]) as process:
             first = process.pid
             assert first is not None
-            os.kill(first, signal.SIGSTOP)  # so that what it is sent stays unread
+            os.kill(first, signal.SIGSTOP)  # so that its requests stay unread
             asked = asyncio.create_task(answer(process, request(QUESTION)))
             left = asyncio.create_task(answer(process, request(QUESTION, tenant="b")))
             await asyncio.sleep(0.1)
@@ -98,7 +98,7 @@ def test_what_a_dead_process_had_not_begun_waits_for_the_next_one(bundles: dict[
     asyncio.run(check())
 
 
-def test_what_ends_the_process_twice_is_not_tried_again(bundles: dict[str, Path]) -> None:
+def test_a_request_that_ends_the_process_twice_is_not_requeued_again(bundles: dict[str, Path]) -> None:
     async def check() -> None:
         async with running(bundles["F16"]) as process:
             asked = asyncio.create_task(answer(process, request(QUESTION)))

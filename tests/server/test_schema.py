@@ -1,4 +1,4 @@
-"""`response_format` is enforced, or refused by name before the model is asked."""
+"""`response_format` is enforced, or refused before the model gets the request."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_the_official_client_parses_an_answer_into_a_model(server: Server) -> No
     assert isinstance(reply.choices[0].message.parsed, Finding)
 
 
-def test_without_a_schema_some_object_is_written(server: Server) -> None:
+def test_without_a_schema_the_answer_is_some_object(server: Server) -> None:
     for seed in range(3):
         reply = server.ask(response_format={"type": "json_object"}, temperature=1.5, seed=seed, max_tokens=300)
         (choice,) = reply.json["choices"]
@@ -66,7 +66,7 @@ def test_an_answer_that_is_cut_says_so(server: Server) -> None:
         ({"minimum": 2, "maximum": 1, "type": "integer"}, "minimum"),
     ],
 )
-def test_what_cannot_be_enforced_is_refused(server: Server, schema: dict[str, Any], named: str) -> None:
+def test_a_schema_that_cannot_be_enforced_is_refused(server: Server, schema: dict[str, Any], named: str) -> None:
     reply = server.ask(response_format=as_format(schema))
     assert reply.status == 400
     assert reply.error["code"] == "unsupported_schema"

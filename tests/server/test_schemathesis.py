@@ -1,4 +1,4 @@
-"""What the OpenAPI document says and what the server does are the same: schemathesis asks, in 2,000 ways and more."""
+"""The server does what its OpenAPI document says: schemathesis sends 2,000 requests and more."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ CHECKS = (
     "ignored_auth",
 )  # fmt: skip
 N_CASES = 2000
-N_FUZZED = 150  # of each operation, beside those that walk through the document
+N_FUZZED = 150  # for each operation, besides those of the coverage phase
 
 
 def test_two_thousand_requests_made_from_the_document(start_server: Callable[..., Server], tmp_path: Path) -> None:
-    # short answers: it is the requests that are judged
+    # short answers, since the test is about requests
     server = start_server("--ctx-size", "128", "--max-tokens", "2")
     command = [
         str(Path(sys.executable).with_name("st")), "run", f"{server.url}/openapi.json",
@@ -33,7 +33,7 @@ def test_two_thousand_requests_made_from_the_document(start_server: Callable[...
     generated = re.search(r"([\d,]+) generated", result.stdout)
     assert generated is not None, result.stdout
     assert int(generated[1].replace(",", "")) >= N_CASES
-    # a server that only refuses would have passed all of this
+    # a server that only refuses would pass so far
     text = server.request("GET", "/metrics").body.decode()
     answered = re.findall(r'route="(/v1/\w.*|/tokenize|/detokenize)",status="200"\} (\d+)', text)
     assert {route for route, count in answered if int(count) > 0} >= {

@@ -1,4 +1,4 @@
-"""`bimedix-edge serve` as an operator runs it: what it refuses to start with, TLS and files of keys, how it ends."""
+"""`bimedix-edge serve` as an operator runs it: options it refuses, TLS and files of keys, how it ends."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def refused(*arguments: str) -> tuple[int, str]:
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Return a certificate for `ward.example` and its key, made now."""
+    """Return a new certificate for `ward.example`, and its key."""
     openssl = shutil.which("openssl")
     if openssl is None:
         pytest.skip("openssl is not installed")
@@ -68,7 +68,7 @@ def keys(tmp_path: Path) -> Path:
         (["--port", "0", "-m", "nonsense"], "No installed model is named"),
     ],
 )
-def test_what_would_be_unsafe_or_cannot_be_is_refused_before_anything_is_loaded(
+def test_unsafe_and_impossible_options_are_refused_before_the_model_is_loaded(
     bundles: dict[str, Path],
     keys: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -113,7 +113,7 @@ def test_tls_keys_of_a_file_and_a_name_of_its_own(
         "--allow-host", "ward.example",
     )  # fmt: skip
     assert server.url == f"https://ward.example:{server.port}"
-    # others made the keys, so none is printed
+    # the operator made the keys, so the server prints no key
     assert (server.key, server.link) == ("", "")
     assert KEY not in "\n".join(server.lines)
     context = ssl.create_default_context(cafile=str(cert))
@@ -132,7 +132,7 @@ def test_tls_keys_of_a_file_and_a_name_of_its_own(
     assert status("ward.example", "ward-8-0123456789abcdef") == 200
     assert status("ward.example", KEY[:-1]) == 401
     assert status("evil.example", KEY) == 403
-    # plain HTTP on that port is no answer
+    # plain HTTP on that port gets no answer
     with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_S) as plain:
         plain.sendall(b"GET /health HTTP/1.1\r\nHost: ward.example\r\n\r\n")
         assert b"200" not in plain.recv(100)

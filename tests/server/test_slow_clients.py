@@ -1,4 +1,4 @@
-"""Clients that hold a connection open for nothing: each kind is cut in time, and nobody else notices."""
+"""Clients that hold a connection open for nothing: each kind is cut in time, and other clients do not notice."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from bimedix_edge.server.front.limits import Limits
 from bimedix_edge.server.front.listening import bind
 from bimedix_edge.server.front.serving import serve_app
 
-# as the server's, but seconds long
+# like the server's limits, but seconds long
 QUICK = Limits(
     connections=20, head_bytes=4096, head_s=1.0, body_bytes=1 << 16, body_grace_s=1.0, body_s=3.0, write_s=1.0
 )
 LOOK_S = 1.0
-SLACK_S = 3.0  # of a machine that has other things to do
+SLACK_S = 3.0  # for a busy machine
 LIMITS = Limits()
 SIEGE = Path(__file__).with_name("siege.py")
 
 
 async def _app(scope: Scope, receive: Receive, send: Send) -> None:
-    """Read a body, if there is one, and answer with as many bytes as the path says."""
+    """Read the body, and answer with the number of bytes in the path."""
     while (message := await receive()).get("more_body"):
         pass
     if message["type"] == "http.disconnect":
@@ -48,7 +48,7 @@ async def _app(scope: Scope, receive: Receive, send: Send) -> None:
 
 @contextlib.asynccontextmanager
 async def quick_server(limits: Limits = QUICK) -> AsyncIterator[int]:
-    """Run the real connections with quick limits around an application of a few lines, and yield the port."""
+    """Run real connections with quick limits around an application of a few lines, and yield the port."""
     listener = bind("127.0.0.1", 0)
     port: int = listener.getsockname()[1]
     up = asyncio.Event()
@@ -74,7 +74,7 @@ class _Enough(Exception):
 
 
 async def seconds_until_cut(port: int, sent: bytes, trickle: bytes) -> float:
-    """Connect, send, go on with a few bytes ten times a second, and return how long the server bore it."""
+    """Connect, send, continue with a few bytes ten times a second, and return when the server cut the connection."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     start_s = time.monotonic()
     try:
@@ -96,7 +96,7 @@ POST = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 60000\r\n\r\n"
 CHUNKED = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
-# what is sent at once, and then again and again
+# the first bytes, and the bytes that follow again and again
 SLOW = {
     "nothing is sent": (b"", b""),
     "half a head": (REQUEST, b""),
@@ -110,11 +110,11 @@ SLOW = {
 }
 
 
-def test_who_does_not_send_is_cut() -> None:
+def test_a_client_that_does_not_send_is_cut() -> None:
     async def check() -> None:
         async with quick_server() as port:
             took_s = await asyncio.gather(*(seconds_until_cut(port, *kind) for kind in SLOW.values()))
-            # heads and bodies have the same limit here
+            # heads and bodies have the same limit in this test
             wrong = {
                 name: seconds
                 for name, seconds in zip(SLOW, took_s, strict=True)
@@ -125,7 +125,7 @@ def test_who_does_not_send_is_cut() -> None:
     asyncio.run(check())
 
 
-def test_who_does_not_read_is_cut() -> None:
+def test_a_client_that_does_not_read_is_cut() -> None:
     async def check() -> None:
         async with quick_server() as port:
             # more than the system's buffers hold
@@ -145,7 +145,7 @@ def test_who_does_not_read_is_cut() -> None:
     asyncio.run(check())
 
 
-def test_who_reads_slowly_but_reads_is_not_cut() -> None:
+def test_a_client_that_reads_slowly_is_not_cut() -> None:
     async def check() -> None:
         async with quick_server() as port:
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -179,7 +179,7 @@ def test_a_steady_body_and_requests_one_after_the_other_are_not_cut() -> None:
     asyncio.run(check())
 
 
-def test_when_there_are_too_many_the_one_that_waited_longest_goes() -> None:
+def test_beyond_the_limit_the_connection_that_waited_longest_is_cut() -> None:
     async def check() -> None:
         async with quick_server(replace(QUICK, head_s=30.0)) as port:
             idle = [await asyncio.open_connection("127.0.0.1", port) for _ in range(QUICK.connections)]
@@ -189,7 +189,7 @@ def test_when_there_are_too_many_the_one_that_waited_longest_goes() -> None:
                 writer.write(REQUEST + b"Connection: close\r\n\r\n")
                 assert (await reader.read()).startswith(b"HTTP/1.1 200 ")
                 writer.close()
-            # the first that came is the first that goes
+            # the first connection is the first to be cut
             assert await asyncio.wait_for(idle[0][0].read(), 5) == b""
             for _, writer in idle:
                 writer.transport.abort()
@@ -209,7 +209,7 @@ def test_when_there_are_too_many_the_one_that_waited_longest_goes() -> None:
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", 400, "invalid_http"),
     ],
 )
-def test_what_is_no_http_is_told_so(sent: bytes, status: int, code: str) -> None:
+def test_bytes_that_are_not_http_get_an_error(sent: bytes, status: int, code: str) -> None:
     async def check() -> None:
         async with quick_server() as port:
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -233,10 +233,10 @@ def _healthy_p95_s(server: Server, seconds: float) -> float:
 
 
 def _besieged(server: Server, n_clients: int, seconds: float) -> tuple[float, list[float]]:
-    """Return the p95 of healthy requests beside slow clients, and how long each of their connections was borne."""
+    """Return the p95 of healthy requests beside slow clients, and how long each of their connections lasted."""
     command = [sys.executable, str(SIEGE), server.host, server.key, str(n_clients), str(seconds)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as siege:
-        time.sleep(1)  # until they are there
+        time.sleep(1)  # until they are connected
         p95_s = _healthy_p95_s(server, seconds - 1)
         output, _ = siege.communicate()
     return p95_s, json.loads(output)
@@ -255,7 +255,7 @@ def test_slow_clients_are_cut_and_their_descriptors_come_back(start_server: Call
     before = server.n_descriptors()
     _, cut_after_s = _besieged(server, 40, 2)
     assert len(cut_after_s) >= 40
-    # the limit, the look once a second, and a paused machine
+    # the limit, the check once a second, and a paused machine
     assert statistics.median(cut_after_s) < LIMITS.head_s + LOOK_S + SLACK_S
     assert _until_descriptors(server, before) <= before
 

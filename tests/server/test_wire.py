@@ -39,7 +39,7 @@ QUESTION = GenerateRequest(
 )
 FACTS = ModelFacts("demo", "MIT", "no", 1024, 8, 500, 144, 64, Sampling(top_k=3), ("lung",), 5, "fp_0")
 REQUESTS = [
-    wire.OpenModel(0, None, Settings(store_dir=Path("/nowhere/m\udcff"), ctx_size=5, temperature=0.5)),
+    wire.OpenModel(0, None, Settings(store_dir=Path("/nowhere/m\udcff"), ctx_size=128, temperature=0.5)),
     wire.OpenModel(0, b"/nowhere/m\xff", Settings()),
     wire.Generate(7, QUESTION),
     wire.Generate(7, GenerateRequest("a", Sampling(grammar="start: /a/"), prompt="text", max_tokens=3)),

@@ -1,4 +1,4 @@
-"""A server as an operator starts it: a process, its output, and requests to it."""
+"""A server as an operator starts it: its process, its output, and requests to it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Answer:
 
     @property
     def error(self) -> dict[str, Any]:
-        """Return the error object; it is OpenAI's in shape, and its message one sentence."""
+        """Return the error object; it has OpenAI's shape, and its message is made of sentences."""
         error: dict[str, Any] = self.json["error"]
         assert set(error) >= {"message", "type", "param", "code"}
         assert error["message"].endswith(".")
@@ -47,11 +47,11 @@ class Server:
     """A running server.
 
     Attributes:
-        process: of the server, whose child owns the model.
-        url: without a path.
-        key: that opens it.
-        link: to the page, with the token that works once; empty where keys are in a file.
-        lines: of its output, the errors among them.
+        process: The server's process, whose child owns the model.
+        url: Its URL, without a path.
+        key: The key that it made; empty where keys are in a file.
+        link: Link to the page, with the one-time token; empty where keys are in a file.
+        lines: Lines of its output, errors included.
     """
 
     process: subprocess.Popen[str]
@@ -72,7 +72,7 @@ class Server:
     def request(
         self, method: str, path: str, body: Any = None, *, headers: dict[str, str] | None = None, key: bool = True
     ) -> Answer:
-        """Send one request over a connection of its own; a body that is no bytes is sent as JSON."""
+        """Send one request over a connection of its own, with the body as JSON unless it is bytes."""
         sent = {"Authorization": f"Bearer {self.key}"} if key else {}
         data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
         if data is not None:
@@ -88,7 +88,7 @@ class Server:
             connection.close()
 
     def ask(self, question: str = "Is there a nodule?", **more: Any) -> Answer:
-        """Ask a question of text alone, greedily."""
+        """Ask a question without a picture, decoded greedily."""
         return self.request(
             "POST",
             "/v1/chat/completions",
@@ -99,20 +99,20 @@ class Server:
         return len(os.listdir(f"/proc/{self.process.pid}/fd"))
 
     def stop(self) -> int:
-        """Ask it to end as a service manager does, and return its exit code."""
+        """Stop the server as a service manager does, and return its exit code."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(PATIENCE_S)
 
 
 @contextmanager
 def serving(model: Path, *arguments: str, prefix: tuple[str, ...] = (), ready: bool = True) -> Iterator[Server]:
-    """Run a server as long as the block does.
+    """Run a server while the block runs.
 
     Args:
-        model: a bundle.
-        arguments: more of the command line.
-        prefix: what the command is run under.
-        ready: whether to wait until the model is loaded.
+        model: Directory of a bundle.
+        arguments: More arguments of the command line.
+        prefix: Command that runs the server, such as a tracer.
+        ready: Whether to wait until the model is loaded.
     """
     command = [*prefix, *COMMAND, "-m", str(model), "--port", "0", "--ctx-size", "1024", *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:

@@ -3,12 +3,43 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
+from typing import Literal
 
-from bimedix_edge.server.link.messages import State, Stats
+__all__ = ["RequestCounts", "State", "Stats", "metrics_text"]
 
-__all__ = ["RequestCounts", "metrics_text"]
-
+State = Literal["loading", "ready", "restarting", "failed"]
 _STATES: tuple[State, ...] = ("loading", "ready", "restarting", "failed")
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Counters since the server started, and gauges.
+
+    Attributes:
+        n_queued: Requests that wait.
+        n_active: Requests that the child works on.
+        n_slots: Most requests that the child works on at once.
+        n_prompt_tokens, n_reused_tokens, n_generated_tokens: Positions prefilled, found in the KV cache, and decoded.
+        n_encodes: Images encoded.
+        n_restarts: Times that the model's process was started again.
+        kv_used, kv_cells: Cells of the KV cache in use, and all of them.
+        encode_s, prefill_s, decode_s: Seconds spent in these phases.
+    """
+
+    n_queued: int = 0
+    n_active: int = 0
+    n_slots: int = 0
+    n_prompt_tokens: int = 0
+    n_reused_tokens: int = 0
+    n_generated_tokens: int = 0
+    n_encodes: int = 0
+    n_restarts: int = 0
+    kv_used: int = 0
+    kv_cells: int = 0
+    encode_s: float = 0.0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
 
 
 class RequestCounts:

@@ -23,6 +23,7 @@ from bimedix_edge import child, errors
 from bimedix_edge.child import FrameError
 from bimedix_edge.errors import BimedixEdgeError, LostError, PromptError
 from bimedix_edge.events import Done, Encode, Token
+from bimedix_edge.server.front.metrics import State, Stats
 from bimedix_edge.server.front.waiting import WaitingLine
 from bimedix_edge.server.link.messages import (
     Failed,
@@ -32,8 +33,6 @@ from bimedix_edge.server.link.messages import (
     ModelFacts,
     Queued,
     ServerEvent,
-    State,
-    Stats,
 )
 from bimedix_edge.server.link.wire import (
     CancelRequest,
@@ -63,7 +62,7 @@ from bimedix_edge.settings import Settings
 __all__ = ["ModelProcess"]
 
 _ENTRY = "bimedix_edge.server.model.process:main"
-# a child that dies this often before it is ready is given up
+# the server gives up after this many deaths in a row before the model is ready
 _MOST_FAILURES = 3
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 10.0
 _CLOSE_S = 5.0
@@ -89,7 +88,7 @@ class _Job:
         self.place: int | None = None
         self.text = ""
         self.begun_s = 0.0
-        # the next child gets a request, too, unless the last one had begun it, it is a requeued one, or its client left
+        # a request goes to the next child unless the last one had begun it, it was requeued before, or its client left
         self.begun = self.requeued = self.left = False
 
 
@@ -114,7 +113,7 @@ class ModelProcess:
         self.fault: BimedixEdgeError | None = None
         self.pid: int | None = None
         self.counters = Stats()
-        # where the model is given, the settings' own name for one has no use
+        # `model` replaces the settings' model
         self._settings = settings if model is None else replace(settings, model=None)
         self._model = None if model is None else os.fsencode(model)
         self._numbers = itertools.count(1)

@@ -1,4 +1,4 @@
-"""What the server's two processes tell each other, as values; neither engine nor image decoder is imported here.
+"""The values that the server's two processes exchange; this module imports neither engine nor image decoder.
 
 The parent speaks HTTP and holds no native code; its child owns the model. A request goes down as a `GenerateRequest`
 and comes back up as `ServerEvent`s, of which the last is `Done` or `Failed`. `wire` puts them into frames.
@@ -6,7 +6,6 @@ and comes back up as `ServerEvent`s, of which the last is `Done` or `Failed`. `w
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
@@ -26,22 +25,17 @@ __all__ = [
     "ModelFacts",
     "Numbered",
     "Queued",
-    "Seconds",
     "ServerEvent",
-    "State",
-    "Stats",
     "TextPart",
 ]
 
-State = Literal["loading", "ready", "restarting", "failed"]
 FailureKind = Literal["prompt", "image", "schema", "queue_full", "lost", "engine"]
 Count = Annotated[int, Meta(ge=0)]
 Positive = Annotated[int, Meta(ge=1)]
-Seconds = Annotated[float, Meta(ge=0)]
 
 
 class _Private(Struct, frozen=True, forbid_unknown_fields=True):
-    """What holds a user's texts or images, so its `repr` shows none of its fields."""
+    """A value that holds a user's texts or images; its `repr` shows no field."""
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}>"
@@ -129,7 +123,7 @@ class Failed(_Private, frozen=True):
     n_prompt_tokens: Count | None = None
     n_ctx: Count | None = None
     place: Count | None = None
-    retry_after_s: Seconds | None = None
+    retry_after_s: Annotated[float, Meta(ge=0)] | None = None
 
     def __repr__(self) -> str:
         return f"<Failed {self.kind}: {self.message}>"
@@ -191,33 +185,3 @@ class ImagePreview(_Private, frozen=True):
     warnings: tuple[NoteReport, ...] = ()
     tags: dict[str, str] = {}
     presets: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Stats:
-    """Counters since the server started, and gauges; they stay in the parent.
-
-    Attributes:
-        n_queued: Requests that wait.
-        n_active: Requests that the child works on.
-        n_slots: Most requests that the child works on at once.
-        n_prompt_tokens, n_reused_tokens, n_generated_tokens: Positions prefilled, found in the KV cache, and decoded.
-        n_encodes: Images encoded.
-        n_restarts: Times that the model's process was started again.
-        kv_used, kv_cells: Cells of the KV cache in use, and all of them.
-        encode_s, prefill_s, decode_s: Seconds spent in these phases.
-    """
-
-    n_queued: int = 0
-    n_active: int = 0
-    n_slots: int = 0
-    n_prompt_tokens: int = 0
-    n_reused_tokens: int = 0
-    n_generated_tokens: int = 0
-    n_encodes: int = 0
-    n_restarts: int = 0
-    kv_used: int = 0
-    kv_cells: int = 0
-    encode_s: float = 0.0
-    prefill_s: float = 0.0
-    decode_s: float = 0.0

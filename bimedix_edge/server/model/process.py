@@ -65,7 +65,7 @@ def main() -> None:
     with contextlib.suppress(FrameError):
         while (data := child.read_frame(requests)) is not None:
             handler.take(unpack_request(data))
-    # nobody is left to read the answers in flight
+    # without a parent, answers in flight have no reader
     os._exit(0)
 
 
