@@ -94,7 +94,7 @@ def test_what_is_installed_and_answers_needs_no_hub(hub: LoopbackHub, place: Pat
     assert answered.returncode == 0, answered.stderr
     again = pull(NAME)
     assert again.returncode == 2
-    assert "is installed; add --force" in again.stderr
+    assert "is installed already. Add --force" in again.stderr
     assert hub.requests == []
     assert pull(NAME, "--force").returncode == 0
 
@@ -142,7 +142,7 @@ def test_on_a_terminal_the_licence_is_asked_for(hub: LoopbackHub, place: Path, a
     child.expect("accept this licence")
     assert hub.fetched() == []
     child.sendline(answer)
-    child.expect("kept in" if code == 0 else "nothing was fetched")
+    child.expect("kept in" if code == 0 else "Nothing was fetched")
     child.expect(pexpect.EOF)
     child.close()
     assert child.exitstatus == code
@@ -157,19 +157,20 @@ def test_a_repository_of_ones_own_is_named_and_licensed_as_the_hub_says(hub: Loo
 
 
 @pytest.mark.parametrize(
-    ("name", "status", "code", "message"),
+    ("name", "status", "expected"),
     [
-        ("bimedix2-8b-bi", 401, 2, "HF_TOKEN"),
-        ("bimedix2-8b-bi", 403, 2, "HF_TOKEN"),
-        ("bimedix2-70b", 0, 2, "there is none (404)"),
-        ("bimedix2-8b-bi@v9", 0, 2, "has no 'v9'"),
-        ("bimedix2-8b-bi", 500, 6, "USB"),
-        ("bimedix2-9b", 0, 2, "bimedix2-8b-bi"),
+        ("bimedix2-8b-bi", 401, (2, "HF_TOKEN")),
+        ("bimedix2-8b-bi", 403, (2, "HF_TOKEN")),
+        ("bimedix2-70b", 0, (2, "there is none (404)")),
+        ("bimedix2-8b-bi@v9", 0, (2, "has no 'v9'")),
+        ("bimedix2-8b-bi", 500, (6, "USB")),
+        ("bimedix2-9b", 0, (2, "bimedix2-8b-bi")),
     ],
 )
 def test_a_refusal_is_one_sentence_and_an_exit_code(
-    hub: LoopbackHub, place: Path, name: str, status: int, code: int, message: str
+    hub: LoopbackHub, place: Path, name: str, status: int, expected: tuple[int, str]
 ) -> None:
+    code, message = expected
     hub.faults.status = status
     result = pull(name)
     assert result.returncode == code, result.stderr
@@ -226,7 +227,7 @@ def test_rm_on_a_terminal_takes_no_for_an_answer(place: Path) -> None:
     child = pexpect.spawn(sys.executable, command("models", "rm", "one")[1:], timeout=60, encoding="utf-8")
     child.expect("Remove one:q8_0")
     child.sendline("n")
-    child.expect("nothing was removed")
+    child.expect("Nothing was removed")
     child.expect(pexpect.EOF)
     child.close()
     assert child.exitstatus == 2

@@ -1,4 +1,4 @@
-"""The web chat for everybody: keyboard, screen readers, widths, both directions; and its words when things fail."""
+"""The web chat for everybody: keyboard, screen readers, widths, both directions; and its texts when things fail."""
 
 from __future__ import annotations
 
@@ -141,12 +141,12 @@ def _judge(page: Page, what: str) -> None:
 
 FAILURES: list[tuple[int, dict[str, Any], dict[str, str], str, str]] = [
     (400, {"code": "context_length_exceeded", "n_prompt_tokens": 1300, "n_ctx": 1024}, {}, "Shorten it", "276"),
-    (413, {"code": "request_too_large"}, {}, "larger than this server takes", "أكبر"),
+    (413, {"code": "request_too_large"}, {}, "larger than this server accepts", "أكبر"),
     (429, {"code": "queue_full", "place": 64}, {"Retry-After": "7"}, "queue is full", "7"),
     (429, {"code": "rate_limit_exceeded"}, {"Retry-After": "3"}, "The server is busy.", "3"),
-    (500, {"code": "defect"}, {}, "error of its own", "الخادم نفسه"),
-    (503, {"code": "loading"}, {}, "still being loaded", "قيد التحميل"),
-    (400, {"code": "invalid_image", "message": "Expected an image."}, {}, "Expected an image.", "Expected an image."),
+    (500, {"code": "defect"}, {}, "The server failed.", "تعذّر على الخادم"),
+    (503, {"code": "loading"}, {}, "still loading", "قيد التحميل"),
+    (400, {"code": "invalid_image", "message": "The image is PDF."}, {}, "The image is PDF.", "The image is PDF."),
 ]
 
 
@@ -244,7 +244,7 @@ def test_the_model_dies_while_it_answers(browser: Browser, start_server: Callabl
             send(page, "Describe what a chest radiograph shows.")
             page.locator(".text p").wait_for()
             children = subprocess.run(
-                ["pgrep", "-P", str(own.process.pid), "-f", "model_process"], capture_output=True, text=True, check=True
+                ["pgrep", "-P", str(own.process.pid), "-f", "model.process"], capture_output=True, text=True, check=True
             )
             os.kill(int(children.stdout.split()[0]), signal.SIGKILL)
             # what had been sent may still be on its way: a whole answer, or an error with a part of it
