@@ -229,6 +229,8 @@ def test_notes_are_shown_in_the_interfaces_language(browser: Browser, server: An
             assert warning == f"{burned[0].upper()}{burned[1:]}."
             window = {"en": "Window: center 40, width 400.", "ar": "النافذة: المركز 40، العرض 400."}[language]
             assert window in page.locator(".card .tags").last.inner_text().translate(ISOLATES)
+            page.locator(".card select").select_option("lung")
+            expect(page.locator(".card .tags").last).to_contain_text("\u200e-600")
 
 
 def test_a_note_that_the_page_does_not_know_is_the_servers_text(browser: Browser, server: Any, samples: Path) -> None:
