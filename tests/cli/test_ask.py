@@ -197,32 +197,9 @@ def _one_sentence(result: subprocess.CompletedProcess[bytes]) -> str:
     return lines[0]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        (["-i", "nowhere.png", "What?"], (3, "cannot be read")),
-        (["-i", ".", "What?"], (3, "is a directory")),
-        (["-i", "empty.png", "What?"], (3, "is empty")),
-        (["-i", "text.png", "What?"], (3, "no image format")),
-        (["-i", "cut.jpg", "What?"], (3, "damaged or truncated")),
-        (["-i", "large.png", "What?"], (3, "50 megapixels")),
-        (["-i", "document.pdf", "What?"], (3, "is PDF")),
-        ([""], (3, "empty")),
-        (["word " * 5000], (3, "too many")),
-        ([b"abc\xff\xfe"], (3, "character 4 is a damaged byte")),
-        (["--ctx-size", "1", "What?"], (2, "ctx_size from 64")),
-        (["--temperature", "-1", "What?"], (2, "temperature from 0")),
-        (["--ctx-size", "1000000000", "What?"], (2, "ctx_size from 64")),
-    ],
-)
-def test_bad_input_is_one_sentence_and_a_documented_code(
-    model: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    arguments: list[str | bytes],
-    expected: tuple[int, str],
-) -> None:
-    code, message = expected
+@pytest.fixture
+def bad_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the working directory, with files in it that are no pictures."""
     monkeypatch.chdir(tmp_path)
     Path("empty.png").write_bytes(b"")
     Path("text.png").write_text("not an image")
@@ -230,11 +207,35 @@ def test_bad_input_is_one_sentence_and_a_documented_code(
     Path("cut.jpg").write_bytes(Path("whole.jpg").read_bytes()[:5000])
     Image.new("1", (9000, 9000)).save("large.png")
     Path("document.pdf").write_bytes(b"%PDF-1.7")
-    before = sorted(path.name for path in tmp_path.iterdir())
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["-i", "nowhere.png", "What?"], 3, "cannot be read"),
+        (["-i", ".", "What?"], 3, "is a directory"),
+        (["-i", "empty.png", "What?"], 3, "is empty"),
+        (["-i", "text.png", "What?"], 3, "no image format"),
+        (["-i", "cut.jpg", "What?"], 3, "damaged or truncated"),
+        (["-i", "large.png", "What?"], 3, "50 megapixels"),
+        (["-i", "document.pdf", "What?"], 3, "is PDF"),
+        ([""], 3, "empty"),
+        (["word " * 5000], 3, "too many"),
+        ([b"abc\xff\xfe"], 3, "character 4 is a damaged byte"),
+        (["--ctx-size", "1", "What?"], 2, "ctx_size from 64"),
+        (["--temperature", "-1", "What?"], 2, "temperature from 0"),
+        (["--ctx-size", "1000000000", "What?"], 2, "ctx_size from 64"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_a_documented_code(
+    model: Path, bad_files: Path, arguments: list[str | bytes], code: int, message: str
+) -> None:
+    before = sorted(path.name for path in bad_files.iterdir())
     result = run("ask", "-m", model, *arguments)
     assert message in _one_sentence(result)
     assert result.returncode == code
-    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    assert sorted(path.name for path in bad_files.iterdir()) == before
 
 
 def test_a_context_that_does_not_fit_into_memory_is_a_hardware_error(model: Path, tmp_path: Path) -> None:
