@@ -14,7 +14,7 @@ _RESHAPER = ArabicReshaper({"delete_harakat": False, "support_ligatures": False}
 
 
 def is_rtl(text: str) -> bool:
-    """Return whether a paragraph runs from right to left: its first strong character does (UAX 9, P2 and P3)."""
+    """Return whether a paragraph runs from right to left, by its first strong character (UAX 9, P2 and P3)."""
     for character in text:
         direction = unicodedata.bidirectional(character)
         if direction in ("R", "AL", "L"):
@@ -23,7 +23,7 @@ def is_rtl(text: str) -> bool:
 
 
 def display_width(text: str) -> int:
-    """Return the terminal columns `text` takes: marks take none, East Asian wide characters two."""
+    """Return the terminal columns of `text`: marks take 0, East Asian wide characters 2."""
     width = 0
     for character in text:
         if unicodedata.combining(character) or unicodedata.category(character) in ("Cf", "Mn", "Me"):
@@ -33,13 +33,13 @@ def display_width(text: str) -> int:
 
 
 def shape(line: str, *, rtl: bool) -> str:
-    """Return one display line in visual order, left to right, its Arabic letters in their joined forms.
+    """Return one display line in visual order, left to right, with Arabic letters in their joined forms.
 
-    A terminal that does not reorder would also join letters in the wrong direction, so the forms are chosen here.
+    A terminal that does not reorder would join letters in the wrong direction, so the forms are chosen here.
 
     Args:
-        line: in logical order, already cut to the terminal's width.
-        rtl: the direction of the paragraph that it is part of.
+        line: The line in logical order, already cut to the terminal's width.
+        rtl: Whether its paragraph runs from right to left.
 
     Source: Unicode Standard Annex 9, as implemented by python-bidi.
     """
@@ -50,9 +50,9 @@ def shape(line: str, *, rtl: bool) -> str:
 
 
 def wrap(text: str, width: int) -> list[str]:
-    """Cut one paragraph into lines of at most `width` columns at spaces; a longer word is cut.
+    """Cut one paragraph at spaces into lines of at most `width` columns; longer words are cut.
 
-    Lines must be cut before they are reordered: reordering first would put the end of the sentence on the first line.
+    Cut lines before reordering them: the other way round, the end of a sentence would come on the first line.
     """
     lines: list[str] = []
     line = ""
@@ -72,7 +72,7 @@ def wrap(text: str, width: int) -> list[str]:
 
 
 def _fit(text: str, width: int) -> int:
-    """Return how many characters of `text` fit into `width` columns, at least one."""
+    """Return how many characters of `text` fit into `width` columns; at least one."""
     used = 0
     for index, character in enumerate(text):
         used += display_width(character)

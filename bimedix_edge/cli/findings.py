@@ -1,4 +1,4 @@
-"""What `doctor` finds about the machine and the engines; see `findings_model.py` for models and pictures."""
+"""The findings of `doctor` about the machine and the engines; see `findings_model.py` for models and pictures."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ __all__ = ["Finding", "attempt", "engine_findings", "gb", "machine_findings", "n
 
 @dataclass(frozen=True)
 class Finding:
-    """One line: what was looked at, and what was found.
+    """One line of the report.
 
     Attributes:
-        subject: what was looked at.
-        found: in words.
-        exit_code: of chat if it would not run because of this; 0 if it would.
-        remedy: what would change something that is missing; None where nothing is, or nothing would.
-        data: the same as found, for programs.
+        subject: What was checked.
+        found: The result, in words.
+        exit_code: Exit code of chat if this keeps it from running; 0 if it would run.
+        remedy: How to add something that is missing; None if nothing is missing or nothing helps.
+        data: The result, for programs.
     """
 
     subject: str
@@ -40,23 +40,23 @@ class Finding:
     data: dict[str, Any] = field(default_factory=dict)
 
 
-def attempt(subject: str, look: Callable[[], Sequence[Finding]]) -> list[Finding]:
-    """Return what a look finds; if it fails, that is the finding."""
+def attempt(subject: str, check: Callable[[], Sequence[Finding]]) -> list[Finding]:
+    """Return the findings of a check, or its error as the finding."""
     try:
-        return list(look())
+        return list(check())
     except BimedixEdgeError as error:
         return [Finding(subject, str(error), error.exit_code)]
 
 
 def gb(n_bytes: int) -> str:
-    """Return a size in words."""
+    """Return a size as text."""
     return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.0f} MB"
 
 
 def machine_findings() -> list[Finding]:
-    """Return processor and memory; this needs no engine."""
+    """Return processor and memory, without loading an engine."""
     machine = inspect_machine()
-    sets = "unknown" if machine.features is None else ", ".join(machine.features) or "none for products"
+    sets = "unknown" if machine.features is None else ", ".join(machine.features) or "none for matmuls"
     data = {"system": machine.system, "cpu": machine.cpu, "cores": machine.n_cores, "features": machine.features}
     cores = f"{machine.n_cores} core{'s' if machine.n_cores > 1 else ''}"
     return [
@@ -80,7 +80,7 @@ def _memory(machine: Machine) -> Finding:
 
 
 def engine_findings(settings: Settings) -> list[Finding]:
-    """Return the libraries, and what they can compute on."""
+    """Return the libraries, and the devices that they can use."""
     version = importlib.metadata.version("bimedix-edge")
     own = Finding("bimedix-edge", f"{version} on Python {platform.python_version()}", data={"version": version})
     found = [own, *attempt("llama-cpp-python", _llama_cpp), *attempt("kernels", lambda: _kernels(settings))]
@@ -89,13 +89,13 @@ def engine_findings(settings: Settings) -> list[Finding]:
         *attempt("image encoder's kernels", lambda: _vision_kernels(settings)),
     ]
     if any(finding.exit_code for finding in found):
-        return found  # what is missing for a GPU is told when both engines load
+        return found  # whether a GPU can be used is reported only if both engines load
     hardware = inspect_hardware()
     return [*found, *_cuda(hardware.cuda), _decoder_devices(hardware), _vision_devices(hardware, settings)]
 
 
 def _llama_cpp() -> list[Finding]:
-    # imported here: a library that does not load is a finding, not the end of the doctor
+    # imported here: a library that does not load is a finding, not the end of `doctor`
     from bimedix_edge.decoder import llama
 
     llama.check_version()
@@ -176,7 +176,7 @@ def _vision_devices(hardware: Hardware, settings: Settings) -> Finding:
     text, remedy, exit_code = ", ".join(works), None, 0
     for provider in hardware.providers:
         device = device_of(provider.name)
-        # what this ONNX Runtime does not know and nobody asked for is no news
+        # a device that this ONNX Runtime does not have is reported only if the settings name it
         if provider.loads or not (provider.built_in or device == wanted):
             continue
         text += f"; not {device}: {provider.reason}"
@@ -187,14 +187,14 @@ def _vision_devices(hardware: Hardware, settings: Settings) -> Finding:
 
 
 def network_finding() -> Finding:
-    """Return what of this process could reach a network."""
+    """Return the use of networks by this process."""
     n_open = _internet_sockets()
     opened = "" if n_open is None else f"; internet sockets open in this process: {n_open}"
     return Finding("network", f"used by `pull` alone{opened}", data={"internet_sockets": n_open, "telemetry": False})
 
 
 def _internet_sockets() -> int | None:
-    """Return how many internet sockets this process has; None where the system does not tell."""
+    """Return how many internet sockets this process has; None if the system does not say."""
     if sys.platform != "linux":
         return None
     tables = [Path("/proc/self/net") / name for name in ("tcp", "tcp6", "udp", "udp6", "raw", "raw6")]
@@ -203,6 +203,6 @@ def _internet_sockets() -> int | None:
     for entry in os.scandir("/proc/self/fd"):
         try:
             targets.append(os.readlink(entry.path))
-        except FileNotFoundError:  # the one that the listing itself used
+        except FileNotFoundError:  # the descriptor of the listing itself
             continue
     return sum(target.removeprefix("socket:[").removesuffix("]") in known for target in targets)

@@ -1,4 +1,4 @@
-"""What `doctor` finds about installed models, kept embeddings, and pictures that can be opened."""
+"""The findings of `doctor` about installed models, cached embeddings, and formats of pictures."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from bimedix_edge.store import Store
 
 __all__ = ["cache_findings", "codec_findings", "model_findings", "store_findings"]
 
-# hashed in less than half a second; what is larger only if that is asked for
+# hashed in less than half a second; larger models are hashed only with --verify
 _SMALL_BYTES = 256 << 20
-_WHOLE, _SIZES = "every byte as its manifest says", "names and sizes as its manifest says (--verify reads every byte)"
+_WHOLE, _SIZES = "every byte matches its manifest", "names and sizes match its manifest (--verify reads every byte)"
 
 
 def model_findings(settings: Settings, *, verify: bool) -> list[Finding]:
-    """Return whether the model that chat would use is whole and fits.
+    """Return whether the model that chat would use is intact and fits.
 
     Raises:
-        BimedixEdgeError: it cannot be used.
+        BimedixEdgeError: It cannot be used.
     """
     store = Store(settings.store_dir, settings.cache_dir)
     directory = store.find(settings.model) if settings.model else store.default()
     if store.is_demo(directory) and not directory.is_dir():
         return [Finding("model", "none installed; the demo model will be converted on first use")]
     manifest, how = _checked(directory, verify=verify)
-    # an engine may not load, which is another finding
+    # imported here: an engine may not load, which is another finding
     from bimedix_edge.planning.plan import plan_model
 
     plan = plan_model(directory, manifest, settings)
@@ -46,14 +46,14 @@ def model_findings(settings: Settings, *, verify: bool) -> list[Finding]:
 
 
 def _checked(directory: Path, *, verify: bool) -> tuple[Manifest, str]:
-    """Check a bundle, by its contents if it is small or that is asked for."""
+    """Check a bundle, by its content if it is small or `verify` is set."""
     total = sum(entry.size_bytes for entry in read_manifest(directory).files.values())
     contents = verify or total <= _SMALL_BYTES
     return verify_bundle(directory, contents=contents), _WHOLE if contents else _SIZES
 
 
 def store_findings(settings: Settings, *, verify: bool) -> list[Finding]:
-    """Return the health of all installed bundles; one that chat would not use does not keep it from running."""
+    """Return the state of all installed bundles; a damaged one that chat would not use does not stop chat."""
     bundles = Store(settings.store_dir, settings.cache_dir).list()
     rows, faults = [], []
     for bundle in bundles:
@@ -71,7 +71,7 @@ def store_findings(settings: Settings, *, verify: bool) -> list[Finding]:
 
 
 def cache_findings(settings: Settings) -> list[Finding]:
-    """Return what is kept on the disk about images."""
+    """Return the state of the image cache on the disk."""
     usage = cache_usage(settings.image_cache_dir)
     state = "off" if settings.image_cache == OFF else f"on, up to {settings.image_cache}"
     text = f"{state}; {usage.n_images} images, {usage.size_bytes / 1e6:.1f} MB in {settings.image_cache_dir}"
@@ -79,7 +79,7 @@ def cache_findings(settings: Settings) -> list[Finding]:
 
 
 def codec_findings() -> list[Finding]:
-    """Return which compressed DICOM can be decoded."""
+    """Return the DICOM transfer syntaxes that can be decoded."""
     found = codecs()
     lacking = [f"{codec.name}: {codec.missing}" for codec in found if codec.missing]
     text = f"{sum(codec.available for codec in found)} of {len(found)} transfer syntaxes"

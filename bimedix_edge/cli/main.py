@@ -1,4 +1,4 @@
-"""The entry point: the group of commands, and the one place where errors become exit codes."""
+"""The entry point: the group of commands, and the place where errors become exit codes."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ __all__ = ["cli", "main"]
 
 _COMMANDS = {
     "ask": "Answer one question, with or without images.",
-    "bench": "Measure what speed this machine reaches.",
-    "cache": "Show or erase what is kept on the disk about images.",
+    "bench": "Measure the speed of this machine.",
+    "cache": "Show or erase the image embeddings on the disk.",
     "chat": "Talk with the model in the terminal.",
     "convert": "Turn a published checkpoint into a bundle.",
-    "doctor": "Say what is here, and whether chat would run.",
-    "image": "Show what the model sees of a picture, and what was done to it.",
+    "doctor": "Check this machine, and whether chat would run.",
+    "image": "Show what the model sees of a picture, and the steps to it.",
     "models": "List, show, verify and remove installed models.",
     "pull": "Fetch a published checkpoint and convert it.",
     "serve": "Serve OpenAI clients and a web page on this machine.",
@@ -28,8 +28,8 @@ _COMMANDS = {
 _EXIT_INTERRUPTED = 130
 
 EPILOG = """\
-Exit codes: 0 done, 1 a defect of this program, 2 wrong usage, 3 bad input, 4 a model that cannot be used, 5 a machine
-that lacks memory, disk space or a device, 6 a network or a hub that fails, 130 interrupted.
+Exit codes: 0 done, 1 a defect of this program, 2 wrong usage, 3 bad input, 4 a model that cannot be used, 5 memory,
+disk space or a device is missing, 6 the network or the hub failed, 130 interrupted.
 
 A research model, not for clinical use. BiMediX2 weights are licensed CC BY-NC-SA 4.0.
 """
@@ -62,7 +62,7 @@ def cli() -> None:
 def main() -> None:
     """Run the command line and exit with a documented code."""
     for stream in (sys.stdout, sys.stderr):
-        # Arabic must reach a pipe whatever the locale says
+        # Arabic must reach a pipe in any locale
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="replace")
     sys.exit(_run())
@@ -83,11 +83,11 @@ def _run() -> int:
         click.echo("bimedix-edge: interrupted", err=True)
         return _EXIT_INTERRUPTED
     except BrokenPipeError:
-        # the reader of our output has gone; what Python would still flush has nowhere to go
+        # the reader of our output is gone; keep Python from flushing the rest at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except MemoryError:
-        click.echo("bimedix-edge: Expected enough memory, but it ran out; close other programs.", err=True)
+        click.echo("bimedix-edge: The memory ran out. Close other programs.", err=True)
         return 5
 
 

@@ -1,4 +1,4 @@
-"""What a conversion ends with, as text."""
+"""The report at the end of a conversion, as text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["quality_text", "report"]
 
 
 def report(manifest: Manifest, target: Path) -> None:
-    """Print the files of a new bundle, what it lost in quality, and where it is."""
+    """Print the files of a new bundle, the loss of quality, and its directory."""
     for role, entry in sorted(manifest.files.items()):
         click.echo(f"{role:8} {entry.path}  {entry.size_bytes / 1e6:.1f} MB  sha256 {entry.sha256}")
     click.echo(quality_text(manifest.quality))
@@ -21,10 +21,10 @@ def report(manifest: Manifest, target: Path) -> None:
 
 
 def quality_text(quality: Quality) -> str:
-    """Return a table: the error by type, the worst tensors, the vision graph."""
+    """Return a table with the error by type, the worst tensors and the vision graph."""
     lines = [
         "",
-        f"{'type':8} {'tensors':>7} {'error':>9} {'cosine':>12}   against the checkpoint, large tensors in part",
+        f"{'type':8} {'tensors':>7} {'error':>9} {'cosine':>12}   against the checkpoint; large tensors are sampled",
     ]
     for kind, found in quality.types.items():
         lines.append(f"{kind:8} {found.n_tensors:7d} {found.relative_rms:9.2%} {found.cosine:12.9f}")
@@ -32,7 +32,7 @@ def quality_text(quality: Quality) -> str:
     lines += [f"worst    {found.relative_rms:.2%}  {found.cosine:.9f}  {name}" for name, found in worst]
     vision = quality.vision
     lines.append(
-        f"vision   cosine of a token with float32's on {vision.n_images} pictures: lowest {vision.cosine_min:.6f}, "
+        f"vision   cosine per token against float32 on {vision.n_images} pictures: lowest {vision.cosine_min:.6f}, "
         f"mean {vision.cosine_mean:.6f} ({vision.choice})"
     )
     return "\n".join([*lines, ""])

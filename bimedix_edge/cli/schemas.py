@@ -1,4 +1,4 @@
-"""What `--schema` names, and the object that an answer became under it."""
+"""The schema of `--schema`, and the object of an answer under it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ __all__ = ["read_schema", "value_of"]
 
 
 def read_schema(given: str) -> dict[str, Any]:
-    """Return a shipped schema by its name, or that of a file.
+    """Return a shipped schema by its name, or the schema in a file.
 
     Raises:
-        SchemaError: the file is not there, too large, or no JSON object.
+        SchemaError: The file does not exist, is too large, or is not a JSON object.
     """
     if given in SCHEMA_NAMES:
         return load_schema(given)
@@ -27,33 +27,31 @@ def read_schema(given: str) -> dict[str, Any]:
             data = file.read(MAX_SCHEMA_BYTES + 1)
     except (OSError, ValueError) as error:
         raise SchemaError(
-            f"Expected {', '.join(SCHEMA_NAMES)} or a file with a JSON schema, but {given!r} is neither; choose one."
+            f"{given!r} is not a schema. Choose {', '.join(SCHEMA_NAMES)} or a file with a JSON schema."
         ) from error
     if len(data) > MAX_SCHEMA_BYTES:
-        raise SchemaError(f"Expected a schema of at most {MAX_SCHEMA_BYTES} bytes, but {given!r} has more; shorten it.")
+        raise SchemaError(f"{given!r} is larger than {MAX_SCHEMA_BYTES} bytes, the limit of a schema. Shorten it.")
     try:
         schema = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise SchemaError(f"Expected a JSON schema in {given!r}, but it is not JSON; correct it.") from error
+        raise SchemaError(f"{given!r} is not JSON. Correct it.") from error
     if not isinstance(schema, dict):
-        raise SchemaError(f"Expected a JSON object in {given!r}, but it is something else; write a schema.")
+        raise SchemaError(f"{given!r} is not a JSON object. Write a JSON schema.")
     return schema
 
 
 def value_of(done: Done) -> Any:
-    """Return what an answer that was held to a schema says.
+    """Return the value of an answer under a schema.
 
     Raises:
-        InputError: it ended before the value was complete, or the value is nested too deep to be read.
+        InputError: The answer ended before the value was complete, or the value is nested too deep to be read.
     """
     if done.stop_reason != "end":
         raise InputError(
-            f"Expected a complete JSON value, but after {done.usage.generated} tokens the answer was cut "
-            f"({done.stop_reason}); raise --max-tokens or --ctx-size, or bound texts and lists in the schema."
+            f"The JSON value is incomplete: after {done.usage.generated} tokens the answer was cut "
+            f"({done.stop_reason}). Raise --max-tokens or --ctx-size, or bound texts and lists in the schema."
         )
     try:
         return json.loads(done.text)
     except RecursionError as error:
-        raise SchemaError(
-            "Expected a value that can be read, but it is nested too deep; bound the recursion of the schema."
-        ) from error
+        raise SchemaError("The JSON value is nested too deep to be read. Bound the recursion of the schema.") from error

@@ -113,7 +113,7 @@ def test_a_schema_from_a_file_with_json(model: Path, tmp_path: Path) -> None:
     assert report["stop_reason"] == "end"
 
 
-def test_an_answer_cut_inside_of_its_object_is_said_and_kept_only_in_the_report(model: Path) -> None:
+def test_an_answer_cut_inside_its_object_is_an_error_and_kept_only_in_the_report(model: Path) -> None:
     options = ("ask", "--schema", "report", "--max-tokens", "8", "-m", model)
     result = run(*options, "Hello")
     assert result.returncode == 3
@@ -130,11 +130,11 @@ def test_an_answer_cut_inside_of_its_object_is_said_and_kept_only_in_the_report(
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (None, "report, summary, vqa or a file"),
+        (None, "is not a schema. Choose report, "),
         ("{", "is not JSON"),
-        ("[]", "a JSON object"),
+        ("[]", "is not a JSON object"),
         ('{"not": {}}', "#/not cannot"),
-        (" " * 70_000, "at most 65536 bytes"),
+        (" " * 70_000, "larger than 65536 bytes"),
     ],
 )
 def test_a_schema_that_cannot_be_used_costs_no_loading(tmp_path: Path, content: str | None, expected: str) -> None:
@@ -197,6 +197,19 @@ def _one_sentence(result: subprocess.CompletedProcess[bytes]) -> str:
     return lines[0]
 
 
+@pytest.fixture
+def bad_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the working directory, with files in it that are no pictures."""
+    monkeypatch.chdir(tmp_path)
+    Path("empty.png").write_bytes(b"")
+    Path("text.png").write_text("not an image")
+    Image.effect_noise((300, 300), 50).save("whole.jpg")
+    Path("cut.jpg").write_bytes(Path("whole.jpg").read_bytes()[:5000])
+    Image.new("1", (9000, 9000)).save("large.png")
+    Path("document.pdf").write_bytes(b"%PDF-1.7")
+    return tmp_path
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -216,26 +229,13 @@ def _one_sentence(result: subprocess.CompletedProcess[bytes]) -> str:
     ],
 )
 def test_bad_input_is_one_sentence_and_a_documented_code(
-    model: Path,
-    samples: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    arguments: list[str | bytes],
-    code: int,
-    message: str,
+    model: Path, bad_files: Path, arguments: list[str | bytes], code: int, message: str
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("empty.png").write_bytes(b"")
-    Path("text.png").write_text("not an image")
-    Image.effect_noise((300, 300), 50).save("whole.jpg")
-    Path("cut.jpg").write_bytes(Path("whole.jpg").read_bytes()[:5000])
-    Image.new("1", (9000, 9000)).save("large.png")
-    Path("document.pdf").write_bytes(b"%PDF-1.7")
-    before = sorted(path.name for path in tmp_path.iterdir())
+    before = sorted(path.name for path in bad_files.iterdir())
     result = run("ask", "-m", model, *arguments)
     assert message in _one_sentence(result)
     assert result.returncode == code
-    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    assert sorted(path.name for path in bad_files.iterdir()) == before
 
 
 def test_a_context_that_does_not_fit_into_memory_is_a_hardware_error(model: Path, tmp_path: Path) -> None:

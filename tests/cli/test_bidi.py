@@ -1,4 +1,4 @@
-"""Arabic in terminals that show characters in the order they come."""
+"""Arabic in terminals that do not reorder right-to-left text."""
 
 from __future__ import annotations
 

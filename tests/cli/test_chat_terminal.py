@@ -56,11 +56,11 @@ def test_a_conversation_about_an_image(terminal: pexpect.spawn, samples: Path) -
     assert "Yes." not in _say(terminal, "Is there a nodule?")
 
 
-def test_mistakes_are_told_and_the_conversation_goes_on(terminal: pexpect.spawn, tmp_path: Path) -> None:
+def test_mistakes_are_reported_and_the_conversation_continues(terminal: pexpect.spawn, tmp_path: Path) -> None:
     assert "cannot be read" in _say(terminal, f"/image {tmp_path / 'nowhere.png'}")
-    assert "there is no command /nonsense" in _say(terminal, "/nonsense")
+    assert "There is no command /nonsense" in _say(terminal, "/nonsense")
     assert "none was asked yet" in _say(terminal, "/regen")
-    assert "write /save FILE" in _say(terminal, "/save")
+    assert "Write /save FILE" in _say(terminal, "/save")
     assert "too many" in _say(terminal, "word " * 600)
     assert "/image FILE" in _say(terminal, "/help")
 

@@ -47,9 +47,9 @@ def test_calibrate_then_use_what_was_saved(tmp_path: Path) -> None:
 
 def test_options_that_contradict_each_other(tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
-    with pytest.raises(UsageError, match="--imatrix or --calibrate"):
+    with pytest.raises(UsageError, match="--imatrix and --calibrate exclude each other"):
         run("--demo", "--imatrix", text, "--calibrate", text)
-    with pytest.raises(UsageError, match="Expected --calibrate with --save-imatrix"):
+    with pytest.raises(UsageError, match="--save-imatrix needs --calibrate"):
         run("--demo", "--save-imatrix", text)
     with pytest.raises(InputError, match="Expected to read the text"):
         run("--demo", "-o", tmp_path / "out", "--calibrate", text)

@@ -1,4 +1,4 @@
-"""A device that fails in the middle of an answer, as the user of `chat` and of `ask` sees it."""
+"""A device that fails during an answer, as users of `chat` and `ask` see it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from native_build import NATIVE, compile_native, with_ggml
 
 _SCRIPT = Path(__file__).parents[1] / "support" / "offload_cli.py"
-# the prompt is one graph, and each token but the first another
+# prefill computes one graph, and each token after the first another
 _GRAPHS = 5
 _QUESTION = "Hello, who are you?"
 _NEVER = -1
@@ -73,7 +73,7 @@ def plain(shown: str) -> str:
 
 
 def in_chat(stand_in: Path, bundle: Path, agree: str, tmp_path: Path) -> tuple[dict[str, str], list[dict[str, Any]]]:
-    """Let the device fail, answer what is asked then, ask for the answer again; return what is seen and saved."""
+    """Let the device fail, answer the prompt, ask for the answer again; return the screen and the saved file."""
     pexpect = pytest.importorskip("pexpect", reason="pseudo-terminals need pexpect")
     command = words(stand_in, _GRAPHS, "chat", bundle)
     child = pexpect.spawn(command[0], command[1:], encoding="utf-8", timeout=30, dimensions=(50, 400), echo=False)

@@ -1,4 +1,4 @@
-"""`doctor` as a process: what it finds, what it would change, how long it takes, and what it does not do."""
+"""`doctor` as a process: its findings, its remedies, its time, and that it changes nothing."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_bare_machine_on_which_chat_would_run(own_store: Path) -> None:
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert result.returncode == 0
     assert result.stdout.endswith("chat would run\n")
-    # 1.1 s where nothing else runs; the processor's time does not depend on what else does
+    # 1.1 s on an idle machine; the processor time does not depend on other programs
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 3
     found = findings()
     assert set(found) >= {
@@ -96,7 +96,7 @@ def test_in_a_terminal_nothing_is_cut_and_arabic_stands_at_the_right(columns: in
     assert len(arabic) == (2 if columns == 40 else 1)
     assert arabic[0].endswith("CT \ufead\ufeaa\ufebc\ufedf\ufe8d \ufe93\ufead\ufeee\ufebb")
     assert all(len(line) == columns - 1 for line in arabic)
-    # only what is meant to be copied may be longer than a line
+    # only commands to copy may be longer than a line
     assert all(len(line) <= columns for line in lines if "pip install" not in line)
 
 
@@ -126,7 +126,7 @@ def test_a_device_in_the_settings_that_is_not_here_keeps_chat_from_running(
     assert "not c" in found["image encoder on"]["found"]
 
 
-def test_large_models_are_hashed_only_if_that_is_asked_for(own_store: Path, bundles: dict[str, Path]) -> None:
+def test_large_models_are_hashed_only_with_verify(own_store: Path, bundles: dict[str, Path]) -> None:
     shutil.copytree(bundles["Q8_0"], own_store / "store/m/q8_0")
     assert findings()["model"]["data"]["hashed"]
     decoder = own_store / "store/m/q8_0/decoder.gguf"
@@ -147,7 +147,7 @@ def test_large_models_are_hashed_only_if_that_is_asked_for(own_store: Path, bund
     assert "other content" in " ".join(whole.stdout.split())
 
 
-def test_a_damaged_model_that_chat_would_not_use_is_told(own_store: Path, bundles: dict[str, Path]) -> None:
+def test_a_damaged_model_that_chat_would_not_use_is_reported(own_store: Path, bundles: dict[str, Path]) -> None:
     for name in ("m", "other"):
         shutil.copytree(bundles["Q8_0"], own_store / "store" / name / "q8_0")
     (own_store / "store/other/q8_0/decoder.gguf").unlink()

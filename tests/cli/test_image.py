@@ -1,4 +1,4 @@
-"""`bimedix-edge image`, and what `ask` and `chat` say of pictures, as a user runs them."""
+"""`bimedix-edge image`, and the notes of `ask` and `chat` about pictures, as a user runs them."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_json_has_everything(ct: Path) -> None:
     assert "Geheim" not in json.dumps(entry)
 
 
-def test_ask_carries_what_was_done(bundles: dict[str, Path], ct: Path) -> None:
+def test_ask_reports_the_notes_of_its_pictures(bundles: dict[str, Path], ct: Path) -> None:
     result = run("ask", "-m", bundles["F16"], "--json", "--window", "bone", "-i", ct, "هل توجد عقيدة رئوية؟")
     (entry,) = json.loads(result.stdout)["images"]
     window = {"preset": "bone", "center": 400, "width": 1800}
@@ -59,7 +59,7 @@ def test_ask_carries_what_was_done(bundles: dict[str, Path], ct: Path) -> None:
     assert "no window: " in shown.stderr
 
 
-def test_chat_says_it_before_the_first_answer(bundles: dict[str, Path], ct: Path) -> None:
+def test_chat_shows_notes_before_the_first_answer(bundles: dict[str, Path], ct: Path) -> None:
     result = run("chat", "-m", bundles["F16"], "-i", ct, stdin=f"Is there a nodule?\n/image {ct} lung\n")
     lines = result.stdout.splitlines()
     position = next(number for number, line in enumerate(lines) if line.startswith("DICOM, CT, 140 x 100"))
@@ -85,7 +85,7 @@ def test_wrong_options_are_one_sentence(ct: Path, arguments: list[str], code: in
     assert result.stderr.count("\n") == 1
 
 
-def test_a_folder_with_two_series_lists_them_when_nobody_can_be_asked(tmp_path: Path) -> None:
+def test_a_folder_with_two_series_lists_them_without_a_terminal(tmp_path: Path) -> None:
     for number in (1, 2):
         made = dataset(stored_values(8, signed=False), 8, SeriesNumber=number, SeriesInstanceUID=f"1.2.{number}")
         (tmp_path / str(number)).write_bytes(saved(made))

@@ -18,7 +18,7 @@ MAIN = ["-m", "bimedix_edge.cli.main"]
 
 def _spawn(*arguments: str | Path, columns: int = 80) -> pexpect.spawn:
     words = [*MAIN, *map(str, arguments)]
-    # its own copy of the environment: readline puts the width of pytest's terminal into the one that is inherited
+    # a copy of the environment: readline writes the width of pytest's terminal into the inherited one
     environment = dict(os.environ)
     return pexpect.spawn(
         sys.executable, words, encoding="utf-8", timeout=120, dimensions=(24, columns), env=environment
@@ -42,7 +42,7 @@ def two_series(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_series_is_asked_for_until_the_answer_is_one(two_series: Path) -> None:
+def test_the_question_for_a_series_is_repeated_until_the_answer_is_valid(two_series: Path) -> None:
     child = _spawn("image", two_series, columns=40)
     child.expect("Which series")
     assert "1) CT, CHEST: 1 picture of 52 x 40\r\n2) CT, ABDOMEN" in child.before

@@ -37,7 +37,7 @@ def test_convert_installs_and_models_lists_shows_and_verifies(own_store: Path) -
     assert json.loads(run("models", "show", "my-model:q4_k_m", "--json").stdout)["prompt"]["bos"] == 2
     verified = run("models", "verify", "my-model")
     assert verified.returncode == 0
-    assert "as the manifest says" in verified.stdout
+    assert "identical to the manifest" in verified.stdout
     again = run("convert", demo_checkpoint(), "-t", "q4_k_m", "-n", "my-model")
     assert again.returncode == 2
     assert "exists" in again.stderr

@@ -38,7 +38,7 @@ def pull(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return a directory with a store and a cache of its own; no proxy and no token of the developer's."""
+    """Return a directory with its own store and cache, without the developer's proxy and token."""
     for variable in list(os.environ):
         if variable.startswith("HF_") or variable.lower().endswith("_proxy"):
             monkeypatch.delenv(variable)
@@ -80,13 +80,13 @@ def test_two_drops_and_a_wrong_byte_install_nothing_and_the_next_run_everything(
     assert verified.returncode == 0, verified.stderr
     kept = place / "cache" / "downloads" / "MBZUAI--BiMediX2-8B-Bi" / COMMIT
     assert str(kept) in second.stdout
-    # the card is this project's own, never the hub's
+    # the card comes from this project, not from the hub
     assert {path.name for path in kept.iterdir()} == {path.name for path in demo_checkpoint().iterdir()} - {"card.toml"}
-    # the bundle says which commit it came from
+    # the bundle states its commit
     assert COMMIT in run("models", "show", NAME, "--json").stdout
 
 
-def test_what_is_installed_and_answers_needs_no_hub(hub: LoopbackHub, place: Path) -> None:
+def test_an_installed_model_answers_without_the_hub(hub: LoopbackHub, place: Path) -> None:
     assert pull(NAME, "--delete-source").returncode == 0
     assert not list((place / "cache").rglob("*.safetensors"))
     hub.requests.clear()
@@ -94,7 +94,7 @@ def test_what_is_installed_and_answers_needs_no_hub(hub: LoopbackHub, place: Pat
     assert answered.returncode == 0, answered.stderr
     again = pull(NAME)
     assert again.returncode == 2
-    assert "is installed; add --force" in again.stderr
+    assert "is installed already. Add --force" in again.stderr
     assert hub.requests == []
     assert pull(NAME, "--force").returncode == 0
 
@@ -115,7 +115,7 @@ def test_after_kill_9_only_the_rest_is_fetched(hub: LoopbackHub, place: Path) ->
     hub.faults.seconds_per_block = 0.0
     result = pull(NAME)
     assert result.returncode == 0, result.stderr
-    # what was in the first run's memory is fetched again, and that is less than two chunks of 1 MiB
+    # the second run fetches again what the first held in memory, less than two chunks of 1 MiB
     assert hub.served_bytes - first < total(hub) - first + 2 * MIB < total(hub)
     assert run("models", "verify", NAME).returncode == 0
 
@@ -135,20 +135,20 @@ def test_the_licence_is_shown_and_must_be_accepted(hub: LoopbackHub, place: Path
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
 @pytest.mark.parametrize(("answer", "code"), [("y", 0), ("n", 2)])
-def test_on_a_terminal_the_licence_is_asked_for(hub: LoopbackHub, place: Path, answer: str, code: int) -> None:
+def test_on_a_terminal_the_user_must_accept_the_licence(hub: LoopbackHub, place: Path, answer: str, code: int) -> None:
     import pexpect
 
     child = pexpect.spawn(sys.executable, command("pull", NAME)[1:], timeout=120, encoding="utf-8")
     child.expect("accept this licence")
     assert hub.fetched() == []
     child.sendline(answer)
-    child.expect("kept in" if code == 0 else "nothing was fetched")
+    child.expect("kept in" if code == 0 else "Nothing was fetched")
     child.expect(pexpect.EOF)
     child.close()
     assert child.exitstatus == code
 
 
-def test_a_repository_of_ones_own_is_named_and_licensed_as_the_hub_says(hub: LoopbackHub, place: Path) -> None:
+def test_another_repository_has_the_name_and_licence_of_the_hub(hub: LoopbackHub, place: Path) -> None:
     hub.repository, hub.licence = "Clinic/Tuned-8B", "cc-by-4.0"
     result = pull(f"Clinic/Tuned-8B@{COMMIT}:q4_0")
     assert result.returncode == 0, result.stderr
@@ -157,19 +157,20 @@ def test_a_repository_of_ones_own_is_named_and_licensed_as_the_hub_says(hub: Loo
 
 
 @pytest.mark.parametrize(
-    ("name", "status", "code", "message"),
+    ("name", "status", "expected"),
     [
-        ("bimedix2-8b-bi", 401, 2, "HF_TOKEN"),
-        ("bimedix2-8b-bi", 403, 2, "HF_TOKEN"),
-        ("bimedix2-70b", 0, 2, "there is none (404)"),
-        ("bimedix2-8b-bi@v9", 0, 2, "has no 'v9'"),
-        ("bimedix2-8b-bi", 500, 6, "USB"),
-        ("bimedix2-9b", 0, 2, "bimedix2-8b-bi"),
+        ("bimedix2-8b-bi", 401, (2, "HF_TOKEN")),
+        ("bimedix2-8b-bi", 403, (2, "HF_TOKEN")),
+        ("bimedix2-70b", 0, (2, "there is none (404)")),
+        ("bimedix2-8b-bi@v9", 0, (2, "has no 'v9'")),
+        ("bimedix2-8b-bi", 500, (6, "USB")),
+        ("bimedix2-9b", 0, (2, "bimedix2-8b-bi")),
     ],
 )
 def test_a_refusal_is_one_sentence_and_an_exit_code(
-    hub: LoopbackHub, place: Path, name: str, status: int, code: int, message: str
+    hub: LoopbackHub, place: Path, name: str, status: int, expected: tuple[int, str]
 ) -> None:
+    code, message = expected
     hub.faults.status = status
     result = pull(name)
     assert result.returncode == code, result.stderr
@@ -226,14 +227,14 @@ def test_rm_on_a_terminal_takes_no_for_an_answer(place: Path) -> None:
     child = pexpect.spawn(sys.executable, command("models", "rm", "one")[1:], timeout=60, encoding="utf-8")
     child.expect("Remove one:q8_0")
     child.sendline("n")
-    child.expect("nothing was removed")
+    child.expect("Nothing was removed")
     child.expect(pexpect.EOF)
     child.close()
     assert child.exitstatus == 2
     assert (place / "store" / "one" / "q8_0").is_dir()
 
 
-def test_rm_refuses_what_a_conversion_is_writing_and_what_is_not_in_the_store(place: Path) -> None:
+def test_rm_refuses_a_bundle_being_written_and_one_outside_the_store(place: Path) -> None:
     install("one")
     directory = place / "store" / "one" / "q8_0"
     with exclusive(directory):
@@ -248,7 +249,7 @@ def test_rm_refuses_what_a_conversion_is_writing_and_what_is_not_in_the_store(pl
     assert outside.is_dir()
 
 
-def test_what_a_killed_removal_left_is_not_listed_and_goes_with_the_next(place: Path) -> None:
+def test_the_rest_of_a_killed_removal_is_not_listed_and_goes_with_the_next(place: Path) -> None:
     install("one")
     install("two")
     left = place / "store" / "one" / ".q8_0.removed"

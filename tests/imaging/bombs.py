@@ -1,4 +1,4 @@
-"""Files that are made to fill the memory or to take forever, and what refuses them."""
+"""Files made to fill memory or to take forever, and the words of the errors that refuse them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _tiff() -> bytes:
 
 
 def _webp() -> bytes:
-    """16384 x 16384, the most that a lossless WebP can state: two numbers of 14 bits."""
+    """16384 x 16384, the largest size of a lossless WebP: two numbers of 14 bits."""
     data = _small("WEBP", lossless=True)
     place = data.index(b"VP8L") + 9
     (rest,) = struct.unpack_from("<I", data, place)
@@ -92,7 +92,7 @@ def _meta_elements() -> bytes:
 
 
 def _j2k(*, size: int | None = None, tile: int | None = None, layers: int | None = None) -> bytes:
-    """A codestream that states other things than the header, or too much."""
+    """A codestream that contradicts the header, or states too much."""
     data = bytearray(written(dataset(VALUES, 8), "JPEG 2000 lossless"))
     siz, cod = data.index(b"\xff\x4f\xff\x51") + 2, data.index(b"\xff\x52\x00")
     if size is not None:

@@ -1,4 +1,4 @@
-"""DICOM files made for tests: any transfer syntax that can be written here, any depth, sign, window."""
+"""DICOM files for tests: each transfer syntax that the tests can write, any depth, sign and window."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SYNTAXES: dict[str, str] = {
 
 
 def stored_values(bits: int, *, signed: bool, shape: tuple[int, int] = (40, 52)) -> NDArray[Any]:
-    """Return a ramp through the whole range, with noise, of 8- or 16-bit type."""
+    """Return a noisy ramp through the whole range, of 8- or 16-bit type."""
     low, high = (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if signed else (0, (1 << bits) - 1)
     ramp = np.linspace(low, high, shape[0] * shape[1]).reshape(shape)
     noise = np.random.default_rng(bits).normal(0, (high - low) / 50, shape)
@@ -41,7 +41,7 @@ def stored_values(bits: int, *, signed: bool, shape: tuple[int, int] = (40, 52))
 
 
 def dataset(values: NDArray[Any], bits: int, *, photometric: str = "MONOCHROME2", **attributes: Any) -> FileDataset:
-    """Return an uncompressed file about `values`, (h, w) or (h, w, 3)."""
+    """Return an uncompressed file of `values`, (h, w) or (h, w, 3)."""
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = uid.CTImageStorage
     meta.MediaStorageSOPInstanceUID = "1.2.3.4"
@@ -91,7 +91,7 @@ def written(made: FileDataset, syntax: str = "explicit") -> bytes:
 
 
 def saved(made: FileDataset) -> bytes:
-    """Return the bytes of a dataset as it is."""
+    """Return the bytes of a dataset, unchanged."""
     buffer = io.BytesIO()
     syntax = made.file_meta.TransferSyntaxUID
     made.save_as(buffer, implicit_vr=syntax.is_implicit_VR, little_endian=syntax.is_little_endian)
@@ -110,7 +110,7 @@ def _compressed(made: FileDataset, wanted: uid.UID, **options: Any) -> FileDatas
 
 
 def _reversible_as_lossy(made: FileDataset) -> FileDataset:
-    """JPEG 2000 that may be lossy, but is not: the syntax allows it, and the values can be compared exactly."""
+    """Lossless JPEG 2000 in a syntax that allows lossy coding, so that values can be compared exactly."""
     made.compress(uid.JPEG2000Lossless, generate_instance_uid=False)
     made.file_meta.TransferSyntaxUID = uid.JPEG2000
     return made
@@ -126,7 +126,7 @@ def _baseline(made: FileDataset) -> FileDataset:
 
 
 def encapsulated(made: FileDataset, syntax: str, frame: bytes) -> bytes:
-    """Return the file with `frame` as it is, whatever it holds, instead of its pixels."""
+    """Return the file with the bytes `frame` instead of its pixels."""
     return saved(_with_frame(_copy(made), syntax, frame))
 
 
@@ -177,7 +177,7 @@ HTJ2K_PHANTOMS: dict[str, tuple[int, str, bool]] = {
 
 
 def htj2k_values(name: str) -> NDArray[Any]:
-    """Return what is in a codestream of htj2k.npz."""
+    """Return the values of a codestream in htj2k.npz."""
     bits, _, signed = HTJ2K_PHANTOMS[name]
     values = stored_values(bits, signed=signed)
     return np.stack([values, values[::-1], values[:, ::-1]], axis=2) if name.startswith("colour") else values

@@ -1,4 +1,4 @@
-"""What DICOM says goes: frames, windows, padding, palettes; bad headers are one sentence; patients are never named."""
+"""DICOM headers decide: frames, windows, padding, palettes. Bad headers are one sentence without patient data."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_the_first_of_several_windows_is_used() -> None:
     assert one.tags["window"] == "window: center 1000, width 500"
 
 
-def test_a_window_asked_for_replaces_the_files() -> None:
+def test_a_chosen_window_replaces_the_files_own() -> None:
     rescale = {"RescaleSlope": 1, "RescaleIntercept": -1024}
     asked = load_picture(_file(WindowCenter=40, WindowWidth=400, **rescale), window="lung")
     own = load_picture(_file(WindowCenter=-600, WindowWidth=1500, **rescale))
@@ -53,7 +53,7 @@ def test_presets_are_those_of_radiology() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "lungs", "40", "40/", "/400", "40/0", "40/-5", "40/0.5", "nan/400", "40/inf"])
-def test_windows_that_are_none_are_refused(text: str) -> None:
+def test_invalid_windows_are_refused(text: str) -> None:
     with pytest.raises(UsageError, match="is not a window"):
         parse_window(text)
 
@@ -72,7 +72,7 @@ def test_padding_is_left_out_of_the_range(limit: int | None) -> None:
 
 
 def _enhanced() -> bytes:
-    """Three frames, each with a window of its own, and a rescale that all share."""
+    """Three frames, each with its own window, and one shared rescale."""
     frames = np.stack([VALUES, VALUES // 2, VALUES // 4])
     made = dataset(VALUES, 12)
     made.NumberOfFrames, made.PixelData = 3, frames.tobytes()
@@ -148,7 +148,7 @@ def test_a_bad_header_is_one_sentence(data: bytes, message: str) -> None:
     assert "retel" not in text.lower()
 
 
-def test_only_allowed_tags_are_told() -> None:
+def test_only_allowed_tags_are_shown() -> None:
     made = dataset(VALUES, 12)
     made.BodyPartExamined, made.Laterality = "CHEST", "L"
     with pytest.warns(UserWarning, match="Invalid value"):

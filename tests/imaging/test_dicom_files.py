@@ -1,4 +1,4 @@
-"""pydicom's own test files: what we show is what its pipeline gives, or there is a reason with a name."""
+"""pydicom's own test files: our pixels equal those of its pipeline, or the file is refused for a named reason."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from bimedix_edge.imaging.sniff import sniff
 data_store = pytest.importorskip("data_store", reason="needs pydicom-data")
 FOLDERS = [Path(pydicom.__file__).parent / "data" / "test_files", Path(data_store.__file__).parent / "data"]
 FILES = sorted(path for folder in FOLDERS for path in folder.rglob("*") if path.is_file())
-# why a file that pydicom reads is not shown; everything else must be equal
+# the reasons for refusing a file that pydicom reads; every other file must be equal
 REASONS = {
     r"has no pixels: it is": "no pixels, or an object that is no picture",
     r"does not state Rows": "no picture",
@@ -69,7 +69,7 @@ def _expected(dataset: Any) -> NDArray[np.uint8]:
 
 
 def _ends(dataset: Any, values: NDArray[Any], *, has_window: bool) -> tuple[float, float]:
-    """The range of pydicom's output: what its documentation of apply_windowing and apply_voi says."""
+    """The range of pydicom's output, by its documentation of apply_windowing and apply_voi."""
     if dataset.get("VOILUTSequence"):
         return 0, 2 ** dataset.VOILUTSequence[0].LUTDescriptor[2] - 1
     bits, signed = dataset.BitsStored, dataset.PixelRepresentation
@@ -90,7 +90,7 @@ def _levels(values: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
 
 
 def _flattened(dataset: Any) -> Any:
-    """An enhanced file as its middle frame would be on its own, which pydicom's functions need."""
+    """An enhanced file reduced to its middle frame, as pydicom's functions need it."""
     groups = [*(dataset.get("SharedFunctionalGroupsSequence") or [])[:1]]
     per_frame = dataset.get("PerFrameFunctionalGroupsSequence") or []
     groups += [per_frame[(int(dataset.get("NumberOfFrames") or 1) - 1) // 2]] if len(per_frame) else []

@@ -1,4 +1,4 @@
-"""Corners of the standard that viewers get wrong, each against a value-by-value reference in float64."""
+"""Details of the standard that viewers get wrong, each against a value-by-value reference in float64."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every transfer syntax, depth, sign and window gives exactly the grey of a float64 reference after the standard."""
+"""Each transfer syntax, depth, sign and window gives exactly the grey of a float64 reference by the standard."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Case = tuple[str, str, bool, int, tuple[float, float, str] | None, tuple[float, 
 def _possible(syntax: str, *, signed: bool, bits: int) -> bool:
     if syntax == "JPEG baseline":
         return bits == 8 and not signed
-    # lossy coding of the sign bit as a value makes other values
+    # lossy coding of the sign bit changes values
     return not (syntax == "JPEG-LS near-lossless" and signed)
 
 
@@ -82,7 +82,7 @@ def differing_pixels(case: Case) -> int:
         window = (round(float(ends.min()) + share[0] * span, 3), round(max(share[1] * span, 2), 3), share[2])
         attributes |= {"WindowCenter": window[0], "WindowWidth": window[1], "VOILUTFunction": window[2]}
     data = written(dataset(values, bits, photometric=photometric, **attributes), syntax)
-    if syntax in LOSSY:  # what another decoder says was stored
+    if syntax in LOSSY:  # by another decoder
         values = pydicom.dcmread(io.BytesIO(data)).pixel_array
     picture = load_picture(data)
     expected = _reference(values, bits, window, rescale, inverted=photometric == "MONOCHROME1")

@@ -1,4 +1,4 @@
-"""Any source becomes uint8 RGB, 16-bit images are scaled, and what cannot be read is one sentence."""
+"""Every source becomes uint8 RGB, 16-bit images are scaled, and a file that cannot be read is one sentence."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_a_16_bit_ramp_is_scaled_not_clipped(low: int, high: int) -> None:
     assert str(picture.notes[0]) == f"16-bit values {low} to {high} scaled to 0 to 255"
 
 
-def test_a_flat_16_bit_image_is_black_not_a_division_by_zero() -> None:
+def test_a_flat_16_bit_image_is_black_without_a_division_by_zero() -> None:
     flat = np.full((5, 5), 777, np.uint16)
     assert load_picture(_encode(Image.fromarray(flat), "PNG")).pixels.max() == 0
 

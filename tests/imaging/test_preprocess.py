@@ -1,4 +1,4 @@
-"""pixel_values are LLaVA's: padding before the resize, the centre, the colours, the bits."""
+"""pixel_values are bit-identical to LLaVA's: padding before the resize, the centre, the colours."""
 
 from __future__ import annotations
 

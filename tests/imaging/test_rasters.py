@@ -1,4 +1,4 @@
-"""TIFF, WebP, BMP, GIF and 16 bits: what Pillow would drop is kept, and what is done is said."""
+"""TIFF, WebP, BMP, GIF and 16 bits: the bits that Pillow would drop are kept, and every step has a note."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_lossless_formats_keep_every_pixel(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "TIFF", "PNG"])
-def test_of_several_pictures_the_first_is_shown_and_it_is_said(kind: str) -> None:
+def test_the_first_of_several_pictures_is_shown_with_a_note(kind: str) -> None:
     frames = [Image.fromarray(np.full((70, 80, 3), value, np.uint8)) for value in (200, 20)]
     buffer = io.BytesIO()
     frames[0].save(buffer, kind, save_all=True, append_images=frames[1:])

@@ -1,4 +1,4 @@
-"""Series of a folder or a DICOMDIR: what is large, damaged, missing or no file is found, counted or left alone."""
+"""Series of a folder or a DICOMDIR: large, damaged and missing files are read or counted; pipes are left alone."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_headers_longer_than_what_is_read_at_first_are_read_whole(tmp_path: Path
     comments = "x" * (3 << 20)
     made = dataset(VALUES, 12, SeriesInstanceUID="1.2.3", InstanceNumber=1)
     made.add_new(0x00090010, "LO", "MAKER")
-    made.add_new(0x00091001, "UT", comments)  # it comes before the size of the picture
+    made.add_new(0x00091001, "UT", comments)  # it precedes the size of the picture
     (tmp_path / "1").write_bytes(saved(made))
     values = np.random.default_rng(0).integers(0, 4096, (1000, 1024), dtype=np.uint16)
     made = dataset(values, 12, SeriesInstanceUID="1.2.3", InstanceNumber=2)
@@ -84,7 +84,7 @@ def test_a_dicomdir_may_be_large_in_small_letters_and_incomplete(tmp_path: Path)
     assert holds_series(path)
     (series,) = find_series(path)
     assert [file.name for file in series.files] == [f"im{number}" for number in range(39)]
-    assert series.n_unreadable == 1  # the one that is listed and not there
+    assert series.n_unreadable == 1  # listed, but missing
 
 
 @pytest.mark.filterwarnings("ignore:Invalid value for VR CS")

@@ -17,7 +17,7 @@ from bimedix_edge.planning.words import PlanWarning
 
 TABLES = {"pictures": words.SENTENCES, "plans": plan_words.SENTENCES}
 ROOMS = {"pictures": Path(words.__file__).parent, "plans": Path(plan_words.__file__).parent}
-# every plural category that a language has, and a number of each
+# a count for each plural category, and the form that it has
 ARABIC = {0: "other", 1: "one", 2: "two", 3: "few", 110: "few", 11: "other", 99: "other", 100: "other", 1000: "other"}
 
 

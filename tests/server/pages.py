@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 PATIENCE_MS = 60_000
 READY = "main:not([aria-busy])"
 ENOUGH_BYTES_PER_S = 1500  # about four tokens a second: slow enough to watch
-# what a page must not do whatever it is given; printed, since a test reads the console
+# reports violations of the page's policy on the console, and counts dialogs, which no input may open
 WATCH = """
-const tell = (event) => console.error(`CSP ${event.violatedDirective} ${event.blockedURI}`);
-addEventListener('securitypolicyviolation', tell);
+const report = (event) => console.error(`CSP ${event.violatedDirective} ${event.blockedURI}`);
+addEventListener('securitypolicyviolation', report);
 window.ran = [];
 window.alert = window.prompt = window.confirm = (text) => window.ran.push(String(text));
 """
@@ -35,23 +35,21 @@ def opened(
     key: str | None,
     *,
     language: str = "en",
-    size: tuple[int, int] = (1280, 800),
     wait: bool = True,
     **options: Any,
 ) -> Iterator[Page]:
-    """Open the page in a context of its own; at the end, it must have had no error and talked to nobody else.
+    """Open the page in a context of its own; at the end, it must have had no error and sent nothing elsewhere.
 
     Args:
         browser: Chromium.
-        url: of the server, or its link.
-        key: given to the tab, as a link would; None leaves it without.
-        language: of the browser, which the page follows.
-        size: of the window, in pixels.
-        wait: until the page can be used.
-        options: of the context.
+        url: URL of the server, or its link.
+        key: Key for the tab, as a link would set it; None sets none.
+        language: Language of the browser, which the page follows.
+        wait: Whether to wait until the page is ready.
+        options: Options of the context, such as `viewport`; by default it has 1280 x 800 pixels.
     """
     locale = {"ar": "ar-AE", "en": "en-GB"}[language]
-    context = browser.new_context(viewport={"width": size[0], "height": size[1]}, locale=locale, **options)
+    context = browser.new_context(locale=locale, **{"viewport": {"width": 1280, "height": 800}, **options})
     context.add_init_script(WATCH)
     if key is not None:
         context.add_init_script(
@@ -75,7 +73,7 @@ def opened(
 
 
 def attach(page: Page, *files: Path | dict[str, Any]) -> None:
-    """Give the page files, as its button does, and wait until they are prepared."""
+    """Add files to the page, as its button does, and wait until they are prepared."""
     page.set_input_files("#file", list(files))
     expect(page.locator(".card[data-state=loading]")).to_have_count(0, timeout=PATIENCE_MS)
     expect(page.locator(".card[data-state=failed]")).to_have_count(0)
@@ -88,14 +86,14 @@ def send(page: Page, question: str) -> None:
 
 
 def ask(page: Page, question: str) -> str:
-    """Ask, and return the answer's text when it is whole."""
+    """Ask, and return the text of the complete answer."""
     n_before = page.locator(".turn").count()
     send(page, question)
     return answer(page, n_before)
 
 
 def answer(page: Page, index: int) -> str:
-    """Return the text of an answer when it is whole."""
+    """Wait for an answer to be complete, and return its text."""
     page.locator(".turn").nth(index).locator(".usage").wait_for()
     return page.locator(".turn").nth(index).locator(".text").inner_text()
 
@@ -124,7 +122,7 @@ def _file(part: dict[str, Any]) -> bytes:
 
 @contextmanager
 def slowly(page: Page, bytes_per_s: int = ENOUGH_BYTES_PER_S) -> Iterator[None]:
-    """Let the network bring this much a second, so that an answer can be watched as it comes."""
+    """Limit the network to this rate, so that a test can watch an answer stream."""
     session = page.context.new_cdp_session(page)
 
     def limit(rate: int) -> None:
@@ -161,7 +159,7 @@ def ct(folder: Path, *, n_frames: int = 1, seed: int = 0) -> Path:
 
 
 def dictate(page: Page, text: str, *, piece: int = 7) -> None:
-    """Let the next answers be `text`, which no model would write, in pieces of so many characters."""
+    """Replace the next answers by `text`, sent in pieces of `piece` characters."""
     cut = [text[at : at + piece] for at in range(0, len(text), piece)]
     chunks: list[dict[str, Any]] = [{"choices": [{"index": 0, "delta": {"content": each}}]} for each in cut]
     chunks.append({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})

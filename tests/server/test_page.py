@@ -1,4 +1,4 @@
-"""The web chat in a real Chromium, on the demo model: what a ward does with it all day."""
+"""The web chat in a real Chromium, on the demo model: the tasks of a working day."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_a_question_about_an_image(browser: Browser, server: Any, samples: Path,
         attach(page, samples / "nodule_right_upper.png")
         assert ask(page, QUESTIONS[language]).startswith(YES[language])
         first, second = page.locator(".turn").nth(0), page.locator(".turn").nth(1)
-        # the picture stands with its question, and an answer to a later one says what it is about
+        # the picture stands with its question, and the answer to a later question shows it again
         assert first.locator(".question .thumb img").count() == 1
         assert first.locator(".about").count() == 0
         ask(page, DETAILS[language])
@@ -60,7 +60,7 @@ def test_a_dicom_file_with_window_and_frame(browser: Browser, server: Any, tmp_p
     with opened(browser, server.url, server.key) as page:
         attach(page, ct(tmp_path, n_frames=3))
         card = page.locator(".card")
-        # what must be known is said before the question can be sent
+        # warnings are shown before the question can be sent
         assert "may show who the patient is" in card.locator(".warnings").inner_text()
         assert "Geheim" not in page.content()
         seen = [card.locator("img").get_attribute("src")]
@@ -131,7 +131,7 @@ def test_chats_never_mix(browser: Browser, server: Any, samples: Path) -> None:
             send(page, question)
             page.locator(".text p").wait_for()
             page.locator(".chat").nth(1).click()
-            # answers are being written in both chats
+            # answers stream in both chats
             assert page.locator("#chat-list .spinner").count() == 2
         first = answer(page, 0)
         thumb = page.locator(".thumb img").get_attribute("src")
@@ -199,7 +199,7 @@ def test_loading_the_page_again(browser: Browser, server: Any, samples: Path) ->
         page.reload()
         assert answer(page, 0) == text
         assert page.locator(".question .thumb").count() == 1
-        # the file is asked for, and no other is taken in its place
+        # the page asks for the file, and accepts no other
         assert "not kept" in page.locator("#lost").inner_text()
         send(page, "And the heart?")
         assert "Add the same file" in page.locator("#complaint").inner_text()
@@ -216,7 +216,7 @@ def test_what_was_kept_cannot_be_read_after_the_server_ended(browser: Browser, s
     with opened(browser, server.url, server.key) as page:
         ask(page, QUESTIONS["en"])
         page.wait_for_timeout(1000)
-        other = {"key": "A" * 43 + "="}  # as of another start
+        other = {"key": "A" * 43 + "="}  # as after a restart
         page.route("**/api/tab-key", lambda route: route.fulfill(json=other))
         page.reload()
         page.wait_for_selector("main:not([aria-busy])")

@@ -1,4 +1,4 @@
-"""Nothing that a file, a header or a model says is ever run, loaded or sent anywhere by the page."""
+"""The page never runs, loads or sends content of a file, a header or a model."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ VECTORS = """
 """.strip().splitlines()
 FRAMES = ("{}", "**{}**", "- {}", "| {} | b |\n|---|---|\n| {} | `{}` |", "```\n{}\n```")
 PAYLOADS = [frame.replace("{}", vector) for frame, vector in itertools.product(FRAMES, VECTORS)]
-# what the page itself is made of; nothing else may appear in it, with no listener as an attribute
+# elements that the page itself never creates, and listeners as attributes
 FOREIGN = """
 () => [...document.querySelectorAll('*')].filter((element) =>
   ['SCRIPT', 'IFRAME', 'OBJECT', 'EMBED', 'BASE', 'LINK', 'META', 'STYLE', 'A', 'TEMPLATE', 'MATH', 'VIDEO', 'AUDIO']
@@ -71,7 +71,7 @@ FOREIGN = """
 
 @pytest.fixture(params=["as served", "without its policy"])
 def options(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """Return options of a browser: the policy is a second wall, so the first is tested without it, too."""
+    """Return options of a browser: the policy is the second defence, so the first is also tested without it."""
     return {"bypass_csp": request.param == "without its policy", "accept_downloads": True}
 
 
@@ -87,7 +87,7 @@ def test_payloads_in_answers_questions_and_errors(
         dictate(page, hostile)
         send(page, hostile)
         shown = answer(page, 0)
-        assert shown.count("alert(1)") == hostile.count("alert(1)")  # all of it is there, as text
+        assert shown.count("alert(1)") == hostile.count("alert(1)")  # all of it is shown as text
         page.unroute_all()
         error = {"error": {"message": hostile, "code": "x"}}
         page.route("**/v1/chat/completions", lambda route: route.fulfill(status=400, json=error))
@@ -145,7 +145,7 @@ def test_payloads_in_names_and_tags(browser: Browser, server: Any, samples: Path
 
 
 def test_the_browser_refuses_what_the_page_never_does(browser: Browser, server: Any) -> None:
-    """The second wall stands: Trusted Types and the policy refuse a script that some later change lets in."""
+    """The second defence works: Trusted Types and the policy refuse a script that a later change lets in."""
     with opened(browser, server.url, server.key) as page:
         refused = page.evaluate(
             "() => { try { document.body.innerHTML = '<b>x</b>'; return false } catch (error) { return error.name } }"
@@ -229,6 +229,8 @@ def test_notes_are_shown_in_the_interfaces_language(browser: Browser, server: An
             assert warning == f"{burned[0].upper()}{burned[1:]}."
             window = {"en": "Window: center 40, width 400.", "ar": "النافذة: المركز 40، العرض 400."}[language]
             assert window in page.locator(".card .tags").last.inner_text().translate(ISOLATES)
+            page.locator(".card select").select_option("lung")
+            expect(page.locator(".card .tags").last).to_contain_text("\u200e-600")
 
 
 def test_a_note_that_the_page_does_not_know_is_the_servers_text(browser: Browser, server: Any, samples: Path) -> None:

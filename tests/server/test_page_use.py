@@ -1,4 +1,4 @@
-"""The web chat for everybody: keyboard, screen readers, widths, both directions; and its words when things fail."""
+"""The web chat for everybody: keyboard, screen readers, widths, both directions; and its texts when things fail."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_everything_by_keyboard(browser: Browser, server: Any, samples: Path) ->
         page.keyboard.press("Enter")
         text = answer(page, 0)
         assert page.locator(".asked p").inner_text() == "Is there\na nodule?"
-        # a screen reader hears that it begins, and the answer once, when it is whole
+        # a screen reader announces the start, and the complete answer once
         expect(page.locator("#announcer")).to_have_text(f"Answer: \u2068{text}\u2069")
         thumb = page.locator(".thumb")
         thumb.focus()
@@ -141,12 +141,12 @@ def _judge(page: Page, what: str) -> None:
 
 FAILURES: list[tuple[int, dict[str, Any], dict[str, str], str, str]] = [
     (400, {"code": "context_length_exceeded", "n_prompt_tokens": 1300, "n_ctx": 1024}, {}, "Shorten it", "276"),
-    (413, {"code": "request_too_large"}, {}, "larger than this server takes", "أكبر"),
+    (413, {"code": "request_too_large"}, {}, "larger than this server accepts", "أكبر"),
     (429, {"code": "queue_full", "place": 64}, {"Retry-After": "7"}, "queue is full", "7"),
     (429, {"code": "rate_limit_exceeded"}, {"Retry-After": "3"}, "The server is busy.", "3"),
-    (500, {"code": "defect"}, {}, "error of its own", "الخادم نفسه"),
-    (503, {"code": "loading"}, {}, "still being loaded", "قيد التحميل"),
-    (400, {"code": "invalid_image", "message": "Expected an image."}, {}, "Expected an image.", "Expected an image."),
+    (500, {"code": "defect"}, {}, "The server failed.", "تعذّر على الخادم"),
+    (503, {"code": "loading"}, {}, "still loading", "قيد التحميل"),
+    (400, {"code": "invalid_image", "message": "The image is PDF."}, {}, "The image is PDF.", "The image is PDF."),
 ]
 
 
@@ -167,7 +167,7 @@ def test_failures_in_words(browser: Browser, server: Any) -> None:
             page.click("#language")
             expect(page.locator(".answer .problem")).to_contain_text(arabic)
             page.click("#language")
-        # a question without an answer is not silently left out of what follows
+        # a question without an answer is not silently dropped from the conversation
         page.unroute_all()
         send(page, "And the heart?")
         expect(page.locator("#complaint")).to_contain_text("no answer yet")
@@ -182,7 +182,7 @@ def test_a_prompt_that_is_too_long(browser: Browser, server: Any) -> None:
 
 
 def test_a_picture_of_another_chat_is_not_believed(browser: Browser, server: Any, samples: Path) -> None:
-    """The server says which files an answer is about; an answer about any other is thrown away."""
+    """The server names the files of an answer; the page drops an answer about any other file."""
     with opened(browser, server.url, server.key) as page:
         attach(page, samples / "normal.png")
         foreign = {"images": [{"sha256": "0" * 64, "width_px": 1, "height_px": 1, "cached": False}]}
@@ -215,7 +215,7 @@ def test_copy_and_export(browser: Browser, server: Any, samples: Path, tmp_path:
         assert turn["answer"] == text
         assert turn["state"] == "done"
         assert turn["images"][0]["number"] == 1
-        assert "nodule_right_upper" not in json.dumps(exported)  # a file's name may be a patient's
+        assert "nodule_right_upper" not in json.dumps(exported)  # the name of a file may name a patient
 
 
 def test_dropping_and_pasting(browser: Browser, server: Any, tmp_path: Path) -> None:
@@ -244,10 +244,10 @@ def test_the_model_dies_while_it_answers(browser: Browser, start_server: Callabl
             send(page, "Describe what a chest radiograph shows.")
             page.locator(".text p").wait_for()
             children = subprocess.run(
-                ["pgrep", "-P", str(own.process.pid), "-f", "model_process"], capture_output=True, text=True, check=True
+                ["pgrep", "-P", str(own.process.pid), "-f", "model.process"], capture_output=True, text=True, check=True
             )
             os.kill(int(children.stdout.split()[0]), signal.SIGKILL)
-            # what had been sent may still be on its way: a whole answer, or an error with a part of it
+            # bytes may still be in transit: the answer is complete, or an error with a part of it
             page.get_by_role("button", name="Try again").wait_for(timeout=60_000)
         page.get_by_role("button", name="Try again").click()
         expect(page.locator(".usage")).to_have_count(1, timeout=60_000)

@@ -1,4 +1,4 @@
-"""`bimedix-edge cache`: what is kept on the disk about images."""
+"""`bimedix-edge cache`: the image embeddings on the disk."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ __all__ = ["cache"]
 
 @click.group()
 def cache() -> None:
-    """Show or erase what is kept on the disk about images; nothing is unless `image_cache` is set."""
+    """Show or erase the image embeddings on the disk; there are none unless `image_cache` is set."""
 
 
 @cache.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show(as_json: bool) -> None:
-    """Show whether the image cache is on, where it is, and how large."""
+    """Show whether the image cache is on, its directory and its size."""
     settings = load_settings()
     usage = cache_usage(settings.image_cache_dir)
     if as_json:

@@ -1,4 +1,4 @@
-"""`bimedix-edge doctor`: what is here, and whether chat would run."""
+"""`bimedix-edge doctor`: the state of this machine, and whether chat would run."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from bimedix_edge.settings import Settings, load_settings, terminal_reorders
 
 __all__ = ["doctor"]
 
-# letters that join, digits and Latin letters within, longer than a narrow line
+# has letters that join, digits and Latin letters, and is longer than a narrow line
 _BIDI_SAMPLE = "صورة الصدر CT رقم 12: لا توجد عقيدة رئوية."
 
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option("--verify", is_flag=True, help="Read every byte of large models, too.")
-@click.option("-m", "--model", metavar="NAME|DIR", help="The model to look at.")
+@click.option("--verify", is_flag=True, help="Also read every byte of large models.")
+@click.option("-m", "--model", metavar="NAME|DIR", help="The model to check.")
 def doctor(as_json: bool, verify: bool, model: str | None) -> int:
-    """Say what is here, and whether chat would run: the exit code is 0 if it would."""
+    """Check this machine, and whether chat would run; the exit code is 0 if it would."""
     settings = load_settings({"model": model})
     findings = [
         *machine_findings(),
@@ -36,7 +36,7 @@ def doctor(as_json: bool, verify: bool, model: str | None) -> int:
         *attempt("store", lambda: store_findings(settings, verify=verify)),
         *attempt("image cache", lambda: cache_findings(settings)),
         _terminal(settings),
-        network_finding(),  # at last: what the others have opened would show
+        network_finding(),  # last, so that it sees the sockets of the others
     ]
     exit_code = max(finding.exit_code for finding in findings)
     if as_json:
@@ -67,9 +67,9 @@ def _print(findings: Sequence[Finding], settings: Settings, exit_code: int) -> N
     plain_console().print(table)
     for finding in findings:
         if finding.remedy is not None:
-            # not cut: it may be a command to be copied
+            # not wrapped: it may be a command to copy
             click.echo(f"\n{finding.subject}: {finding.remedy}")
-    echo("\nbidi test: an Arabic line, its letters joined, which begins at the right with the picture's name:")
+    echo("\nbidi test: the next line is Arabic; it should begin at the right, with its letters joined:")
     printer = AnswerPrinter(sys.stdout, reorder=reorders(settings, sys.stdout))
     printer.write(_BIDI_SAMPLE)
     printer.finish()

@@ -1,4 +1,4 @@
-"""`bimedix-edge models`: what is installed."""
+"""`bimedix-edge models`: the installed models."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def list_models(as_json: bool) -> None:
 @click.argument("model")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
 def show(model: str, as_json: bool) -> None:
-    """Show what MODEL (a name or a directory) is."""
+    """Show the facts of MODEL (a name or a directory)."""
     directory = _store().find(model)
     manifest = read_manifest(directory)
     if as_json:
@@ -79,7 +79,7 @@ def show(model: str, as_json: bool) -> None:
         "directory": str(directory),
         "decoder": f"{decoder.file_type}, {decoder.n_layer} layers, width {decoder.n_embd}, "
         f"{decoder.n_head}/{decoder.n_head_kv} heads, {decoder.n_vocab} tokens",
-        "vision": f"{manifest.preprocessing.image_size_px} px, {vision.n_tokens} tokens an image, {vision.weights}",
+        "vision": f"{manifest.preprocessing.image_size_px} px, {vision.n_tokens} tokens per image, {vision.weights}",
         "plan": fault if plan is None else plan.line,
         "source": ", ".join(f"{key} {value[:64]}" for key, value in manifest.source.items()),
         "licence": manifest.licence,
@@ -96,7 +96,7 @@ def show(model: str, as_json: bool) -> None:
 
 
 def _plan(directory: Path, manifest: Manifest) -> tuple[Plan | None, str]:
-    """Return how the model would run here, or why it would not: what it is can be shown all the same."""
+    """Return the plan for this machine, or why there is none; the other facts are shown in either case."""
     try:
         return plan_model(directory, manifest, load_settings()), ""
     except (HardwareError, UsageError) as error:
@@ -112,7 +112,7 @@ def verify(model: str) -> None:
     total = sum(entry.size_bytes for entry in manifest.files.values())
     with work_progress(plain_console(stderr=True), "hashing", total) as advance:
         verify_bundle(directory, advance)
-    click.echo(f"{manifest.name}: {len(manifest.files)} files, {total} bytes, as the manifest says")
+    click.echo(f"{manifest.name}: {len(manifest.files)} files, {total} bytes, identical to the manifest")
 
 
 @models.command()
@@ -126,9 +126,9 @@ def rm(model: str, yes: bool) -> None:
     what = f"{bundle.name} ({size / 1e6:.1f} MB in {bundle.directory})"
     if not yes:
         if not sys.stdin.isatty():
-            raise UsageError(f"Expected --yes to remove {what}, since there is no terminal to ask on; add it.")
+            raise UsageError(f"There is no terminal to confirm the removal of {what}. Add --yes.")
         if not click.confirm(f"Remove {what}?", err=True):
-            raise UsageError(f"Expected a yes to remove {bundle.name}, but it was not given; nothing was removed.")
+            raise UsageError(f"The removal of {bundle.name} was not confirmed. Nothing was removed.")
     store.remove(bundle)
     click.echo(f"removed {what}")
 

@@ -1,4 +1,4 @@
-"""`bimedix-edge pull`: a published checkpoint is fetched and becomes a bundle; the only command that uses a network."""
+"""`bimedix-edge pull`: fetch a published checkpoint and convert it; the only command that uses a network."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ __all__ = ["pull"]
 @click.option("-n", "--name", metavar="NAME", help="Install as NAME:TYPE.  [default: the card's or repository's name]")
 @click.option("--accept-licence", is_flag=True, help="Accept the licence of the weights without being asked.")
 @click.option("--delete-source", is_flag=True, help="Delete the fetched files after the conversion.")
-@click.option("--force", is_flag=True, help="Replace what is there.")
+@click.option("--force", is_flag=True, help="Replace an installed model.")
 def pull(model: str, name: str | None, accept_licence: bool, delete_source: bool, force: bool) -> None:
     """Fetch the checkpoint NAME over the network and convert it.
 
     NAME is bimedix2-8b, bimedix2-8b-bi (the one for Arabic), bimedix2-8b-hf, bimedix2-70b, or any ORG/REPO of the hub;
     @REVISION after it chooses a branch, a tag or a commit, and :TYPE the type of the decoder's weights (Q4_K_M).
-    An interrupted download is continued when the command is run again.
+    Run the command again to continue an interrupted download.
     """
     reference = find_published(model)
     settings = load_settings()
     label = f"{name or reference.card.name}:{reference.file_type.name.lower()}"
     target = Store(settings.store_dir, settings.cache_dir).target(label)
-    # before gigabytes are fetched for nothing
+    # before fetching gigabytes for nothing
     if target.exists() and not force:
-        raise UsageError(f"Expected a new model, but {label} is installed; add --force to replace it, or --name.")
+        raise UsageError(f"{label} is installed already. Add --force to replace it, or choose another --name.")
     _check_answerable(reference.card, accepted=accept_licence)
     snapshot = describe(reference.card.repository, reference.card.revision)
     card = _card(reference.card, snapshot)
@@ -64,16 +64,16 @@ def pull(model: str, name: str | None, accept_licence: bool, delete_source: bool
 
 
 def _check_answerable(card: Card, *, accepted: bool) -> None:
-    """Refuse before anything uses the network, if the question about the licence could not be answered."""
+    """Refuse before anything uses the network if there is no terminal to accept the licence on."""
     if not accepted and not sys.stdin.isatty():
         raise UsageError(
-            f"Expected the licence of {card.repository} to be accepted ({card.licence}, for research, not for clinical "
-            "or commercial use), but there is no terminal to ask on; add --accept-licence."
+            f"The licence of {card.repository} must be accepted ({card.licence}: for research, not for clinical or "
+            "commercial use), and there is no terminal to ask on. Add --accept-licence."
         )
 
 
 def _card(card: Card, snapshot: Snapshot) -> Card:
-    """Return the card of what was found: at its commit, and under the hub's licence if the card is not one of ours."""
+    """Return the card with the commit that was found, and with the hub's licence if the card is not one of ours."""
     licence = snapshot.licence if snapshot.licence and not card.description else card.licence
     return replace(card, revision=snapshot.commit, licence=licence)
 
@@ -84,7 +84,7 @@ def _agree(card: Card, snapshot: Snapshot, *, accepted: bool) -> None:
         click.echo(f"The hub says: {snapshot.licence}", err=True)
     click.echo(card.notice, err=True)
     if not accepted and not click.confirm("Do you accept this licence?", err=True):
-        raise UsageError("Expected the licence to be accepted, but it was not; nothing was fetched.")
+        raise UsageError("The licence was not accepted. Nothing was fetched.")
 
 
 def _end_source(source: Path, *, delete: bool) -> None:

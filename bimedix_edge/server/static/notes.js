@@ -3,6 +3,7 @@
 import { known, t } from "./i18n.js";
 
 const DIGITS = 9;
+const LEFT_TO_RIGHT_MARK = "\u200e";
 
 /**
  * Return the sentence of a note.
@@ -22,9 +23,9 @@ export function windowNote(notes) {
 
 const WINDOWS = ["window", "window_function", "preset_window", "voi_lut", "no_window"];
 
-// pixel values and Hounsfield units are written without separators
+// pixel values and Hounsfield units have no separators; an invisible mark keeps a minus to the left of its number
 function shown(name, value) {
-  if (typeof value === "number") return String(Number(value.toPrecision(DIGITS)));
+  if (typeof value === "number") return (value < 0 ? LEFT_TO_RIGHT_MARK : "") + Number(value.toPrecision(DIGITS));
   const key = `window.${value}`;
   return name === "preset" && known(key) ? t(key) : String(value);
 }
