@@ -228,7 +228,10 @@ def read_manifest(directory: Path) -> Manifest:
             f"{path} is too large for a manifest, which has at most {MAX_MANIFEST_BYTES} bytes. "
             "Convert the checkpoint again."
         )
-    return _decode(data, path)
+    try:
+        return _decode(data, path)
+    except _InvalidError as error:
+        raise BundleError(f"{path} is damaged: {error}. Convert the checkpoint again.") from error
 
 
 def verify_bundle(directory: Path, progress: Callable[[int], None] | None = None, *, contents: bool = True) -> Manifest:
@@ -280,7 +283,10 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
     path = directory / MANIFEST
     text = json.dumps(asdict(manifest), indent=2, ensure_ascii=False, sort_keys=True)
     data = f"{text}\n".encode("utf-8", "surrogatepass")
-    _decode(data, path)
+    try:
+        _decode(data, path)
+    except _InvalidError as error:
+        raise BundleError(f"This model does not fit a manifest: {error}. Nothing was installed.") from error
     path.write_bytes(data)
 
 
@@ -294,6 +300,10 @@ def _file_fault(path: Path, entry: FileEntry, progress: Callable[[int], None] | 
     return None
 
 
+class _InvalidError(Exception):
+    """A fault of a manifest, in words without a full stop."""
+
+
 def _decode(data: bytes, path: Path) -> Manifest:
     """Return the manifest that these bytes hold.
 
@@ -302,7 +312,8 @@ def _decode(data: bytes, path: Path) -> Manifest:
         path: Path of the file, for messages.
 
     Raises:
-        BundleError: See `read_manifest`.
+        BundleError: It is of another format, or names a path outside the bundle.
+        _InvalidError: It has another fault.
     """
     try:
         # msgspec keeps the last of two equal keys without an error, so Python's parser reads the text first
@@ -310,13 +321,11 @@ def _decode(data: bytes, path: Path) -> Manifest:
         _check_format(plain, path)
         manifest = msgspec.json.decode(data, type=Manifest)
     except msgspec.ValidationError as error:
-        raise _refusal(path, _in_words(str(error))) from error
+        raise _InvalidError(_in_words(str(error))) from error
     except (ValueError, RecursionError) as error:
-        raise BundleError(
-            f"{path} is damaged: it is not valid JSON ({str(error)[:200]}). Convert the checkpoint again."
-        ) from error
+        raise _InvalidError(f"it is not valid JSON ({str(error)[:200]})") from error
     if unknown := next(_unknown(plain, msgspec.to_builtins(manifest)), None):
-        raise _refusal(path, f"the field `{unknown}` is unknown")
+        raise _InvalidError(f"the field `{unknown}` is unknown")
     _check_files(manifest, path)
     return manifest
 
@@ -333,7 +342,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _check_format(plain: object, path: Path) -> None:
     if not isinstance(plain, dict):
-        raise _refusal(path, f"it must be an object, not {_shown(plain)}")
+        raise _InvalidError(f"it must be an object, not {_shown(plain)}")
     if plain.get("format") != FORMAT:
         raise BundleError(
             f"{path} is of format {_shown(plain.get('format'))}; this version reads format {FORMAT}. "
@@ -343,9 +352,8 @@ def _check_format(plain: object, path: Path) -> None:
 
 def _check_files(manifest: Manifest, path: Path) -> None:
     if sorted(manifest.files) != sorted(ROLES):
-        raise _refusal(
-            path, f"`files` must list {' and '.join(ROLES)}, not {_shown(', '.join(sorted(manifest.files)))}"
-        )
+        listed = _shown(", ".join(sorted(manifest.files)))
+        raise _InvalidError(f"`files` must list {' and '.join(ROLES)}, not {listed}")
     for role, entry in manifest.files.items():
         if not _FILE_NAME.fullmatch(entry.path):
             raise BundleError(
@@ -378,10 +386,6 @@ def _in_words(said: str) -> str:
     for pattern, words in _PHRASES:
         wanted = re.sub(pattern, words, wanted)
     return f"`{name}` must be " + re.sub(r"`(\w+)`", lambda match: _KINDS.get(match[1], match[1]), wanted)
-
-
-def _refusal(path: Path, fault: str) -> BundleError:
-    return BundleError(f"{path} is damaged: {fault}. Convert the checkpoint again.")
 
 
 def _shown(value: object) -> str:

@@ -86,7 +86,7 @@ def vision_fields(fields: Fields | None, directory: Path) -> VisionConfig:
     fields.choice("num_channels", (3,), 3)
     n_embd = fields.integer("hidden_size", 768, high=1 << 16)
     n_head = fields.integer("num_attention_heads", 12, high=1 << 12)
-    image_px = fields.integer("image_size", 224, high=1 << 14)
+    image_px = fields.integer("image_size", 224, high=1 << 12)
     patch_px = fields.integer("patch_size", 32, high=1 << 12)
     if n_embd % n_head or image_px < patch_px:
         raise CheckpointError(

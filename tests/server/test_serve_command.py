@@ -63,8 +63,8 @@ def keys(tmp_path: Path) -> Path:
         (["--api-key-file", "open"], "chmod 600"),
         (["--api-key-file", "short"], "20 or more characters"),
         (["--api-key-file", "empty"], "has no key"),
-        (["--parallel", "0"], "parallel from 1"),
-        (["--queue", "-1"], "queue from 0"),
+        (["--parallel", "0"], "parallel cannot be 0"),
+        (["--queue", "-1"], "queue cannot be -1"),
         (["--port", "0", "-m", "nonsense"], "No installed model is named"),
     ],
 )
