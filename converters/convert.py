@@ -1,4 +1,4 @@
-"""A checkpoint directory to a bundle: everything is checked, then written beside the target, then renamed."""
+"""Converts a checkpoint into a bundle: checks everything, writes it beside the target, then renames it."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def dry_run(checkpoint: Path, target: Path, options: ConvertOptions = DEFAULTS) 
 def _read_back(
     job: Job, part: Path, journal: Journal, fidelity: VisionFidelity, report: StageProgress
 ) -> tuple[Quality, dict[str, FileEntry]]:
-    """Read both files from the disk: hashed as a whole, and, beside that, the decoder compared with its source."""
+    """Read both files from the disk: hash them, and compare the decoder with its source in parallel."""
     ended = threading.Event()
 
     def show(done: int, total: int) -> None:
@@ -137,12 +137,12 @@ def _read_back(
 
 
 def _entry(path: Path, journal: Journal, count: Callable[[int], None]) -> FileEntry:
-    """Return what the manifest says about a file, if the disk gives back what was written to it."""
+    """Return the manifest's entry for a file, after checking that the disk returns the written bytes."""
     found, written = hash_file(path, count), journal.sha256(path.name)
     if found != written:
         raise HardwareError(
-            f"Expected {path.name} as it was written, with the SHA-256 {written[:16]}…, but the disk gives back "
-            f"{found[:16]}…; nothing was installed: check the disk, or choose another, and run the command again."
+            f"The disk does not return {path.name} as it was written: its SHA-256 is {found[:16]}… instead of "
+            f"{written[:16]}…. Nothing was installed. Check the disk, or choose another, and run the command again."
         )
     return FileEntry(path.name, path.stat().st_size, found)
 
@@ -150,19 +150,19 @@ def _entry(path: Path, journal: Journal, count: Callable[[int], None]) -> FileEn
 def _check_space(part: Path, target: Path, needed: int) -> None:
     if (free := shutil.disk_usage(part).free) < needed:
         raise HardwareError(
-            f"Expected {_megabytes(needed)} free to write {target}, but there are {_megabytes(free)}; "
-            "free some space or choose another place."
+            f"There is too little room for {target}: {_megabytes(free)} free, {_megabytes(needed)} needed. "
+            "Free some space, or choose another place."
         )
 
 
 class _Writer:
-    """Writes the files of the bundle, and tells how far that is.
+    """Writes the files of the bundle and reports the progress.
 
     Args:
-        journal: of the part directory.
-        hashes: of the sources, which are read at about the same pace.
-        report: what the user sees.
-        total_bytes: of all files.
+        journal: Journal of the part directory.
+        hashes: Hashes of the sources, which are read at about the same pace.
+        report: Shows the progress to the user.
+        total_bytes: Size of all files.
     """
 
     def __init__(self, journal: Journal, hashes: SourceHashes, report: StageProgress, total_bytes: int) -> None:
@@ -173,11 +173,11 @@ class _Writer:
         self._before = 0
 
     def write(self, name: str, parts: list[Part]) -> None:
-        """Write a file, or what is not there of it.
+        """Write a file, except the parts that the journal keeps.
 
         Raises:
-            CheckpointError: a weight cannot be converted.
-            OSError: the disk is full or fails.
+            CheckpointError: A weight cannot be converted.
+            OSError: The disk is full or fails.
         """
         stage, size = name.partition(".")[0], n_bytes(parts)
 

@@ -1,6 +1,6 @@
 """A file written as a sequence of parts, each computed ahead on all cores and written in order.
 
-A part is what can be kept or thrown away as a whole when a conversion is interrupted: the header, or one tensor.
+An interrupted conversion keeps or drops a part as a whole: the header, or one tensor.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ class Part:
     """One part of a file.
 
     Attributes:
-        name: of the header or of a tensor.
-        size_bytes: how many bytes its steps give together.
-        steps: gives functions that return its bytes piece by piece; they may run side by side.
+        name: Name of the header or of a tensor.
+        size_bytes: Number of bytes that its steps return together.
+        steps: Returns functions that return its bytes piece by piece; they may run in parallel.
     """
 
     name: str
@@ -33,33 +33,33 @@ class Part:
 
 
 class PartWriter(Protocol):
-    """What parts are written to; see `journal.JournalledFile`."""
+    """Target of the parts; see `journal.JournalledFile`."""
 
     @property
     def n_parts(self) -> int:
-        """Return how many parts are there already."""
+        """Return the number of parts that are written already."""
 
     def write(self, data: memoryview) -> None:
         """Append some bytes of the next part."""
 
     def end_part(self, name: str) -> None:
-        """State that what was appended since the last call is a whole part."""
+        """State that the bytes since the last call are a whole part."""
 
 
 def write_parts(
     file: PartWriter, parts: Sequence[Part], pool: ThreadPoolExecutor, n_ahead: int, progress: Callable[[int], None]
 ) -> None:
-    """Write those parts of a file that are not there yet.
+    """Write the parts of a file that are still missing.
 
     Args:
-        file: where they go.
-        parts: all parts of the file, in order.
-        pool: computes the steps; steps of the next part begin before the last one is written.
-        n_ahead: how many steps are computed ahead, which bounds the memory.
-        progress: called with the number of bytes that are there.
+        file: Where they go.
+        parts: All parts of the file, in order.
+        pool: Computes the steps; steps of the next part begin before the last one is written.
+        n_ahead: Number of steps that are computed ahead, which bounds the memory.
+        progress: Called with the number of bytes written.
 
     Raises:
-        OSError: the disk is full or fails.
+        OSError: The disk is full or fails.
     """
     todo = parts[file.n_parts :]
     done = n_bytes(parts) - n_bytes(todo)
@@ -74,12 +74,12 @@ def write_parts(
 
 
 def whole_part(name: str, data: bytes) -> Part:
-    """Return a part whose bytes are here already."""
+    """Return a part whose bytes are already in memory."""
     return Part(name, len(data), lambda: [lambda: memoryview(data)])
 
 
 def n_bytes(parts: Iterable[Part]) -> int:
-    """Return the size of some parts together."""
+    """Return the total size of some parts."""
     return sum(part.size_bytes for part in parts)
 
 

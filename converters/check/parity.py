@@ -1,7 +1,7 @@
-"""Source against converted: how far each written tensor is from the checkpoint, and each token from the reference.
+"""Source against result: the distance of each written tensor from the checkpoint, and of each token from the reference.
 
-Nothing of the conversion is reused here: the GGUF is read back from the disk, dequantized by gguf-py's numpy reference,
-un-permuted by the formula of the other direction, and compared with the checkpoint's own numbers.
+This check shares no code with the conversion. It reads the GGUF back from the disk, dequantizes it by gguf-py's numpy
+reference, permutes it back by the inverse formula, and compares it with the checkpoint's numbers.
 """
 
 from __future__ import annotations
@@ -48,15 +48,15 @@ _IN_BLOCK = {
 
 @dataclass(frozen=True)
 class TensorError:
-    """How far one tensor of the GGUF is from its source.
+    """Distance of one tensor of the GGUF from its source.
 
     Attributes:
-        name: in the GGUF.
-        type: the ggml type it is stored in.
-        n_values: how many it has.
-        relative_rms: root mean square of the difference, divided by that of the source.
-        cosine: of the two tensors, taken as one vector each.
-        worst_row: the largest relative RMS of a row: one block gone wrong shows here, and not in the whole.
+        name: Name in the GGUF.
+        type: The ggml type it is stored in.
+        n_values: Number of its values.
+        relative_rms: Root mean square of the difference, divided by that of the source.
+        cosine: Cosine between the two tensors, each taken as one vector.
+        worst_row: Largest relative RMS of a row, which reveals a single wrong block.
     """
 
     name: str
@@ -77,17 +77,17 @@ def decoder_errors(
     """Compare every tensor of a GGUF with the checkpoint it was made from.
 
     Args:
-        path: the GGUF.
-        checkpoint: the source.
-        types: the type that each tensor should have, if that is to be checked.
-        max_values: about how many values of a tensor are compared: rows in eight runs from its first to its last, the
-            same every time; all of them by default.
+        path: The GGUF.
+        checkpoint: The source.
+        types: Type that each tensor should have; not checked by default.
+        max_values: Approximate number of compared values of each tensor: rows in eight runs from its first to its
+            last, always the same; all of them by default.
 
     Yields:
-        One error a tensor, in the file's order.
+        One error for each tensor, in the file's order.
 
     Raises:
-        CheckpointError: the GGUF has other tensors, shapes or types than it should, ends too early, or has NaN in it.
+        CheckpointError: The GGUF has wrong tensors, shapes or types, ends too early, or contains NaN.
     """
     data = np.memmap(path, np.uint8, "r")
     found = _tensors(path, data)
@@ -95,15 +95,15 @@ def decoder_errors(
     if found.keys() != expected.keys():
         differing = sorted(found.keys() ^ expected.keys())
         raise CheckpointError(
-            f"Expected {len(expected)} tensors in {path.name}, but it differs from the checkpoint in "
-            f"{', '.join(differing[:12])}; convert again."
+            f"{path.name} should have {len(expected)} tensors, but it differs from the checkpoint in "
+            f"{', '.join(differing[:12])}. Convert again."
         )
     _check_types(path, found, types or {})
     for name, tensor in found.items():
         source = _source(name, expected[name], checkpoint)
         if (shape := tensor.dims[::-1]) != source.shape:
             raise CheckpointError(
-                f"Expected {name} of shape {source.shape} in {path.name}, but it has {shape}; convert again."
+                f"{name} in {path.name} has the shape {shape} instead of {source.shape}. Convert again."
             )
         yield _compare(name, tensor, data, source, max_values)
 
@@ -116,18 +116,18 @@ def token_cosines(
     """Compare a vision encoder with the numpy reference on one image.
 
     Args:
-        checkpoint: the source of the weights.
-        encode: the converted encoder: float32 (1, 3, S, S) to float32 (1, n_tokens, n_embd).
+        checkpoint: Source of the weights.
+        encode: The converted encoder: float32 (1, 3, S, S) to float32 (1, n_tokens, n_embd).
         pixel_values: float32 (1, 3, S, S).
 
     Returns:
-        float64 (n_tokens,): the cosine of each token with the reference's.
+        The cosine of each token with the reference's, float64 (n_tokens,).
     """
     return cosines(encode(pixel_values)[0], image_embeds(checkpoint, pixel_values)[0])
 
 
 def cosines(given: NDArray[Any], expected: NDArray[Any]) -> NDArray[np.float64]:
-    """Return the cosine of each row with the same row of the other, float64 (n,); that of two zeros is 1."""
+    """Return the cosine of each row with the same row of the other, float64 (n,); for two rows of zeros, 1."""
     left, right = given.astype(np.float64), expected.astype(np.float64)
     norms = np.linalg.norm(left, axis=-1) * np.linalg.norm(right, axis=-1)
     same = (left == right).all(axis=-1)
@@ -149,9 +149,9 @@ def _tensors(path: Path, data: NDArray[np.uint8]) -> dict[str, TensorInfo]:
         for name, tensor in tensors.items():
             n_rows, n_per_row = _matrix(tensor.dims[::-1])
             if tensor.start + n_rows * row_bytes(GGMLQuantizationType(tensor.kind), n_per_row) > data.size:
-                raise ValueError(f"{name[:80]} ends behind the file")
+                raise ValueError(f"{name[:80]} ends beyond the file")
     except ValueError as error:
-        raise CheckpointError(f"Expected a whole GGUF in {path.name}, but {error}; convert again.") from error
+        raise CheckpointError(f"{path.name} is not a whole GGUF: {error}. Convert again.") from error
     return tensors
 
 
@@ -163,13 +163,13 @@ def _check_types(path: Path, found: Mapping[str, TensorInfo], types: Mapping[str
     ]
     if wrong:
         raise CheckpointError(
-            f"Expected the recipe's types in {path.name}, but {'; '.join(wrong[:12])}; convert again, and report this "
-            "if it happens again."
+            f"{path.name} does not have the recipe's types: {'; '.join(wrong[:12])}. Convert again, and report this if "
+            "it happens again."
         )
 
 
 def _expected(config: DecoderConfig) -> Iterator[tuple[str, str]]:
-    """Yield the GGUF's name and the checkpoint's, empty for what is computed."""
+    """Yield the name in the GGUF and in the checkpoint, which is empty for a computed tensor."""
     for name, source in _TOP.items():
         if name != "output.weight" or not config.tied:
             yield name, source
@@ -215,7 +215,7 @@ def _compare(
         wanted = source.read(rows).astype(np.float64)
         squares, norms = ((given - wanted) ** 2).sum(-1), (wanted**2).sum(-1)
         sums += [squares.sum(), norms.sum(), (given**2).sum(), (given * wanted).sum()]
-        # a row of zeros is judged by what the others are like
+        # a row of zeros is judged by the mean of the other rows
         scale = np.where(norms > 0, norms, norms.mean() or 1.0)
         worst = max(worst, float(np.sqrt((squares / scale).max())))
     difference, norm_wanted, norm_given, product = sums
@@ -234,12 +234,12 @@ def _dequantized(name: str, rows: NDArray[np.uint8], kind: GGMLQuantizationType)
     with np.errstate(all="ignore"):
         values: NDArray[np.float64] = gguf.quants.dequantize(rows, kind).astype(np.float64)
     if not np.isfinite(values).all():
-        raise CheckpointError(f"Expected finite {kind.name} in {name}, but it has NaN or infinity; convert again.")
+        raise CheckpointError(f"{name} ({kind.name}) has NaN or infinity. Convert again.")
     return values
 
 
 def _row_blocks(n_rows: int, n_per_row: int, max_values: int | None) -> Iterator[NDArray[np.intp]]:
-    """Yield the rows to compare, some at a time."""
+    """Yield the rows to compare, in blocks."""
     chosen = np.arange(n_rows, dtype=np.intp)
     if max_values is not None and n_rows * n_per_row > max_values:
         run = max(1, max_values // (n_per_row * _RUNS))
@@ -251,7 +251,7 @@ def _row_blocks(n_rows: int, n_per_row: int, max_values: int | None) -> Iterator
 
 
 def _source_rows(rows: NDArray[np.intp], head_dim: int) -> NDArray[np.intp]:
-    """Return which rows of a checkpoint's Q or K some rows of the GGUF's are: pairs there, halves here."""
+    """Return the checkpoint's rows of Q or K (halves of a head) for some rows of the GGUF (pairs)."""
     head, place = np.divmod(rows, head_dim)
     result: NDArray[np.intp] = head * head_dim + place % 2 * (head_dim // 2) + place // 2
     return result

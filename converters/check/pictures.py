@@ -1,7 +1,7 @@
-"""Pictures on which the vision graph is judged: drawn, the same every time, no patient's.
+"""Pictures on which the vision graph is judged: drawn, always the same, and not of a patient.
 
-A radiograph, a stained section and a page of sharp edges, in the three shapes that a picture can have. They are not
-diagnostic; they make the tower's activations as uneven as real images do: large dark borders, fine texture, text.
+A radiograph, a stained section and a page of sharp edges: a portrait, a square and a landscape. They are not
+diagnostic, but they make the tower's activations as uneven as real images do: large dark borders, fine texture, text.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What a conversion cost in accuracy: measured on the written files, kept in the manifest, judged by `--strict`.
+"""The loss of accuracy by conversion: measured on the written files, kept in the manifest, judged by `--strict`.
 
-The decoder is read back from the disk and compared with the checkpoint; of a large tensor a sample, rows in eight runs
+The decoder is read back from the disk and compared with the checkpoint. Large tensors are sampled, rows in eight runs
 from the first to the last, so that the check takes seconds beside minutes of conversion.
 """
 
@@ -41,13 +41,13 @@ def measure_decoder(
     """Compare a written decoder with its checkpoint, on a sample of large tensors.
 
     Args:
-        path: the GGUF.
-        checkpoint: the source.
-        tensors: what should be in it.
-        progress: called with the tensors compared and their number.
+        path: The GGUF.
+        checkpoint: The source.
+        tensors: The declared tensors.
+        progress: Called with the number of compared tensors and of all tensors.
 
     Raises:
-        CheckpointError: the file has other tensors, shapes or types than tensors.
+        CheckpointError: The file has other tensors, shapes or types than tensors.
     """
     types = {tensor.name: tensor.kind for tensor in tensors}
     errors = []
@@ -58,7 +58,7 @@ def measure_decoder(
 
 
 def quality_of(errors: Sequence[TensorError], vision: VisionFidelity) -> Quality:
-    """Return what the manifest keeps of the measurements."""
+    """Return the summary of the measurements for the manifest."""
     kinds = sorted({error.type for error in errors}, key=list(LIMITS).index)
     by_type = {kind: _together([error for error in errors if error.type == kind]) for kind in kinds}
     worst = sorted(errors, key=lambda error: -error.relative_rms)[:_N_WORST]
@@ -70,8 +70,8 @@ def check_limits(errors: Sequence[TensorError], vision: VisionFidelity, weights:
     """Refuse a conversion that lost more than its types should.
 
     Raises:
-        CheckpointError: a tensor is farther from its source than the limit of its type, or an image token than that of
-            its weights; the worst are named.
+        CheckpointError: A tensor is farther from its source than its type allows, or an image token than its weights
+            allow; the error names the worst.
     """
     beyond = sorted(
         (error for error in errors if error.relative_rms > LIMITS[error.type]),
@@ -86,8 +86,8 @@ def check_limits(errors: Sequence[TensorError], vision: VisionFidelity, weights:
     if faults:
         more = f"; and {len(faults) - _N_WORST} more" if len(faults) > _N_WORST else ""
         raise CheckpointError(
-            f"Expected a result as close to the checkpoint as --strict demands, but {'; '.join(faults[:_N_WORST])}"
-            f"{more}; nothing was installed: choose a type with more bits, or leave --strict out."
+            f"The result is not as close to the checkpoint as --strict demands: {'; '.join(faults[:_N_WORST])}{more}. "
+            "Nothing was installed. Choose a type with more bits, or leave --strict out."
         )
 
 

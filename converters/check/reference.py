@@ -1,7 +1,7 @@
-"""The model in plain numpy, slow and obvious: the judge of what the converters wrote.
+"""The model in plain numpy, slow and obvious: the reference for the converters' output.
 
-Weights come straight from the checkpoint, under its canonical names; nothing is permuted, fused or reordered, so a
-mistake in the conversion cannot hide here. Everything is computed in one float type, float64 unless asked otherwise.
+Weights come straight from the checkpoint, under its canonical names. They are not permuted, fused or reordered, so that
+the reference shares no mistake with the conversion. All values have one float type, float64 by default.
 Linear layers are y[m, n] = x[m, k] · w[n, k]ᵀ, as in the checkpoint.
 
 Source: transformers `CLIPVisionTransformer`, `LlavaMultiModalProjector`, `LlamaModel`, `_compute_llama3_parameters`.
@@ -23,11 +23,11 @@ Array = NDArray[Any]
 
 
 class Source(Protocol):
-    """What weights are read from; see `checkpoint.Checkpoint`."""
+    """Source of the weights; see `checkpoint.Checkpoint`."""
 
     @property
     def config(self) -> CheckpointConfig:
-        """Return what the checkpoint says about itself."""
+        """Return the checkpoint's configuration."""
 
     def rows(self, name: str, select: slice) -> NDArray[np.float32]:
         """Return some rows of a tensor."""
@@ -68,12 +68,12 @@ class SourceWeights:
 def image_embeds(
     checkpoint: Source, pixel_values: NDArray[np.float32], dtype: type[np.floating[Any]] = np.float64
 ) -> Array:
-    """Return what the decoder is given for some images.
+    """Return the embeddings of some images, the input of the decoder.
 
     Args:
-        checkpoint: the source of the weights; each is read once for all images.
+        checkpoint: Source of the weights; each is read once for all images.
         pixel_values: float32 (n, 3, S, S).
-        dtype: of the computation.
+        dtype: Float type of the computation.
 
     Returns:
         `dtype` (n, n_tokens, n_embd).
@@ -105,10 +105,10 @@ def decoder_logits(
     """Return the logits of every position of one sequence.
 
     Args:
-        checkpoint: the source of the weights.
-        embeds: (n_tokens, n_embd): rows of the embedding, or of `image_embeds`.
-        positions: int (n_tokens,), ascending; 0, 1, 2, … by default.
-        dtype: of the computation.
+        checkpoint: Source of the weights.
+        embeds: Rows of the embedding or of `image_embeds`, (n_tokens, n_embd).
+        positions: Ascending positions, int (n_tokens,); 0, 1, 2, … by default.
+        dtype: Float type of the computation.
 
     Returns:
         `dtype` (n_tokens, n_vocab).
@@ -136,7 +136,7 @@ def decoder_logits(
 
 
 def inverse_frequencies(config: DecoderConfig) -> NDArray[np.float64]:
-    """Return the rotation of each pair of dimensions, in radians a position: float64 (head_dim / 2,).
+    """Return the rotation of each pair of dimensions, in radians per position, float64 (head_dim / 2,).
 
     Source: transformers `modeling_rope_utils._compute_llama3_parameters`.
     """
@@ -200,7 +200,7 @@ def _quick_gelu(x: Array) -> Array:
 
 def _gelu(x: Array) -> Array:
     erf = np.vectorize(math.erf, otypes=[x.dtype])
-    # row by row, since each number is a Python object on its way through math.erf
+    # row by row to save memory, since np.vectorize turns each number into a Python object
     rows = [erf(row) for row in (x / math.sqrt(2)).reshape(-1, x.shape[-1])]
     result: Array = x / 2 * (1 + np.stack(rows).reshape(x.shape))
     return result

@@ -1,9 +1,9 @@
-"""Which weights the vision graph gets: the fastest whose image tokens are still those of the tower in float32.
+"""Chooses the weights of the vision graph: the fastest whose image tokens are close to those of the tower in float32.
 
-A graph is judged as it was written: opened as the runtime opens it, apart from kernels that only some machines have,
-and run on some pictures; each image token is compared with that of the plain numpy model in float32. The judge shares
-nothing with the graph, so a mistake in the graph, a transposed projector for instance, fails here, too. What it finds
-goes into the journal under the hash of the file, so that a conversion that goes on does not ask again.
+The judge opens the written graph as the runtime does, but without the kernels that only some machines have. It runs the
+graph on some pictures and compares each image token with that of the plain numpy model in float32. The judge shares no
+code with the graph, so it also finds mistakes in the graph, for instance a transposed projector. The journal keeps its
+verdict under the hash of the file, so that a resumed conversion does not judge a graph again.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ GATE = 0.999
 
 
 class VisionJudge:
-    """The float32 tokens of some pictures, which graphs are compared with.
+    """Compares graphs with the float32 tokens of some pictures.
 
-    While the block runs, a thread computes them: the conversion waits for the disk meanwhile, and leaves it a core.
+    A thread computes the tokens while the block runs; the conversion, which waits for the disk, leaves it a core.
 
     Args:
-        checkpoint: the source.
-        pictures: uint8 (h, w, 3) each.
-        journal: what is known from an interrupted run, and what is found out.
+        checkpoint: The source.
+        pictures: Pictures, uint8 (h, w, 3) each.
+        journal: Journal with the verdicts of an interrupted run; it keeps the new ones.
     """
 
     def __init__(self, checkpoint: Checkpoint, pictures: Sequence[NDArray[np.uint8]], journal: Journal) -> None:
@@ -68,10 +68,10 @@ class VisionJudge:
         self._pool.shutdown(cancel_futures=True)
 
     def start(self, wanted: VisionChoice) -> None:
-        """Begin to compute what graphs are compared with, unless the graph that will be written has been judged.
+        """Begin to compute the float32 tokens, unless the graph that will be written has been judged.
 
         Args:
-            wanted: see `write_chosen`.
+            wanted: See `write_chosen`.
         """
         known = (self.known(kind) for kind in tried_weights(wanted))
         if next((found for found in known if found is None or found[0] >= GATE), None) is None:
@@ -90,16 +90,16 @@ class VisionJudge:
         return float(note["cosine_min"]), float(note["cosine_mean"])
 
     def judge(self, path: Path, kind: VisionWeights) -> tuple[float, float]:
-        """Return the lowest and the mean cosine of the image tokens of a graph that was written whole.
+        """Return the lowest and the mean cosine of the image tokens of a whole graph.
 
         Args:
-            path: the ONNX file, in the directory of the journal.
-            kind: what it was built with.
+            path: The ONNX file, in the directory of the journal.
+            kind: Weights that it was built with.
 
         Raises:
-            CheckpointError: a weight is NaN or infinite.
+            CheckpointError: A weight is NaN or infinite.
             VisionError: ONNX Runtime refuses the graph.
-            OSError: the disk is full or fails.
+            OSError: The disk is full or fails.
         """
         sha256, note = self._journal.sha256(path.name), self._journal.note(f"vision {kind}")
         if (found := self.known(kind)) is not None and note is not None and note.get("sha256") == sha256:
@@ -111,16 +111,15 @@ class VisionJudge:
         return lowest, mean
 
     def fidelity(self, lowest: float, mean: float, choice: str) -> VisionFidelity:
-        """Return what the manifest says about a graph; `choice` is why it has its weights."""
+        """Return the manifest's entry for a graph; `choice` is the reason for its weights."""
         # rounded, so that the last bits of a sum, which depend on the machine, do not reach the manifest
         return VisionFidelity(round(lowest, 6), round(mean, 6), len(self._pictures), choice)
 
     def _expected(self) -> NDArray[np.float32]:
         preprocessing = self._checkpoint.config.vision.preprocessing
         values = np.concatenate([preprocess(picture, preprocessing) for picture in self._pictures])
-        # the threads of a linear algebra library wait for one another in a loop: beside a conversion that has the other
-        # cores, two of them took six times as long as one
-        # a weight that is not finite is named when it is written
+        # threads of a linear algebra library busy-wait for one another: beside a conversion on the other cores, two of
+        # them took six times as long as one; the writer refuses weights that are not finite and names them
         with threadpool_limits(1, user_api="blas"), np.errstate(all="ignore"):
             return image_embeds(self._weights, values, np.float32)
 
@@ -143,7 +142,7 @@ class VisionJudge:
         encoder = VisionEncoder(
             EncoderFile(path, "", spec, config.vision.preprocessing),
             n_threads(),
-            # by the graph's own definitions: the manifest says how close the file is, wherever it was written
+            # by the graph's own definitions: the manifest's figures must not depend on this machine's kernels
             kernels="off",
         )
         pairs = zip(encoder.encode(self._pictures), self._start().result(), strict=True)
@@ -157,20 +156,20 @@ def write_chosen(
     wanted: VisionChoice,
     write: Callable[[VisionWeights], None],
 ) -> tuple[VisionWeights, VisionFidelity]:
-    """Write the graph that is asked for, or the first that is good enough, and judge it.
+    """Write the chosen graph, or for `auto` the first that is good enough, and judge it.
 
     Args:
-        judge: of the graph.
-        journal: of the directory it is written to.
-        path: of the graph.
-        wanted: its weights; `auto` tries int8, then 8-bit weights only, and takes float32 if neither passes the gate.
-        write: writes the graph with some weights, or what the journal does not have of it.
+        judge: Judge of the graph.
+        journal: Journal of its directory.
+        path: Path of the graph.
+        wanted: Its weights; `auto` tries int8, then 8-bit weights only, and takes float32 if neither passes the gate.
+        write: Writes the graph with some weights, except the parts that the journal keeps.
 
     Returns:
-        The weights it has, and how close it is to float32.
+        The weights of the graph, and how close it is to float32.
 
     Raises:
-        CheckpointError, VisionError, OSError: see `VisionJudge.judge`.
+        CheckpointError, VisionError, OSError: See `VisionJudge.judge`.
     """
     failed = ""
     *first, last = tried_weights(wanted)
@@ -190,7 +189,7 @@ def write_chosen(
 
 
 def _begin(journal: Journal, name: str, kind: VisionWeights) -> None:
-    """Throw the graph away if it has other weights."""
+    """Drop the graph if it has other weights."""
     begun = journal.note("vision")
     if begun is None or begun.get("weights") != kind:
         journal.forget(name)
@@ -198,7 +197,7 @@ def _begin(journal: Journal, name: str, kind: VisionWeights) -> None:
 
 
 class _Interruptible:
-    """A checkpoint that gives no more weights once it is told to stop, so that Ctrl-C need not wait for the judge."""
+    """A checkpoint that refuses to read weights once it is stopped, so that Ctrl-C need not wait for the judge."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint

@@ -1,8 +1,8 @@
-"""An importance matrix from text: which columns of each matrix carry large activations, seen while llama.cpp computes.
+"""An importance matrix from text: measures which columns of each matrix have large inputs while llama.cpp computes.
 
 The decoder is written as F16 beside the result, evaluated on the text in chunks of 512 tokens that each start with BOS,
-and thrown away. llama.cpp shows each matrix product to a callback before and after it is computed; what the blocks'
-matrices are multiplied with is squared and summed. Text only: the tokens of images are not part of it.
+and deleted. llama.cpp shows each matrix product to a callback before and after it computes it; the callback sums the
+squares of the inputs of the blocks' matrices. Only text is measured, not the tokens of images.
 
 Source: llama.cpp `tools/imatrix/imatrix.cpp` (which products count, chunks, BOS); `ggml/include/ggml.h`, struct
 ggml_tensor, as vendored in llama-cpp-python 0.3.36. Sums are float64 here and float32 there.
@@ -62,7 +62,7 @@ class GgmlTensor(ctypes.Structure):
     )
 
 
-# the library prints nothing; kept for the life of the process, since llama.cpp keeps the pointer
+# llama.cpp must print nothing; the callback lives as long as the process, since llama.cpp keeps the pointer
 _NO_LOG = llama_cpp.llama_log_callback(lambda _level, _text, _user_data: None)
 
 
@@ -72,18 +72,18 @@ def calibrate(
     """Measure an importance matrix and write it as llama.cpp's GGUF.
 
     Args:
-        checkpoint: the source, with an adapter in it if there is one.
-        text: UTF-8, of the kind that the model will see; special tokens in it are read as plain text.
-        output: the file to write; an F16 decoder needs room beside it meanwhile.
-        progress: called with the stage (`decoder`, `calibrate`) and its bytes or tokens done and in all.
+        checkpoint: The source, with an adapter merged in if there is one.
+        text: UTF-8 text like what the model will read; special tokens in it are read as plain text.
+        output: The file to write; meanwhile, an F16 decoder needs room beside it.
+        progress: Called with the stage (`decoder`, `calibrate`) and its bytes or tokens done and in all.
 
     Returns:
-        The number of tokens that were evaluated.
+        The number of evaluated tokens.
 
     Raises:
-        InputError: the text is not UTF-8 or is shorter than one chunk.
-        CheckpointError: a weight is NaN, infinite or beyond F16.
-        HardwareError: there is too little room or memory.
+        InputError: The text is not UTF-8 or is shorter than one chunk.
+        CheckpointError: A weight is NaN, infinite or beyond F16.
+        HardwareError: There is too little room or memory.
         DecoderError: llama.cpp refuses the decoder or fails.
     """
     report = progress or (lambda *_: None)
@@ -103,19 +103,19 @@ def calibrate(
 def _read_text(path: Path) -> bytes:
     try:
         if (size := path.stat().st_size) > _MAX_TEXT_BYTES:
-            raise InputError(f"Expected at most {_MAX_TEXT_BYTES} bytes of text in {path}, but it has {size}.")
+            raise InputError(f"The text {path} has {size} bytes, more than {_MAX_TEXT_BYTES}. Shorten it.")
         data = path.read_bytes()
         data.decode("utf-8")
     except OSError as error:
-        raise InputError(f"Expected to read the text {path}, but the system says '{error.strerror}'.") from error
+        raise InputError(f"The text {path} cannot be read ({error.strerror}). Check the path.") from error
     except UnicodeDecodeError as error:
-        raise InputError(f"Expected UTF-8 in {path}, but byte {error.start} is none; convert the text.") from error
+        raise InputError(f"The text {path} is not UTF-8 (byte {error.start}). Convert it to UTF-8.") from error
     return data
 
 
 @contextlib.contextmanager
 def _empty_directory(path: Path) -> Iterator[None]:
-    """Make a directory that is gone after the block; what a killed run left under this name is removed first."""
+    """Make a directory that is removed after the block; leftovers of a killed run are removed first."""
     if path.exists():
         shutil.rmtree(path)
     path.mkdir()
@@ -126,7 +126,7 @@ def _empty_directory(path: Path) -> Iterator[None]:
 
 
 class _PlainFile:
-    """What `write_parts` writes to, without a journal."""
+    """A target of `write_parts` without a journal."""
 
     def __init__(self, path: Path) -> None:
         self.file = path.open("wb")
@@ -151,8 +151,8 @@ def _write_decoder(path: Path, checkpoint: Checkpoint, report: Callable[[str, in
     total = n_bytes(parts)
     if (free := shutil.disk_usage(path.parent).free) < total:
         raise HardwareError(
-            f"Expected {total / 1e6:,.0f} MB free for the F16 decoder that is calibrated, but there are "
-            f"{free / 1e6:,.0f} MB; save the importance matrix to another disk."
+            f"The disk has too little room for the F16 decoder that calibration needs: {free / 1e6:,.0f} MB free, "
+            f"{total / 1e6:,.0f} MB needed. Save the importance matrix to another disk."
         )
     file = _PlainFile(path)
     with file.file, ThreadPoolExecutor(n_threads()) as pool:
@@ -160,11 +160,15 @@ def _write_decoder(path: Path, checkpoint: Checkpoint, report: Callable[[str, in
 
 
 class Calibration:
-    """One model and one context of llama.cpp whose matrix products are watched.
+    """One model and one context of llama.cpp, whose matrix products are observed.
+
+    Args:
+        path: The F16 decoder.
+        n_ctx_train: Longest sequence that the model was trained on.
 
     Attributes:
-        sums: tensor name to float64 (n_per_row,), the sum of the squares of what it was multiplied with.
-        n_ctx: tokens a chunk.
+        sums: Tensor name to the sum of the squares of its inputs, float64 (n_per_row,).
+        n_ctx: Tokens in each chunk.
     """
 
     def __init__(self, path: Path, n_ctx_train: int) -> None:
@@ -181,9 +185,7 @@ class Calibration:
         self._context = None
         self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
         if not self._model:
-            raise DecoderError(
-                "Expected llama.cpp to load the F16 decoder, but it refuses it; report this, and name the checkpoint."
-            )
+            raise DecoderError("llama.cpp refuses the F16 decoder. Report this, and name the checkpoint.")
         self._vocab = llama_cpp.llama_model_get_vocab(self._model)
 
     def __enter__(self) -> Calibration:
@@ -197,7 +199,9 @@ class Calibration:
         self._context = llama_cpp.llama_init_from_model(self._model, params)
         if not self._context:
             self.__exit__()
-            raise HardwareError(f"Expected room for a context of {self.n_ctx} tokens, but there is too little memory.")
+            raise HardwareError(
+                f"There is too little memory for a context of {self.n_ctx} tokens. Close other programs."
+            )
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -211,8 +215,8 @@ class Calibration:
         n_chunks = len(tokens) // self.n_ctx
         if not n_chunks:
             raise InputError(
-                f"Expected a text of at least {self.n_ctx} tokens to calibrate on, but {name} has {len(tokens)}; "
-                "give a longer one, a hundred pages or so."
+                f"The text {name} is too short to calibrate on: it has {len(tokens)} tokens, and at least {self.n_ctx} "
+                "tokens are needed. Give a longer one, of about a hundred pages."
             )
         total = n_chunks * self.n_ctx
         for start in range(0, total, self.n_ctx):
@@ -221,7 +225,7 @@ class Calibration:
         return total
 
     def _tokenize(self, data: bytes) -> list[int]:
-        room = len(data) + 2  # a byte-level vocabulary never needs more tokens than bytes, and BOS
+        room = len(data) + 2  # a byte-level vocabulary needs at most one token for each byte, and BOS
         buffer = (llama_cpp.llama_token * room)()
         count = llama_cpp.llama_tokenize(self._vocab, data, len(data), buffer, room, True, False)
         return list(buffer[: max(count, 0)])
@@ -249,12 +253,12 @@ class Calibration:
             llama_cpp.llama_batch_free(batch)
         if status or self._fault:
             raise DecoderError(
-                f"Expected llama.cpp to evaluate {len(tokens)} tokens, but {self._fault or f'it returned {status}'}; "
-                "run the command again, and report this if it happens again."
+                f"llama.cpp failed to evaluate {len(tokens)} tokens: {self._fault or f'it returned {status}'}. "
+                "Run the command again, and report this if it happens again."
             )
 
     def _see(self, address: int, ask: bool, _user_data: Any) -> bool:
-        """Say which products to show, and add up their input; an exception cannot leave a C callback."""
+        """Answer llama.cpp's callback; an exception cannot leave a C callback, so it is kept for `evaluate`."""
         try:
             return self.observe(GgmlTensor.from_address(address), ask=ask)
         except Exception as error:
@@ -282,14 +286,14 @@ class Calibration:
 
 
 def _library() -> Any:
-    """Return ggml, after checking that its tensors are laid out as `GgmlTensor` says."""
+    """Return ggml, after checking that its tensors have the layout of `GgmlTensor`."""
     library: Any = llama_ggml.libggml
     library.ggml_op_name.argtypes = [ctypes.c_int]
     library.ggml_op_name.restype = ctypes.c_char_p
     library.ggml_tensor_overhead.restype = ctypes.c_size_t
     if library.ggml_tensor_overhead() != _OBJECT_BYTES + ctypes.sizeof(GgmlTensor):
         raise DecoderError(
-            "Expected the tensors of llama-cpp-python 0.3.36, whose layout this program knows, but they have another "
-            "size; install that version."
+            "The tensors of the installed llama-cpp-python have another size than those of 0.3.36, whose layout this "
+            "program knows. Install version 0.3.36."
         )
     return library

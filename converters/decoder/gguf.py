@@ -1,7 +1,7 @@
 """The decoder as GGUF: declared, checked against the disk, then written in one pass.
 
-gguf-py writes the header, the keys and the tensor table; the tensors follow row block by row block, so that memory
-does not grow with the model. Nothing in the file depends on the time, the machine or the order of the shards.
+gguf-py writes the header, the keys and the tensor table. The tensors follow in blocks of rows, so that memory does not
+grow with the model. The file does not depend on the time, the machine or the order of the shards.
 
 Source: llama.cpp `conversion/llama.py` (class LlamaModel) and `src/models/llama.cpp`, as in llama-cpp-python 0.3.36.
 """
@@ -70,12 +70,12 @@ class TensorSpec:
     """One tensor of the GGUF.
 
     Attributes:
-        name: in the GGUF.
-        source: the checkpoint's canonical name, or None for what is computed from the configuration.
-        shape: row-major; 1-D tensors are one row.
-        kind: the type it is written in.
-        heads: how many heads its rows are permuted by, or 0.
-        importance: float32 (n_per_row,), the weight of an error in each column, or None.
+        name: Name in the GGUF.
+        source: Canonical name in the checkpoint, or None if it is computed from the configuration.
+        shape: Row-major shape; 1-D tensors are one row.
+        kind: Type it is written in.
+        heads: Number of heads by which its rows are permuted, or 0.
+        importance: Weight of an error in each column, float32 (n_per_row,), or None.
     """
 
     name: str
@@ -94,11 +94,11 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class About:
-    """What the file says about itself.
+    """General keys of the file.
 
     Attributes:
-        licence: an SPDX identifier, such as `CC-BY-NC-SA-4.0`.
-        source_url: where the checkpoint is published, or empty.
+        licence: SPDX identifier, such as `CC-BY-NC-SA-4.0`.
+        source_url: Where the checkpoint is published, or empty.
     """
 
     name: str
@@ -112,9 +112,9 @@ def declare_decoder(checkpoint: Checkpoint, file_type: FileType, *, has_imatrix:
     """Declare every tensor of the GGUF, in the order in which it is written.
 
     Args:
-        checkpoint: the source.
-        file_type: the user's choice.
-        has_imatrix: whether `imatrix.with_importance` will follow.
+        checkpoint: The source.
+        file_type: The user's choice.
+        has_imatrix: Whether `imatrix.with_importance` will follow.
     """
     return declare_tensors(checkpoint.config.decoder, checkpoint.shape, file_type, has_imatrix=has_imatrix)
 
@@ -125,9 +125,9 @@ def declare_tensors(
     """Declare every tensor of a decoder, in the order in which it is written.
 
     Args:
-        config: the decoder.
-        shape_of: the shape of a tensor, by its canonical name.
-        file_type, has_imatrix: see `declare_decoder`.
+        config: The decoder's configuration.
+        shape_of: Returns the shape of a tensor, by its canonical name.
+        file_type, has_imatrix: See `declare_decoder`.
     """
     model = RecipeShape(config.n_layer, config.n_head, config.n_head_kv, config.tied, has_imatrix)
     tensors = []
@@ -141,7 +141,7 @@ def declare_tensors(
 
 
 def declared_bytes(tensors: list[TensorSpec], vocabulary: SourceVocabulary) -> int:
-    """Return about how large the file becomes; the keys are estimated from above."""
+    """Return the approximate size of the file, an upper estimate."""
     data = sum(padded(tensor.size_bytes) for tensor in tensors)
     words = sum(len(text.encode()) + 16 for text in (*vocabulary.tokens, *vocabulary.merges))
     return data + words + 256 * len(tensors) + (64 << 10)
@@ -158,11 +158,11 @@ def decoder_parts(
     """Return the GGUF as parts: the header, then each tensor.
 
     Args:
-        checkpoint: where the weights are.
-        tensors: from `declare_decoder`.
-        file_type: the user's choice, also named in the file.
-        vocabulary: from `read_vocabulary`.
-        about: general keys.
+        checkpoint: Source of the weights.
+        tensors: Result of `declare_decoder`.
+        file_type: The user's choice, which the file also names.
+        vocabulary: Result of `read_vocabulary`.
+        about: General keys.
 
     Returns:
         Parts whose steps raise CheckpointError if a weight is NaN, infinite, or too large for its type.
@@ -197,14 +197,14 @@ def _read_rows(
 
 
 def permuted_rows(n_rows: int, n_head: int) -> NDArray[np.intp]:
-    """Return, for each row of a GGUF's Q or K, the row of the checkpoint it is.
+    """Return, for each row of Q or K in a GGUF, the number of its row in the checkpoint.
 
     transformers rotates the two halves of a head against each other, ggml neighbouring pairs; so row 2j of a head is
     the checkpoint's row j, and row 2j + 1 its row j + head_dim / 2.
 
     Args:
-        n_rows: of the matrix.
-        n_head: heads it consists of: n_head for Q, n_head_kv for K.
+        n_rows: Rows of the matrix.
+        n_head: Number of its heads: n_head for Q, n_head_kv for K.
 
     Source: llama.cpp `LlamaModel.permute`.
     """
@@ -213,7 +213,7 @@ def permuted_rows(n_rows: int, n_head: int) -> NDArray[np.intp]:
 
 
 def rope_factors(config: DecoderConfig) -> NDArray[np.float32]:
-    """Return what each rotation frequency is divided by, float32 (head_dim / 2,), for Llama 3.1's scaling.
+    """Return the divisor of each rotation frequency in Llama 3.1's scaling, float32 (head_dim / 2,).
 
     Source: llama.cpp `LlamaModel.generate_extra_tensors`; transformers `_compute_llama3_parameters`. float32
     throughout, as there.
@@ -224,7 +224,7 @@ def rope_factors(config: DecoderConfig) -> NDArray[np.float32]:
     exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
     wavelengths = np.float32(2 * np.pi) / (np.float32(1) / np.float32(config.rope_theta) ** exponents)
     original, low, high = scaling.original_max_position_embeddings, scaling.low_freq_factor, scaling.high_freq_factor
-    with np.errstate(divide="ignore"):  # outside of the range that is blended
+    with np.errstate(divide="ignore"):  # outside the blended range
         smooth = (original / wavelengths - low) / (high - low)
         blended = 1 / ((1 - smooth) / scaling.factor + smooth)
     long = np.where(wavelengths > original / low, scaling.factor, blended)
@@ -241,7 +241,7 @@ def tensor_names(config: DecoderConfig) -> Iterator[tuple[str, str, int]]:
             yield f"blk.{layer}.{name}.weight", f"model.layers.{layer}.{source}.weight", heads.get(name, 0)
     yield "output_norm.weight", "model.norm.weight", 0
     if not config.tied:
-        # with tied embeddings, llama.cpp takes the embedding where there is no output matrix
+        # with tied embeddings, llama.cpp uses the embedding as the output matrix
         yield "output.weight", "lm_head.weight", 0
 
 
@@ -252,7 +252,7 @@ def decoder_header(
     vocabulary: SourceVocabulary,
     about: About,
 ) -> bytes:
-    """Return everything that comes before the first tensor's data; each tensor's is padded to `padded` bytes."""
+    """Return everything before the first tensor's data; the data of each tensor is padded to `padded` bytes."""
     writer = GGUFWriter(None, "llama")
     _add_general(writer, tensors, file_type, about)
     _add_shape(writer, config)
@@ -260,7 +260,7 @@ def decoder_header(
     for tensor in tensors:
         writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), tensor.size_bytes, tensor.kind)
     buffer: Any = io.BytesIO()
-    writer.fout, writer.state = [buffer], WriterState.EMPTY  # what opening a file would set
+    writer.fout, writer.state = [buffer], WriterState.EMPTY  # as if a file had been opened
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()

@@ -1,8 +1,8 @@
 """Importance matrices: how much an error in each column of a matrix counts, measured on text.
 
-An entry is the mean square of what a matrix is multiplied with, one number a column; ggml's quantizers weigh the errors
-with it. Both of llama.cpp's formats are read, its GGUF and the older .dat; the GGUF is written. Rows are permuted in
-conversion and columns never, so an importance matrix made from any GGUF of the same model fits.
+An entry is the mean square of a matrix's input, one number for each column, by which ggml's quantizers weight the
+errors. This module reads both of llama.cpp's formats, its GGUF and the older .dat, and writes the GGUF.
+Conversion permutes rows but never columns, so an importance matrix from any GGUF of the same model fits.
 
 Source: llama.cpp `tools/quantize/quantize.cpp` (load_imatrix), `common/imatrix-loader.cpp` and
 `tools/imatrix/imatrix.cpp`, as vendored in llama-cpp-python 0.3.36.
@@ -29,7 +29,7 @@ _MAX_BYTES = 256 << 20
 _MAX_ENTRIES = 20_000
 _SUMS, _COUNTS = ".in_sum2", ".counts"
 Type = GGMLQuantizationType
-# ggml looks at no weights for these
+# ggml ignores the importance for these
 _UNWEIGHTED = {Type.F32, Type.F16, Type.BF16, Type.Q8_0}
 Importance = Mapping[str, NDArray[np.float32]]
 
@@ -38,45 +38,41 @@ def read_imatrix(path: Path) -> dict[str, NDArray[np.float32]]:
     """Read an importance matrix.
 
     Args:
-        path: llama.cpp's GGUF or .dat, told apart by the first bytes.
+        path: llama.cpp's GGUF or .dat, distinguished by the first bytes.
 
     Returns:
         Tensor name in the GGUF to float32 (n_per_row,), the same numbers that llama.cpp's quantizer would use.
 
     Raises:
-        InputError: it cannot be read, is none, or has a number that is no mean of squares.
+        InputError: The file cannot be read, is not an importance matrix, or has values that are not means of squares.
     """
     try:
         if (size := path.stat().st_size) > _MAX_BYTES:
-            raise InputError(f"Expected at most {_MAX_BYTES} bytes in the importance matrix {path}, but it has {size}.")
+            raise InputError(f"The importance matrix {path} has {size} bytes, more than {_MAX_BYTES}. Choose another.")
         data = path.read_bytes()
     except OSError as error:
-        raise InputError(
-            f"Expected to read the importance matrix {path}, but the system says '{error.strerror}'; check the path."
-        ) from error
+        raise InputError(f"The importance matrix {path} cannot be read ({error.strerror}). Check the path.") from error
     try:
         with np.errstate(all="ignore"):  # NaN and infinity are looked for below
             entries = _from_gguf(data) if data.startswith(MAGIC) else _from_dat(data)
         for name, values in entries.items():
             if not (np.isfinite(values).all() and (values >= 0).all()):
-                raise ValueError(f"{name[:80]} has values that are no means of squares")
+                raise ValueError(f"{name[:80]} has values that are not means of squares")
     except ValueError as error:
-        raise InputError(
-            f"Expected an importance matrix of llama.cpp in {path}, but {error}; make it again."
-        ) from error
+        raise InputError(f"{path} is not an importance matrix of llama.cpp: {error}. Make it again.") from error
     return entries
 
 
 def with_importance(tensors: list[TensorSpec], importance: Importance) -> list[TensorSpec]:
-    """Return the plan with the importance of each matrix's columns.
+    """Return the tensors with the importance of each matrix's columns.
 
     llama.cpp's tool measures the matrices of the blocks only, so the embedding and the output matrix may lack an entry.
 
     Raises:
-        InputError: an entry is missing, belongs to no tensor, or has another number of columns; all are named.
+        InputError: An entry is missing, belongs to no tensor, or has another number of columns; the error names them.
     """
     matrices = {tensor.name: tensor for tensor in tensors if len(tensor.shape) == 2}
-    faults = [f"{name[:80]} is no matrix of this model" for name in importance if name not in matrices]
+    faults = [f"{name[:80]} is not a matrix of this model" for name in importance if name not in matrices]
     for name, tensor in matrices.items():
         values = importance.get(name)
         if values is None and name.startswith("blk.") and tensor.kind not in _UNWEIGHTED:
@@ -86,8 +82,8 @@ def with_importance(tensors: list[TensorSpec], importance: Importance) -> list[T
     if faults:
         more = f"; and {len(faults) - 8} more" if len(faults) > 8 else ""
         raise InputError(
-            f"Expected an importance matrix of this model, but {'; '.join(faults[:8])}{more}; "
-            "make one from the same checkpoint."
+            f"The importance matrix does not fit this model: {'; '.join(faults[:8])}{more}. "
+            "Make one from the same checkpoint."
         )
     return [replace(tensor, importance=importance.get(tensor.name)) for tensor in tensors]
 
@@ -96,14 +92,14 @@ def write_imatrix(path: Path, sums: Mapping[str, NDArray[np.float64]], n_tokens:
     """Write an importance matrix as llama.cpp's GGUF.
 
     Args:
-        path: a new file.
-        sums: tensor name to the sum over all tokens of the square of each column's input.
-        n_tokens: how many there were.
-        chunk_size: tokens that were evaluated at a time.
+        path: A new file.
+        sums: Tensor name to the sum over all tokens of the square of each column's input.
+        n_tokens: Number of tokens.
+        chunk_size: Number of tokens in each chunk.
     """
     writer = GGUFWriter(path, "llama")
     writer.add_type("imatrix")
-    # upstream puts the text's path here; a path says something about this machine
+    # upstream puts the text's path here, which reveals something about this machine
     writer.add_array("imatrix.datasets", ["calibration"])
     writer.add_uint32("imatrix.chunk_count", n_tokens // chunk_size)
     writer.add_uint32("imatrix.chunk_size", chunk_size)

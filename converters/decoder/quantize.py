@@ -1,9 +1,9 @@
-"""Which type each tensor of a decoder gets, and the numbers in it: the bytes of ggml's own quantizers, on all cores.
+"""Chooses the type of each tensor of a decoder and quantizes it, to the bytes of ggml's quantizers, on all cores.
 
 `FILE_TYPES` and `tensor_type` are the recipe: for the same name they choose what llama.cpp's quantizer chooses, with or
-without an importance matrix, and since the blocks are computed from the same float32 values by the same function, or by
-one of ours that takes the same steps (kernels/quantize.cpp), the bytes are equal too. A test compares them. This file
-and `calibrate.py` are the only ones here that import llama_cpp.
+without an importance matrix. The blocks are computed from the same float32 values by the same function, or by the
+project's own with the same steps (kernels/quantize.cpp), so that the bytes are equal too. A test compares them. Among
+the converters, only this file and `calibrate.py` import llama_cpp.
 
 Source: llama.cpp `src/llama-quant.cpp`, as vendored in llama-cpp-python 0.3.36.
 """
@@ -46,18 +46,18 @@ __all__ = [
 ]
 
 Type = GGMLQuantizationType
-# values of one job: large enough to hide Python, small enough that all jobs in flight stay below 100 MB
+# values of one job: enough to hide Python's cost, few enough that all jobs in flight stay below 100 MB
 JOB_VALUES = 1 << 20
 
 
 @dataclass(frozen=True)
 class FileType:
-    """One choice of the user.
+    """A type of file that the user can choose.
 
     Attributes:
-        name: as llama.cpp spells it.
-        base: the type of most matrices.
-        number: llama.cpp's `llama_ftype`.
+        name: Name as llama.cpp spells it.
+        base: Type of most matrices.
+        number: Number in llama.cpp's `llama_ftype`.
     """
 
     name: str
@@ -67,11 +67,11 @@ class FileType:
 
 @dataclass(frozen=True)
 class RecipeShape:
-    """What the choice of a tensor's type depends on, beside its name and its row length.
+    """What the choice of a tensor's type depends on, besides its name and its row length.
 
     Attributes:
-        tied: whether the embedding is also the output matrix.
-        has_imatrix: whether there is an importance matrix; llama.cpp then chooses otherwise in two places.
+        tied: Whether the embedding is also the output matrix.
+        has_imatrix: Whether there is an importance matrix, with which llama.cpp makes two other choices.
     """
 
     n_layer: int
@@ -105,23 +105,21 @@ def file_type_named(name: str) -> FileType:
     """Return the file type with this name, in any case.
 
     Raises:
-        UsageError: there is none; the message lists them.
+        UsageError: No type has this name; the message lists them.
     """
     if found := FILE_TYPES.get(name.upper()):
         return found
-    raise UsageError(
-        f"Expected one of the types {', '.join(FILE_TYPES)}, but {name[:40]!r} is none; choose one of them."
-    )
+    raise UsageError(f"There is no type {name[:40]!r}. Choose one of {', '.join(FILE_TYPES)}.")
 
 
 def tensor_type(name: str, shape: tuple[int, ...], file_type: FileType, model: RecipeShape) -> GGMLQuantizationType:
     """Return the type that llama.cpp's quantizer chooses for one tensor.
 
     Args:
-        name: in the GGUF, such as `blk.0.attn_v.weight`.
-        shape: row-major; the last dimension is the row.
-        file_type: the user's choice.
-        model: the decoder's shape.
+        name: Name in the GGUF, such as `blk.0.attn_v.weight`.
+        shape: Row-major shape; the last dimension is the row.
+        file_type: The user's choice.
+        model: The decoder's shape.
     """
     if len(shape) < 2 or name.endswith("_norm.weight"):
         return Type.F32
@@ -168,12 +166,12 @@ def _ffn_down(layer: int, file_type: FileType, model: RecipeShape) -> GGMLQuanti
         if file_type.name == "Q4_K_S" or (file_type.name == "IQ4_XS" and not model.has_imatrix):
             return Type.Q5_K
         if file_type.name == "Q4_0" and model.has_imatrix:
-            return Type.Q4_1  # llama.cpp: a weighted Q4_0 can go astray in the first layers
+            return Type.Q4_1  # llama.cpp: a weighted Q4_0 can fail in the first layers
     return file_type.base
 
 
 def _more_bits(layer: int, n_layer: int) -> bool:
-    """Tell whether llama.cpp spends more bits on this layer: the first eighth, the last, and every third between."""
+    """Return whether llama.cpp spends more bits on this layer: the first and last eighth, every third between."""
     return layer < n_layer // 8 or layer >= 7 * n_layer // 8 or (layer - n_layer // 8) % 3 == 2
 
 
@@ -188,10 +186,10 @@ def row_bytes(kind: GGMLQuantizationType, n_per_row: int) -> int:
 
 
 def row_blocks(shape: tuple[int, int]) -> Iterator[tuple[int, int]]:
-    """Yield the rows that `quantized_rows` is best asked for together: start and stop, in order.
+    """Yield the blocks of rows, start and stop, in which `quantized_rows` works best.
 
     Args:
-        shape: rows, values a row.
+        shape: Number of rows, values in each row.
     """
     n_rows, n_per_row = shape
     step = max(1, JOB_VALUES // n_per_row)
@@ -239,13 +237,13 @@ def quantized_rows(source: RowSource, start: int, stop: int) -> memoryview:
     name, kind, importance = source.name, source.kind, source.importance
     values = source.read(start, stop)
     n_rows, n_per_row = values.shape
-    # a NaN or an infinity makes the sum one, too; only then is the slower question asked
+    # NaN or infinity in a value makes the sum NaN or infinite; only then are all values checked
     with np.errstate(over="ignore", invalid="ignore"):
         finite = np.isfinite(np.add.reduce(values, axis=None)) or np.isfinite(values).all()
     if not finite:
         raise CheckpointError(
-            f"Expected finite weights, but {name} has NaN or infinity in rows {start} to {stop - 1}; "
-            "download the checkpoint again, or ask its authors."
+            f"{name} has NaN or infinity in rows {start} to {stop - 1}. "
+            "Download the checkpoint again, or ask its authors."
         )
     data = np.empty(n_rows * row_bytes(kind, n_per_row), np.uint8)
     weights = None if importance is None else importance.ctypes.data
@@ -255,8 +253,8 @@ def quantized_rows(source: RowSource, start: int, stop: int) -> memoryview:
         written = quantize_with_ggml(kind, values, data, weights)
     if written != data.size or not _library.ggml_validate_row_data(int(kind), data.ctypes.data, data.size):
         raise CheckpointError(
-            f"Expected weights within the range of {kind.name}, but {name} exceeds it in rows {start} to {stop - 1}; "
-            "choose another type, BF16 or F32 for instance."
+            f"{name} exceeds the range of {kind.name} in rows {start} to {stop - 1}. "
+            "Choose another type, for instance BF16 or F32."
         )
     return data.data
 
@@ -313,7 +311,7 @@ def _test_rows() -> NDArray[np.float32]:
 
 
 def _load_library() -> Any:
-    """Return ggml with the prototypes of the two functions that are used here."""
+    """Return ggml with the prototypes of the two functions that this module calls."""
     library: Any = llama_ggml.libggml
     if not hasattr(library, "ggml_quantize_chunk"):  # Windows finds a symbol only in the library that defines it
         base = Path(llama_ggml.__file__).parent / "lib"

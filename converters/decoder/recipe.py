@@ -1,12 +1,12 @@
-"""A recipe of the user's own: which tensors get another type than `quantize.tensor_type` would choose.
+"""The user's recipe: which tensors get another type than `quantize.tensor_type` would choose.
 
     [types]
     "blk.*.ffn_down.weight" = "Q6_K"
     "output.weight" = "Q8_0"
 
-A pattern is a tensor's name in the GGUF with `*`, `?` and `[…]`; the first that matches counts, and what none matches
-keeps the type of the table. Norms and other vectors stay F32 and are not matched. A pattern that decides nothing is an
-error: it is a misspelt name, or hidden by the patterns before it.
+A pattern is a tensor's name in the GGUF with `*`, `?` and `[…]`. The first match counts; a tensor without a match keeps
+its type. Norms and other vectors stay F32 and are not matched. A pattern that chooses no tensor is an error: it is
+misspelt, or earlier patterns hide it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ else:
 __all__ = ["TENSOR_TYPES", "apply_recipe", "read_recipe"]
 
 Type = GGMLQuantizationType
-# the types that llama.cpp computes with and that need no importance matrix to be of use
+# the types that llama.cpp computes with and that are useful without an importance matrix
 TENSOR_TYPES: dict[str, GGMLQuantizationType] = {
     kind.name: kind
     for kind in (
@@ -44,33 +44,33 @@ def read_recipe(path: Path) -> dict[str, GGMLQuantizationType]:
     """Read a recipe.
 
     Args:
-        path: a TOML file with one table, `types`.
+        path: TOML file with one table, `types`.
 
     Returns:
         Pattern to type, in the file's order.
 
     Raises:
-        UsageError: it cannot be read, does not parse, has another field, or names a type that is none.
+        UsageError: The recipe cannot be read, does not parse, has another field, or names an unknown type.
     """
     try:
         if (size := path.stat().st_size) > _MAX_RECIPE_BYTES:
-            raise UsageError(f"Expected at most {_MAX_RECIPE_BYTES} bytes in the recipe {path}, but it has {size}.")
+            raise UsageError(f"The recipe {path} has {size} bytes, more than {_MAX_RECIPE_BYTES}. Shorten it.")
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UsageError(f"Expected to read the recipe {path}, but the system says '{error.strerror}'.") from error
+        raise UsageError(f"The recipe {path} cannot be read ({error.strerror}). Check the path.") from error
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"Expected TOML in {path}, but it does not parse ({str(error)[:120]}); fix it.") from error
+        raise UsageError(f"The recipe {path} is not valid TOML ({str(error)[:120]}). Correct it.") from error
     types = data.get("types")
     if data.keys() != {"types"} or not isinstance(types, dict) or not types:
-        raise UsageError(f"Expected one table, [types], with patterns in the recipe {path}; see converters/README.md.")
+        raise UsageError(f"The recipe {path} needs one table, [types], with patterns. See converters/README.md.")
     return {pattern: _type_named(value, pattern, path) for pattern, value in types.items()}
 
 
 def apply_recipe(tensors: list[TensorSpec], recipe: dict[str, GGMLQuantizationType]) -> list[TensorSpec]:
-    """Return the plan with the recipe's types in it.
+    """Return the tensors with the recipe's types.
 
     Raises:
-        UsageError: a pattern decides nothing, or a row is no whole number of the type's blocks.
+        UsageError: A pattern chooses no tensor, or a row is not a whole number of the type's blocks.
     """
     unused = dict.fromkeys(recipe)
     changed = []
@@ -84,8 +84,8 @@ def apply_recipe(tensors: list[TensorSpec], recipe: dict[str, GGMLQuantizationTy
             changed.append(tensor)
     if unused:
         raise UsageError(
-            f"Expected each pattern of the recipe to choose a tensor, but {', '.join(map(repr, unused))[:200]} match "
-            "no matrix that an earlier pattern does not; matrices are called such as blk.0.ffn_down.weight."
+            f"Patterns of the recipe choose no tensor: {', '.join(map(repr, unused))[:200]} match no matrix, or only "
+            "those of an earlier pattern. A matrix is called, for example, blk.0.ffn_down.weight. Correct the recipe."
         )
     return changed
 
@@ -94,8 +94,8 @@ def _type_named(value: object, pattern: str, path: Path) -> GGMLQuantizationType
     if isinstance(value, str) and (kind := TENSOR_TYPES.get(value.upper())) is not None:
         return kind
     raise UsageError(
-        f"Expected one of the types {', '.join(TENSOR_TYPES)} for {pattern[:80]!r} in {path}, but it is "
-        f"{str(value)[:40]!r}; choose one of them."
+        f"The recipe {path} gives {pattern[:80]!r} the unknown type {str(value)[:40]!r}. "
+        f"Choose one of {', '.join(TENSOR_TYPES)}."
     )
 
 
@@ -107,6 +107,6 @@ def _check_row(tensor: TensorSpec, kind: GGMLQuantizationType, pattern: str) -> 
     block = GGML_QUANT_SIZES[kind][0]
     if tensor.shape[-1] % block:
         raise UsageError(
-            f"Expected rows of whole blocks of {block} for {kind.name}, but {tensor.name}, which {pattern[:80]!r} "
-            f"chooses, has rows of {tensor.shape[-1]}; choose another type for it."
+            f"{kind.name} needs rows that are a multiple of {block}, but {tensor.name}, which {pattern[:80]!r} "
+            f"chooses, has rows of {tensor.shape[-1]}. Choose another type for it."
         )

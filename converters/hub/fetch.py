@@ -1,10 +1,10 @@
-"""A checkpoint from the hub to a directory: only the files that conversion reads, each checked against the hub's hash.
+"""Fetches a checkpoint from the hub: only the files that conversion reads, each checked against the hub's hash.
 
     CACHE/downloads/ORG--REPO/COMMIT/NAME          checked
-    CACHE/downloads/ORG--REPO/COMMIT/.NAME.part    on its way; continued by the next run, also after kill -9
+    CACHE/downloads/ORG--REPO/COMMIT/.NAME.part    incomplete; the next run resumes it, also after kill -9
 
-A file gets its name when its content is what the hub states. Since a disk can lose bytes later, a run that finds files
-from an earlier one hashes them again. Pickled weights are never fetched.
+A file gets its name when its content has the hub's hash. Since a disk can lose bytes later, a run hashes the files of
+earlier runs again. Pickled weights are never fetched.
 """
 
 from __future__ import annotations
@@ -50,20 +50,20 @@ def download_directory(cache: Path, snapshot: Snapshot) -> Path:
 def fetched(
     snapshot: Snapshot, directory: Path, *, target: Path, file_type: FileType, progress: StageProgress
 ) -> Iterator[None]:
-    """Bring a checkpoint into a directory, or what is missing of it, and keep others from it while the block runs.
+    """Fetch the missing files of a checkpoint into a directory, and lock it while the block runs.
 
     Args:
-        snapshot: what the hub holds.
-        directory: see `download_directory`; it is created.
-        target: where the bundle will be written, for the check of free space.
-        file_type: what it will be converted to, for the same check.
-        progress: called with a stage, the bytes done and the bytes in all.
+        snapshot: The repository at the hub.
+        directory: Directory from `download_directory`; it is created.
+        target: Directory for the bundle, whose free space is checked.
+        file_type: Type of the bundle's decoder, for the same check.
+        progress: Called with a stage, the bytes done and the bytes in all.
 
     Raises:
-        CheckpointError: the repository holds no checkpoint in safetensors, or its index names files it does not hold.
-        NetworkError: the connection failed, or what arrived is not what the hub states; the file is named.
-        HardwareError: the download and the bundle do not fit on the disk.
-        UsageError: another process is writing or converting the directory, or it cannot be written.
+        CheckpointError: The repository has no checkpoint in safetensors, or its index names missing files.
+        NetworkError: The connection failed, or a file does not have the hub's hash; the error names it.
+        HardwareError: The download and the bundle do not fit on the disk.
+        UsageError: Another process is writing or converting the directory, or it cannot be written.
     """
     with contextlib.ExitStack() as stack:
         with disk_errors(directory):
@@ -79,22 +79,22 @@ def fetched(
 
 
 def _description(snapshot: Snapshot) -> list[RemoteFile]:
-    """Return the files that say what the weights are, or say what is wrong with the repository."""
+    """Return the files that describe the weights, or refuse the repository."""
     if missing := [name for name in _REQUIRED if name not in snapshot.files]:
         raise CheckpointError(
-            f"Expected a checkpoint in {snapshot.repository}, but it holds no {' and no '.join(missing)} whose hash "
-            "the hub states; name another repository."
+            f"{snapshot.repository} is not a checkpoint: it has no {' and no '.join(missing)} "
+            "whose hash the hub states. Name another repository."
         )
     if _INDEX not in snapshot.files and _SINGLE not in snapshot.files:
         raise CheckpointError(
-            f"Expected weights in safetensors in {snapshot.repository}, but it holds neither {_SINGLE} nor {_INDEX}; "
-            "other formats can run any program when they are opened and are not fetched."
+            f"{snapshot.repository} has no weights in safetensors, neither {_SINGLE} nor {_INDEX}. Name another "
+            "repository: other formats can run any program when they are opened, and are not fetched."
         )
     files = [snapshot.files[name] for name in (*_REQUIRED, *_OPTIONAL, _INDEX) if name in snapshot.files]
     if (size := sum(file.size_bytes for file in files)) > _MAX_DESCRIPTION_BYTES:
         raise CheckpointError(
-            f"Expected at most {_MAX_DESCRIPTION_BYTES} bytes of configuration and tokenizer, but "
-            f"{snapshot.repository} has {size}; name another repository."
+            f"The configuration and tokenizer of {snapshot.repository} have {size} bytes, more than "
+            f"{_MAX_DESCRIPTION_BYTES}. Name another repository."
         )
     return files
 
@@ -108,15 +108,15 @@ def _tower(snapshot: Snapshot, directory: Path) -> list[RemoteFile]:
 
 
 def _shards(snapshot: Snapshot, directory: Path) -> list[RemoteFile]:
-    """Return the files with weights: those the index names, or the only one."""
+    """Return the files with weights: those that the index names, or the single one."""
     names = [_SINGLE]
     if _INDEX in snapshot.files:
         weight_map = read_json(directory / _INDEX, _MAX_JSON_BYTES).child("weight_map")
         names = sorted({_shard(weight_map, tensor) for tensor in weight_map.keys()})  # noqa: SIM118  not a dict
     if missing := [name for name in names if name not in snapshot.files]:
         raise CheckpointError(
-            f"Expected every file that {_INDEX} names in {snapshot.repository}, but {missing[0][:80]!r} is not there, "
-            "or the hub states no hash for it; name another repository or revision."
+            f"{_INDEX} of {snapshot.repository} names {missing[0][:80]!r}, which is missing there, or for which the "
+            "hub states no hash. Name another repository or revision."
         )
     return [snapshot.files[name] for name in names]
 
@@ -125,14 +125,13 @@ def _shard(weight_map: Fields, tensor: str) -> str:
     name = weight_map.text(tensor)
     if not _FILE_NAME.fullmatch(name) or not name.endswith(".safetensors"):
         raise CheckpointError(
-            f"Expected {_INDEX} to name safetensors files beside it, but it says {name[:80]!r}; "
-            "do not use this checkpoint."
+            f"{_INDEX} names {name[:80]!r} instead of safetensors files beside it. Do not use this checkpoint."
         )
     return name
 
 
 def _check_space(directory: Path, target: Path, shards: list[RemoteFile], file_type: FileType) -> None:
-    """Check that what is still to come and the bundle fit, before the first byte of weights."""
+    """Check that the rest of the download and the bundle fit, before the first byte of weights."""
     source = sum(file.size_bytes for file in shards)
     here = sum(_size(path) for file in shards for path in (directory / file.name, _part(directory / file.name)))
     missing, result = max(source - here, 0), _bundle_bytes(source, file_type)
@@ -141,15 +140,15 @@ def _check_space(directory: Path, target: Path, shards: list[RemoteFile], file_t
     shared = directory.stat().st_dev == place.stat().st_dev
     if free < missing + (result if shared else 0) or free_target < result:
         raise HardwareError(
-            f"Expected {missing / 1e9:.1f} GB free in {directory} for the download and {result / 1e9:.1f} GB in "
-            f"{place} for the model, but there are {free / 1e9:.1f} and {free_target / 1e9:.1f}"
-            f"{' on one disk' if shared else ''}; free some space, or set BIMEDIX_EDGE_CACHE_DIR or "
-            "BIMEDIX_EDGE_STORE_DIR to another disk."
+            f"There is too little room. The download needs {missing / 1e9:.1f} GB in {directory}, which has "
+            f"{free / 1e9:.1f} GB free, and the model needs {result / 1e9:.1f} GB in {place}, which has "
+            f"{free_target / 1e9:.1f} GB free{' on the same disk' if shared else ''}. Free some space, or set "
+            "BIMEDIX_EDGE_CACHE_DIR or BIMEDIX_EDGE_STORE_DIR to another disk."
         )
 
 
 def _bundle_bytes(source_bytes: int, file_type: FileType) -> int:
-    """Estimate a bundle from weights of 2 bytes; conversion itself checks exactly, before it writes."""
+    """Estimate the size of a bundle from weights of 2 bytes; conversion checks the exact size before it writes."""
     bytes_per_weight = row_bytes(file_type.base, 256) / 256
     return int(source_bytes / 2 * bytes_per_weight * _MIXTURE) + min(2 * source_bytes, _MAX_VISION_BYTES)
 
@@ -186,8 +185,8 @@ def _bring_file(
     if (digest := _digest(part, file, progress)) != file.digest:
         part.unlink()
         raise NetworkError(
-            f"Expected {file.name} with the {_algorithm(file)} {file.digest[:16]}… that the hub states, but what "
-            f"arrived has {digest[:16]}…; it was deleted and nothing was installed: run the command again to fetch it."
+            f"{file.name} arrived damaged: its {_algorithm(file)} is {digest[:16]}…, and the hub states "
+            f"{file.digest[:16]}…. It was deleted and nothing was installed. Run the command again to fetch it."
         )
     with part.open("rb+") as handle:
         os.fsync(handle.fileno())
@@ -196,8 +195,8 @@ def _bring_file(
 
 
 def _digest(path: Path, file: RemoteFile, progress: StageProgress) -> str:
-    """Return a file's hash by the algorithm that the hub states one in."""
-    # git's hash of a file is that of a header and the content; its strength is not ours to choose
+    """Return a file's hash by the algorithm of the hub's hash."""
+    # git hashes a header and the content, by SHA-1
     digest = hashlib.sha256() if file.algorithm == "sha256" else hashlib.sha1(usedforsecurity=False)
     if file.algorithm == "git":
         digest.update(b"blob %d\0" % file.size_bytes)

@@ -1,8 +1,8 @@
 """The hub: the one file of this program that uses a network, and only `pull` imports it.
 
-`describe` asks what a repository holds at a revision, `download` brings one file. Who the hub is (HF_ENDPOINT) and who
-the user is (HF_TOKEN) is huggingface-hub's own business. Of its parts only those are used that are the same from 0.34
-to 2.x: `hf_hub_download` of the newer ones begins again after every interruption, and Xet has its own servers.
+`describe` asks for the contents of a repository at a revision, `download` fetches one file. huggingface-hub finds the
+hub (HF_ENDPOINT) and the user's token (HF_TOKEN). This module uses only those of its functions that are the same from
+0.34 to 2.x: `hf_hub_download` of newer versions restarts after each interruption, and Xet has its own servers.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any, Literal
 from bimedix_edge.errors import BimedixEdgeError, NetworkError, UsageError
 from bimedix_edge.staging import disk_errors
 
-# huggingface-hub reads these when it is imported: nothing is reported about this machine, nothing goes past HF_ENDPOINT
+# huggingface-hub reads these at import: it reports nothing about this machine and asks no server but HF_ENDPOINT
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["HF_HUB_DISABLE_XET"] = "1"
 os.environ["HF_HUB_ENABLE_HF_TRANSFER"] = "0"
@@ -40,32 +40,32 @@ from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
 __all__ = ["ATTEMPTS", "PartFile", "RemoteFile", "Snapshot", "describe", "download"]
 
-# for a process that had imported it before us
+# for a process that imported it earlier
 constants.HF_HUB_DISABLE_TELEMETRY = True
-# its failures reach the user as our exceptions, not as log lines
+# its failures reach the user as exceptions, not as log lines
 logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
-# only whole chunks are written: with the library's 10 MB a line that drops every few megabytes would never advance
+# only whole chunks are written: with the library's 10 MB, a connection that drops sooner would never advance
 constants.DOWNLOAD_CHUNK_SIZE = 1 << 20
 
-ATTEMPTS = 5  # in a row that bring no byte; within each, huggingface-hub tries up to six times
+ATTEMPTS = 5  # in a row without a new byte; in each, huggingface-hub tries up to six times
 _TIMEOUT_S = 30.0
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-# the base of every failure of the HTTP client, which is another one in each major version of huggingface-hub; http_get
-# calls itself after every interruption, so a very bad line ends in RecursionError
+# the base of every failure of the HTTP client, which differs between major versions of huggingface-hub; http_get
+# calls itself after every interruption, so a very bad connection ends in RecursionError
 _INTERRUPTED: tuple[type[Exception], ...] = (*HfHubHTTPError.__bases__, OSError, RecursionError)
-# what parsing something else than the hub's JSON ends in: a network's login page, say, which answers 200 to everything
+# raised by parsing anything but the hub's JSON, such as a network's login page, which answers each request with 200
 _NO_ANSWER: tuple[type[Exception], ...] = (ValueError, KeyError, TypeError, AttributeError)
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file as the hub states it.
+    """The hub's description of a file.
 
     Attributes:
-        name: relative to the repository, with slashes.
+        name: Path in the repository, with slashes.
         algorithm: `sha256` of the content for large files (LFS), `git` for git's blob hash of small ones.
-        digest: hexadecimal.
+        digest: Hash, hexadecimal.
     """
 
     name: str
@@ -76,7 +76,7 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A repository at one commit; `licence` is what the hub says, or empty."""
+    """A repository at one commit; `licence` is the hub's name for it, or empty."""
 
     repository: str
     commit: str
@@ -85,20 +85,20 @@ class Snapshot:
 
 
 def describe(repository: str, revision: str) -> Snapshot:
-    """Ask the hub what a repository holds.
+    """Ask the hub for the contents of a repository.
 
     Args:
         repository: `ORG/REPO`.
-        revision: a branch, a tag or a commit.
+        revision: Branch, tag or commit.
 
     Raises:
-        NetworkError: the hub cannot be reached or does not answer as one.
-        UsageError: there is no such repository or revision, or this user may not read it.
+        NetworkError: The hub cannot be reached, or its answer is not that of a hub.
+        UsageError: The repository or revision does not exist, or this user may not read it.
     """
     try:
         info = HfApi().model_info(repository, revision=revision, files_metadata=True, timeout=_TIMEOUT_S)
     except HFValidationError as error:
-        raise UsageError(f"Expected a repository, but the hub takes {repository!r} for none; correct it.") from error
+        raise UsageError(f"{repository!r} is not the name of a repository. Correct it.") from error
     except _INTERRUPTED + _NO_ANSWER as error:
         _raise_refusal(error, repository, revision)
         if isinstance(error, _NO_ANSWER):
@@ -112,18 +112,18 @@ def describe(repository: str, revision: str) -> Snapshot:
 
 
 def download(snapshot: Snapshot, file: RemoteFile, part: Path, progress: Callable[[int], None]) -> None:
-    """Bring one file, or what is missing of it; its content is for the caller to check.
+    """Fetch one file, or the missing rest of it; the caller checks its content.
 
     Args:
-        snapshot: where the file is.
-        file: which.
-        part: where its bytes go; those already there are not fetched again. They stay when the download fails.
-        progress: called with the number of bytes that are there.
+        snapshot: The repository.
+        file: The file.
+        part: Path for its bytes. The bytes in it are not fetched again; they stay when the download fails.
+        progress: Called with the number of bytes in it.
 
     Raises:
-        NetworkError: the connection failed `ATTEMPTS` times in a row without a new byte, or too many bytes came.
-        UsageError: the hub refuses this file, or `part` cannot be written.
-        HardwareError: the disk is full.
+        NetworkError: The connection failed `ATTEMPTS` times in a row without a new byte, or the hub sent too much.
+        UsageError: The hub refuses this file, or `part` cannot be written.
+        HardwareError: The disk is full.
     """
     url = hf_hub_url(snapshot.repository, file.name, revision=snapshot.commit)
     headers = build_hf_headers(library_name="bimedix-edge", library_version=importlib.metadata.version("bimedix-edge"))
@@ -136,7 +136,7 @@ def download(snapshot: Snapshot, file: RemoteFile, part: Path, progress: Callabl
             progress(start)
             if start == file.size_bytes:
                 return
-            # a compressed answer could not be continued
+            # a compressed answer cannot be resumed
             error = _append(url, sink, {**headers, "Accept-Encoding": "identity"})
             if (end := sink.tell()) == file.size_bytes:
                 return
@@ -148,7 +148,7 @@ def download(snapshot: Snapshot, file: RemoteFile, part: Path, progress: Callabl
 
 
 def _append(url: str, sink: PartFile, headers: dict[str, str]) -> Exception:
-    """Append what the hub sends, and return why it ended."""
+    """Append the hub's answer, and return the reason for its end."""
     try:
         http_get(url, sink, resume_size=sink.tell(), headers=headers)
     except _INTERRUPTED as error:
@@ -180,8 +180,8 @@ class PartFile(io.FileIO):
         """
         if self.tell() + len(data) > self._file.size_bytes:
             raise NetworkError(
-                f"Expected {self._file.size_bytes} bytes of {self._file.name}, but the hub sends more; nothing was "
-                f"installed: delete {self.path}, then run the command again."
+                f"The hub sends more than the {self._file.size_bytes} bytes that it states for {self._file.name}. "
+                f"Nothing was installed. Delete {self.path}, then run the command again."
             )
         rest = memoryview(data)
         with disk_errors(self.path):
@@ -192,32 +192,26 @@ class PartFile(io.FileIO):
 
 
 def _raise_refusal(error: BaseException, repository: str, revision: str) -> None:
-    """Raise what no retry can mend."""
+    """Raise an error that no retry can resolve, or return."""
     response = getattr(error, "response", None)
     status = getattr(response, "status_code", 0)
     refusal: BimedixEdgeError | None = None
     if isinstance(error, GatedRepoError):
         refusal = UsageError(
-            f"Expected access to {repository}, but its authors ask for consent first; give it on "
-            f"{constants.ENDPOINT}/{repository} and set HF_TOKEN to a token of that account."
+            f"The authors of {repository} ask for consent first. Give it on {constants.ENDPOINT}/{repository}, "
+            "and set HF_TOKEN to a token of that account."
         )
     elif isinstance(error, RevisionNotFoundError):
-        refusal = UsageError(
-            f"Expected a branch, a tag or a commit of {repository}, but it has no {revision!r}; name another after '@'."
-        )
+        refusal = UsageError(f"{repository} has no {revision!r}. Name another branch, tag or commit after '@'.")
     elif status in (401, 403):
         refusal = UsageError(
-            f"Expected access to {repository}, but the hub refuses it ({status}): it does not exist, or it is private; "
-            "check the name, or set HF_TOKEN to a token that may read it."
+            f"The hub refuses access to {repository} ({status}): it does not exist, or it is private. "
+            "Check the name, or set HF_TOKEN to a token that may read it."
         )
     elif status == 404:
-        refusal = UsageError(
-            f"Expected a repository {repository} on {constants.ENDPOINT}, but there is none (404); check the name."
-        )
+        refusal = UsageError(f"There is no repository {repository} on {constants.ENDPOINT} (404). Check the name.")
     elif 400 <= status < 500 and status not in (408, 429):
-        refusal = NetworkError(
-            f"Expected {constants.ENDPOINT} to answer for {repository}, but it says {status}; try again later."
-        )
+        refusal = NetworkError(f"{constants.ENDPOINT} answers {status} for {repository}. Try again later.")
     if refusal is not None:
         raise refusal from error
 
@@ -226,30 +220,30 @@ def _unreachable(error: BaseException, repository: str) -> NetworkError:
     reason = "HF_HUB_OFFLINE forbids it" if isinstance(error, OfflineModeIsEnabled) else _first_line(error)
     name = repository.partition("/")[2].lower()
     return NetworkError(
-        f"Expected to reach {constants.ENDPOINT} for {repository}, but that failed ({reason}); connect this machine "
-        f"and run the command again, or bring the files by USB: on another machine download config.json, "
-        f"tokenizer.json, tokenizer_config.json, model.safetensors.index.json and every .safetensors file of "
-        f"{repository}, put them into one directory {name} on this machine, and run `bimedix-edge convert {name}`."
+        f"{constants.ENDPOINT} cannot be reached for {repository} ({reason}). Connect this machine and run the command "
+        f"again, or bring the files by USB: on another machine, download config.json, tokenizer.json, "
+        f"tokenizer_config.json, model.safetensors.index.json and every .safetensors file of {repository}. "
+        f"Put them into one directory {name} on this machine, and run `bimedix-edge convert {name}`."
     )
 
 
 def _gave_up(error: BaseException, file: RemoteFile, n_bytes: int) -> NetworkError:
     return NetworkError(
-        f"Expected {file.size_bytes} bytes of {file.name} from {constants.ENDPOINT}, but the connection failed "
-        f"{ATTEMPTS} times in a row ({_first_line(error)}); {n_bytes} bytes are kept and nothing was installed: run "
-        "the command again to continue."
+        f"The download of {file.name} from {constants.ENDPOINT} failed {ATTEMPTS} times in a row "
+        f"({_first_line(error)}). {n_bytes} of {file.size_bytes} bytes are kept and nothing was installed: run the "
+        "command again to resume."
     )
 
 
 def _not_a_hub(what: str) -> NetworkError:
     return NetworkError(
-        f"Expected {constants.ENDPOINT} to answer as a hub, but {what}; check HF_ENDPOINT, and whether this network "
-        "asks for a login first."
+        f"{constants.ENDPOINT} does not answer as a hub: {what}. Check HF_ENDPOINT, and whether this network asks for "
+        "a login first."
     )
 
 
 def _remote_file(sibling: Any) -> RemoteFile | None:
-    """Return a listed file; None if the hub states no hash, since such a file could not be checked."""
+    """Return a listed file; None if the hub states no hash, since the file could not be checked."""
     sha256 = getattr(sibling.lfs, "sha256", "") or ""
     if not isinstance(sibling.size, int) or sibling.size < 0:
         return None

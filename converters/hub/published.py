@@ -1,4 +1,4 @@
-"""What can be pulled: the published checkpoints that `models/cards` describes, and any other repository by its name."""
+"""Names for `pull`: the published checkpoints that `models/cards` describes, and any other repository."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
 
 @dataclass(frozen=True)
 class Reference:
-    """What a user asked for: a card, whose `repository` and `revision` say what to fetch, and a type to convert to."""
+    """A user's request: a card, whose `repository` and `revision` say what to fetch, and a type to convert to."""
 
     card: Card
     file_type: FileType
@@ -32,7 +32,7 @@ def published_cards() -> dict[str, Card]:
     """Return the cards of this installation by name.
 
     Raises:
-        CheckpointError: a card is damaged; install the package again.
+        CheckpointError: A card is damaged.
     """
     folder = packaged("bimedix_edge.models", "cards")
     cards = [read_card(path) for path in sorted(folder.glob("*.toml"))]
@@ -40,21 +40,21 @@ def published_cards() -> dict[str, Card]:
 
 
 def find_published(text: str) -> Reference:
-    """Return what `NAME[@REVISION][:TYPE]` means, NAME being a card's or `ORG/REPO`.
+    """Parse `NAME[@REVISION][:TYPE]`, where NAME is a card's name or `ORG/REPO`.
 
     Args:
-        text: such as `bimedix2-8b-bi:q4_k_m` or `MBZUAI/BiMediX2-8B@main`. Without a revision it is the card's, or
-            `main`; without a type, Q4_K_M.
+        text: For example `bimedix2-8b-bi:q4_k_m` or `MBZUAI/BiMediX2-8B@main`. The default revision is the card's, or
+            `main`; the default type is Q4_K_M.
 
     Raises:
-        UsageError: it is no such name, or there is no such card or type; the message lists those there are.
+        UsageError: The text is not such a name, or the card or type does not exist; the message lists the known ones.
     """
     place, _, kind = text.partition(":")
     place, _, revision = place.partition("@")
     card = published_cards().get(place) or _card_of(place, text)
     if (revision and not _is_revision(revision)) or text.rstrip(":@") != text:
         raise UsageError(
-            f"Expected a branch, a tag or a commit after '@' and a type after ':', but it is {text[:80]!r}; correct it."
+            f"{text[:80]!r} is not a valid name. Write a branch, a tag or a commit after '@' and a type after ':'."
         )
     return Reference(replace(card, revision=revision or card.revision), file_type_named(kind or DEFAULT_TYPE))
 
@@ -64,8 +64,8 @@ def _card_of(repository: str, text: str) -> Card:
     if not _REPOSITORY.fullmatch(repository) or ".." in repository or "--" in repository:
         names = ", ".join(published_cards())
         raise UsageError(
-            f"Expected one of {names}, or a repository such as MBZUAI/BiMediX2-8B-Bi, but it is {text[:80]!r}; "
-            "name one of them."
+            f"There is no model {text[:80]!r} to pull. Name one of {names}, or a repository such as "
+            "MBZUAI/BiMediX2-8B-Bi."
         )
     for card in published_cards().values():
         if card.repository.lower() == repository.lower():

@@ -1,4 +1,4 @@
-"""What a conversion would do, before it does it: tensors by type, sizes, memory, time, free space."""
+"""Forecast of a conversion: tensors by type, sizes, memory, time, free space."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from bimedix_edge.staging import left_bytes
 
 __all__ = ["Forecast", "TypeRow", "free_bytes", "make_forecast"]
 
-# measured: the interpreter with its libraries, a token with its merges in all the forms in which it is held, and what
-# each block in flight takes beside its float32 values
+# measured: the interpreter with its libraries; a token with its merges, in all its forms in memory; the values of a
+# block in flight
 _BASE_BYTES = 120 << 20
 _BYTES_A_TOKEN = 1500
 _BLOCK_VALUES = 1 << 20
@@ -32,7 +32,7 @@ _SAMPLE_SECONDS = 0.15
 
 @dataclass(frozen=True)
 class TypeRow:
-    """The tensors of one type: how many, their weights, the size of their data, and the time their numbers take."""
+    """The tensors of one type: their number, weights, bytes, and the time to compute them."""
 
     kind: str
     n_tensors: int
@@ -43,16 +43,16 @@ class TypeRow:
 
 @dataclass(frozen=True)
 class Forecast:
-    """A conversion that was checked and not begun.
+    """Forecast of a checked conversion.
 
     Attributes:
-        file_type: of the decoder.
-        rows: the decoder's tensors by type, the largest first.
-        decoder_bytes, vision_bytes: sizes of the files; estimated from above.
-        source_bytes: what is read.
-        memory_bytes: estimated peak of anonymous memory.
-        seconds: of computing, on the cores this process may use; a slow disk takes longer.
-        free_bytes: where the target would be; what an interrupted conversion to it holds is free, too.
+        file_type: Type of the decoder.
+        rows: The decoder's tensors by type, the largest first.
+        decoder_bytes, vision_bytes: Sizes of the files, upper estimates.
+        source_bytes: Size of the source files.
+        memory_bytes: Estimated peak of anonymous memory.
+        seconds: Time of computing on the cores this process may use; a slow disk takes longer.
+        free_bytes: Free space at the target, including the space of an interrupted conversion to it.
     """
 
     file_type: str
@@ -66,7 +66,7 @@ class Forecast:
 
     @property
     def fits(self) -> bool:
-        """Return whether there is room for the result."""
+        """Return whether the result fits."""
         return self.decoder_bytes + self.vision_bytes <= self.free_bytes
 
 
@@ -89,7 +89,7 @@ def make_forecast(job: Job, target: Path) -> Forecast:
         decoder_bytes=decoder_bytes,
         vision_bytes=job.size_bytes - decoder_bytes,
         source_bytes=sum(path.stat().st_size for path in job.source_files.values()),
-        # a weight of the tower is read, turned and written whole; blocks of the decoder take 4 + 4 bytes a value
+        # a weight of the tower is read, transposed and written whole; blocks of the decoder take 4 + 4 bytes a value
         memory_bytes=_BASE_BYTES
         + len(job.vocabulary.tokens) * _BYTES_A_TOKEN
         + max(ahead * 8 * _BLOCK_VALUES, 3 * largest_vision_weight_bytes),
@@ -99,7 +99,7 @@ def make_forecast(job: Job, target: Path) -> Forecast:
 
 
 def free_bytes(target: Path) -> int:
-    """Return how much room there is where a directory, which need not exist, would be."""
+    """Return the free space at the place of a directory, which need not exist."""
     place = next(path for path in (target, *target.absolute().parents) if path.exists())
     return shutil.disk_usage(place).free + left_bytes(target)
 
@@ -112,7 +112,7 @@ def _row(kind: GGMLQuantizationType, tensors: Iterable[TensorSpec], rate: float)
 
 
 def _rate(kind: GGMLQuantizationType, pool: ThreadPoolExecutor) -> float:
-    """Return how many weights a second all cores turn into a type."""
+    """Return the number of weights that all cores quantize to a type in a second."""
     values = np.random.default_rng(0).standard_normal((_SAMPLE_ROWS, _SAMPLE_COLUMNS), np.float32)
     source = RowSource(kind.name, kind, lambda _start, _stop: values)
     quantize = partial(quantized_rows, source, 0, _SAMPLE_ROWS)

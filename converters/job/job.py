@@ -1,4 +1,4 @@
-"""A conversion that was checked and not begun: what is read, what will be written, and under which names."""
+"""A checked conversion before it begins: what it reads, what it will write, and under which names."""
 
 from __future__ import annotations
 
@@ -32,7 +32,20 @@ _SPARE_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Job:
-    """A checked conversion; see `convert.convert` for what its fields mean."""
+    """A checked conversion.
+
+    Attributes:
+        checkpoint: The opened source.
+        vocabulary: Its vocabulary.
+        file_type: Type of the decoder's file.
+        tensors: The decoder's declared tensors.
+        graph: The vision graph.
+        name: Name of the model.
+        card: Its card.
+        prompt: Its prompt.
+        options: The user's options.
+        vision: Weights of the vision graph.
+    """
 
     checkpoint: Checkpoint
     vocabulary: SourceVocabulary
@@ -52,12 +65,12 @@ class Job:
 
     @property
     def size_bytes(self) -> int:
-        """Return the room that the bundle takes, estimated from above."""
+        """Return the size of the bundle, an upper estimate."""
         return self.decoder_bytes + vision_bytes(self.graph) + _SPARE_BYTES
 
     @property
     def source_files(self) -> dict[str, Path]:
-        """Return every file that the bytes of the bundle depend on, by a name that tells nothing about this machine."""
+        """Return the files that the bytes of the bundle depend on, by names that reveal nothing about this machine."""
         tokenizer = {name: self.checkpoint.directory / name for name in _TOKENIZER_FILES}
         return tokenizer | self.checkpoint.files | self.options.decoder_files
 
@@ -66,7 +79,7 @@ class Job:
         return dataclasses.replace(self, vision=kind, graph=build_vision(self.checkpoint, kind))
 
     def decoder_parts(self) -> list[Part]:
-        """Return what the decoder's file consists of."""
+        """Return the parts of the decoder's file."""
         card = self.card
         about = About(self.name, card.licence, card.languages, self.prompt.system, _url(card))
         return decoder_parts(
@@ -74,17 +87,17 @@ class Job:
         )
 
     def vision_parts(self) -> list[Part]:
-        """Return what the vision graph's file consists of."""
+        """Return the parts of the vision graph's file."""
         metadata = {"name": self.name, "licence": self.card.licence, "source": _url(self.card)}
         return vision_parts(
             self.checkpoint, self.graph, producer="bimedix-edge", metadata=metadata, weights=self.vision
         )
 
     def describe_source(self, hashes: dict[str, str]) -> dict[str, str]:
-        """Return what the checkpoint was: its published name and the hash of every file read, without local paths.
+        """Describe the checkpoint: its published name and the hash of every source file, without local paths.
 
         Args:
-            hashes: SHA-256 of the source files, by their names.
+            hashes: SHA-256 of the source files, by name.
         """
         source = {"model_type": self.checkpoint.config.model_type, "layout": self.checkpoint.layout}
         named = {"repository": self.card.repository, "revision": self.card.revision}

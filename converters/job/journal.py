@@ -1,10 +1,9 @@
-"""What of an interrupted conversion is on the disk for certain, so that the next run of it goes on from there.
+"""Records which parts of a conversion are safely on the disk, so that the next run resumes from there.
 
-A part directory holds the files being made and `journal`: a line for the job, then a line for each part of a file that
-is whole, with the SHA-256 of the file up to there, and for each finding. A line is written only after the data it
-speaks of has reached the disk. The next run keeps the parts whose bytes still have their hash, throws away what
-follows, and goes on; another job, another version of this program, or a journal that does not parse means that nothing
-is kept. `journal_lines.py` has the lines.
+A part directory has the unfinished files and `journal`: a line for the job, then a line for each whole part of a file,
+with the SHA-256 of the file up to its end, and for each note. A line is written only after its data has reached the
+disk. The next run keeps the parts whose bytes still have their hash, drops the rest, and resumes. It keeps nothing of
+another job, of another version of this program, or if the journal does not parse. `journal_lines.py` has the lines.
 """
 
 from __future__ import annotations
@@ -45,9 +44,9 @@ class Journal:
     """The journal of one part directory; see `open_journal`.
 
     Args:
-        directory: the part directory, locked for this process.
-        kept: what is there already.
-        lines: the journal, open behind the lines of that.
+        directory: The part directory, locked for this process.
+        kept: What an earlier run left.
+        lines: The journal, open behind the lines of `kept`.
     """
 
     def __init__(self, directory: Path, kept: Kept, lines: IO[bytes]) -> None:
@@ -64,7 +63,7 @@ class Journal:
 
     @property
     def kept_bytes(self) -> int:
-        """Return how much of the result is on the disk."""
+        """Return the size of the parts that are on the disk."""
         return sum(record.size_bytes for record in self._records)
 
     @contextlib.contextmanager
@@ -72,10 +71,10 @@ class Journal:
         """Open a file of the part directory behind its last whole part; after the block it is on the disk.
 
         Args:
-            name: of the file.
+            name: Name of the file.
 
         Raises:
-            OSError: the disk is full or fails.
+            OSError: The disk is full or fails.
         """
         kept = [record for record in self._records if record.file == name]
         with (self._directory / name).open("ab", buffering=0) as file:
@@ -83,34 +82,34 @@ class Journal:
             try:
                 yield JournalledFile(name, file, kept, self._digests.setdefault(name, hashlib.sha256()), self._add)
             except BaseException:
-                # what is whole is worth keeping, whatever went wrong with the rest
+                # whole parts are worth keeping, whatever the error
                 with contextlib.suppress(OSError):
                     self._settle()
                 raise
             self._settle()
 
     def sha256(self, name: str) -> str:
-        """Return the hash of a file as it was written, hexadecimal; that of nothing if it was not begun."""
+        """Return the hash of a file as written, hexadecimal; the hash of no bytes if it was not begun."""
         return str(self._digests.get(name, hashlib.sha256()).hexdigest())
 
     def note(self, name: str) -> Note | None:
-        """Return what was found out under a name, in this run or an interrupted one."""
+        """Return the note of this name, from this run or an interrupted one."""
         return self._notes.get(name)
 
     def add_note(self, name: str, value: Note) -> None:
-        """Keep a finding for the next run; between files only.
+        """Keep a note for the next run; call this only between files.
 
         Raises:
-            OSError: the disk is full or fails.
+            OSError: The disk is full or fails.
         """
         _append(self._lines, note_line(name, value))
         self._notes[name] = value
 
     def forget(self, name: str) -> None:
-        """Throw a file away, if it was begun, for it to be written anew; between files only.
+        """Remove a file, if it was begun, so that it can be written again; call this only between files.
 
         Raises:
-            OSError: the disk is full or fails.
+            OSError: The disk is full or fails.
         """
         if name not in self._digests:
             return
@@ -120,7 +119,7 @@ class Journal:
         (self._directory / name).unlink()
 
     def finish(self) -> None:
-        """Remove the journal, since the directory is whole."""
+        """Remove the journal: the directory is complete."""
         self._thread.shutdown()
         self._lines.close()
         (self._directory / JOURNAL).unlink()
@@ -129,7 +128,7 @@ class Journal:
         """Close the journal of a conversion that failed.
 
         Args:
-            keep: whether the next run may go on from here; otherwise the directory is emptied.
+            keep: Whether the next run may resume from here; otherwise the directory is emptied.
         """
         self._thread.shutdown()
         with contextlib.suppress(OSError):
@@ -138,14 +137,14 @@ class Journal:
             _empty(self._directory)
 
     def _add(self, record: Record) -> None:
-        """Note a whole part; its line follows when its bytes are on the disk, which this call does not wait for."""
+        """Record a whole part; its line follows when its bytes are on the disk, without blocking this call."""
         self._waiting.append(record)
         if self._sync is None or self._sync.done():
             self._begin_sync()
 
     def _begin_sync(self) -> Future[None]:
         if self._sync is not None:
-            self._sync.result()  # raises what the disk said
+            self._sync.result()  # raises the disk's error
         batch, self._waiting = self._waiting, []
         self._sync = self._thread.submit(self._write_lines, batch)
         return self._sync
@@ -180,7 +179,7 @@ class JournalledFile:
         """Append some bytes of the next part.
 
         Raises:
-            OSError: the disk is full or fails.
+            OSError: The disk is full or fails.
         """
         rest = data
         while rest:
@@ -189,10 +188,10 @@ class JournalledFile:
         self._size += len(data)
 
     def end_part(self, name: str) -> None:
-        """State that what was appended since the last call is a whole part.
+        """State that the bytes since the last call are a whole part.
 
         Raises:
-            OSError: the disk is full or fails, perhaps with an earlier part.
+            OSError: The disk is full or fails, possibly for an earlier part.
         """
         self._add(Record(self._name, name, self._start, self._size, self._digest.hexdigest()))
         self._start, self._size = self._start + self._size, 0
@@ -203,16 +202,16 @@ class JournalledFile:
 def open_journal(
     directory: Path, job: str, *, fresh: bool = False, progress: Callable[[int, int], None] | None = None
 ) -> Iterator[Journal]:
-    """Go on with an interrupted job, or begin it; when the block ends well the journal is gone.
+    """Resume an interrupted job, or begin it; the journal is removed when the block succeeds.
 
     Args:
-        directory: a part directory; see `staging.staged_directory`. Whatever the journal does not vouch for is removed.
-        job: identifies everything that the bytes of the result depend on.
-        fresh: whether to keep nothing.
-        progress: called with the bytes checked and the bytes to check, while the kept parts are read again.
+        directory: Part directory; see `staging.staged_directory`. Files that the journal does not record are removed.
+        job: Identifies everything that the bytes of the result depend on.
+        fresh: Whether to keep nothing.
+        progress: Called with the bytes checked and the bytes to check, while the kept parts are read again.
 
     Raises:
-        OSError: the disk is full or fails.
+        OSError: The disk is full or fails.
     """
     first = text_line({"format": FORMAT, "job": job})
     kept = Kept() if fresh else read_kept(directory, first, progress or _silent)
@@ -234,15 +233,15 @@ def open_journal(
 
 
 def job_identity(sources: Mapping[str, Path], files: Mapping[str, Sequence[Part]], version: str) -> str:
-    """Return a hash that differs wherever the bytes of the result could.
+    """Return a hash that differs whenever the bytes of the result could differ.
 
     Args:
-        sources: every file that is read, by name; told by size and time, since hashing them takes minutes.
-        files: the parts of each file to write; the first, its header, holds the names and types of the others.
-        version: of this program.
+        sources: Every source file, by name; identified by size and time, since hashing takes minutes.
+        files: The parts of each file to write; the first, its header, has the names and types of the others.
+        version: Version of this program.
 
     Raises:
-        CheckpointError: a source is not there.
+        CheckpointError: A source file is missing.
     """
     heads = {name: _sha256(parts[0]) for name, parts in files.items()}
     engines = [importlib.metadata.version(name) for name in ("llama-cpp-python", "numpy")]
@@ -255,7 +254,7 @@ def _sha256(part: Part) -> str:
 
 
 def _cut(directory: Path, kept: list[Record]) -> None:
-    """Remove what the journal does not vouch for."""
+    """Remove the bytes that the journal does not record."""
     sizes: dict[str, int] = {}
     for record in kept:
         sizes[record.file] = record.start + record.size_bytes

@@ -1,8 +1,8 @@
-"""The lines of a conversion's journal, and which of them are still true.
+"""The lines of a conversion's journal, and the check of which still hold.
 
-The first line names the job. Then, one JSON object each: a part of a file that is whole, with the SHA-256 of the file
-up to its end; a note, something that was found out and need not be found out again; or the name of a file whose parts
-so far no longer count. A line that does not parse, and a part whose bytes are others, end what is kept.
+The first line names the job. Each further line is a JSON object: a whole part of a file, with the SHA-256 of the file
+up to its end; a note, a result that need not be computed again; or the name of a file whose parts so far no longer
+count. Reading stops at the first line that does not parse and at the first part whose bytes have changed.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ class Record:
 
 @dataclass
 class Kept:
-    """What an earlier run left on the disk for certain.
+    """The parts and notes of an earlier run that are safely on the disk.
 
     Attributes:
-        records: the parts, in order.
-        notes: by name.
-        digests: of each file up to the end of its last part, to be continued.
-        length: of the journal up to the last line that counts.
+        records: The parts, in order.
+        notes: Notes by name.
+        digests: Unfinished hash of each file up to the end of its last part.
+        length: Length of the journal up to the last valid line.
     """
 
     records: list[Record] = field(default_factory=list)
@@ -50,7 +50,7 @@ class Kept:
 
 
 def text_line(value: dict[str, Any]) -> bytes:
-    """Return the line that holds a value."""
+    """Return the line of a value."""
     return json.dumps(value).encode() + b"\n"
 
 
@@ -70,12 +70,12 @@ def forget_line(file: str) -> bytes:
 
 
 def read_kept(directory: Path, first: bytes, progress: Callable[[int, int], None]) -> Kept:
-    """Read a journal, and those parts again that it speaks of.
+    """Read a journal, and check the parts that it records.
 
     Args:
-        directory: a part directory.
-        first: the line of this job; the journal of another is worth nothing.
-        progress: called with the bytes checked and the bytes to check.
+        directory: Part directory.
+        first: Line of this job; the journal of another job is ignored.
+        progress: Called with the bytes checked and the bytes to check.
     """
     try:
         text = (directory / JOURNAL).read_bytes()
@@ -104,8 +104,8 @@ def read_kept(directory: Path, first: bytes, progress: Callable[[int, int], None
 
 
 def _lines(text: bytes, start: int) -> Iterator[tuple[dict[str, Any], int]]:
-    """Yield what the lines hold, and where each ends, up to the first that no journal of ours could have."""
-    # the last line may be torn: split leaves it, or nothing, behind the last line feed
+    """Yield the value and the end of each line, up to the first invalid one."""
+    # the last line may be incomplete: split leaves it, or nothing, behind the last line feed
     for line in text[start:].split(b"\n")[:-1]:
         start += len(line) + 1
         try:
@@ -130,7 +130,7 @@ def _is_known(value: Any) -> bool:
 
 
 def _is_there(directory: Path, record: Record, digest: Any) -> bool:
-    """Tell whether the bytes of a part are what they were; `digest` has hashed all before them, and goes on."""
+    """Return whether the bytes of a part are unchanged; `digest`, the hash up to its start, is updated."""
     rest = record.size_bytes
     try:
         with (directory / record.file).open("rb", buffering=0) as file:

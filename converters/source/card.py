@@ -1,4 +1,4 @@
-"""A model card: what the user of a checkpoint must know and the checkpoint itself does not say.
+"""A model card: what the user of a checkpoint must know and the checkpoint itself does not state.
 
     name = "bimedix2-8b"
     repository = "MBZUAI/BiMediX2-8B"
@@ -17,8 +17,8 @@
     [scores.uphill]
     openqa = 56.1
 
-Every field may be left out; a field that is not listed here is refused. `description` and `[scores]` are for people
-and for the evaluation commands; scores are tables of numbers. A checkpoint may hold its own card as `card.toml`.
+Every field is optional, and a field that is not listed here is refused. `description` and `[scores]` are for people
+and for the evaluation commands; scores are tables of numbers. A checkpoint may contain its own card as `card.toml`.
 """
 
 from __future__ import annotations
@@ -53,13 +53,13 @@ class Card:
     """The fields of a card; the defaults are those of the published BiMediX2 checkpoints.
 
     Attributes:
-        name: of the model, empty to use the directory's.
-        repository: where it is published, such as `MBZUAI/BiMediX2-8B`, or empty.
-        licence: an SPDX identifier.
-        bos: how many BOS tokens a prompt starts with. LLaVA's training code puts two, and the checkpoints in
-            transformers' layout are the same weights under other names.
-        description: one sentence for people.
-        scores: what its authors published: table, measure, value.
+        name: Name of the model; empty for the directory's name.
+        repository: Where the model is published, such as `MBZUAI/BiMediX2-8B`, or empty.
+        licence: SPDX identifier.
+        bos: Number of BOS tokens at the start of a prompt. LLaVA's training code puts two, and the checkpoints in
+            transformers' layout have the same weights under other names.
+        description: One sentence for people.
+        scores: Scores that its authors published: table, measure, value.
     """
 
     name: str = ""
@@ -79,23 +79,21 @@ def read_card(path: Path) -> Card:
     """Read a card.
 
     Args:
-        path: a TOML file.
+        path: A TOML file.
 
     Raises:
-        CheckpointError: it cannot be read, does not parse, or has a field of another name or type.
+        CheckpointError: The card cannot be read, does not parse, or has an unknown field or a field of another type.
     """
     try:
         if path.stat().st_size > _MAX_CARD_BYTES:
-            raise CheckpointError(
-                f"Expected a card of at most {_MAX_CARD_BYTES} bytes, but {path} is longer; shorten it."
-            )
+            raise CheckpointError(f"The card {path} is longer than {_MAX_CARD_BYTES} bytes. Shorten it.")
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise CheckpointError(f"Expected to read the card {path}, but the system says '{error.strerror}'.") from error
-    except (ValueError, RecursionError) as error:
         raise CheckpointError(
-            f"Expected TOML in {path}, but it does not parse ({str(error)[:120]}); fix it."
+            f"The card {path} cannot be read ({error.strerror}). Check the path and its permissions."
         ) from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"The card {path} is not valid TOML ({str(error)[:120]}). Correct it.") from error
     _check_names(data, path)
     return _card(Fields(data, path.name))
 
@@ -106,9 +104,7 @@ def _check_names(data: dict[str, Any], path: Path) -> None:
         if allowed is not None and isinstance(data.get(table), dict):
             unknown += [f"{table}.{name}" for name in sorted(data[table].keys() - allowed)]
     if unknown:
-        raise CheckpointError(
-            f"Expected only known fields in {path}, but it has {', '.join(unknown)[:120]}; remove them."
-        )
+        raise CheckpointError(f"The card {path} has unknown fields: {', '.join(unknown)[:120]}. Remove them.")
 
 
 def _card(fields: Fields) -> Card:

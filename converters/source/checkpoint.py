@@ -1,7 +1,7 @@
-"""A published checkpoint on disk: its configuration and its tensors, under one set of names, read lazily.
+"""A published checkpoint on disk: its configuration, and its tensors under canonical names, read lazily.
 
-Everything is checked before anything is converted: what the configuration implies is declared (`declare`), compared
-with what the shards hold, and every difference is reported at once.
+Everything is checked before anything is converted. `declare` states the tensors that the configuration implies; they
+are compared with the shards, and every difference is reported at once.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class _Source:
-    """Where one tensor is: a file and the name it has there."""
+    """Place of one tensor: a file and the name it has there."""
 
     file: SafetensorsFile
     name: str
@@ -45,20 +45,21 @@ class Checkpoint:
     """An opened checkpoint whose tensors are complete and of the declared shapes.
 
     Args:
-        directory: config.json, the safetensors shards and the tokenizer's files.
-        tower_directory: a CLIP checkpoint to take the vision tower from, if the shards do not hold it.
-        aspect: overrides what the checkpoint says about images that are not square.
-        adapter_directory: a LoRA adapter (PEFT) to merge into the weights.
-        zero_nonfinite: whether a weight that is NaN or infinite is read as 0.
+        directory: Directory with config.json, the safetensors shards and the tokenizer's files.
+        tower_directory: CLIP checkpoint with the vision tower, if the shards do not contain it.
+        aspect: How an image that is not square becomes square; overrides the checkpoint's configuration.
+        adapter_directory: LoRA adapter (PEFT) to merge into the weights.
+        zero_nonfinite: Whether a weight that is NaN or infinite is read as 0.
 
     Attributes:
-        config: what it says about itself.
-        layout: how its tensors are named, one of `naming.LAYOUTS`.
-        files: the configurations and shards it consists of, by names that tell nothing about this machine.
-        adapted: canonical names of the weights that the adapter changes.
+        config: Its configuration.
+        layout: Layout of its tensors' names, one of `naming.LAYOUTS`.
+        files: Its configurations and shards, by names that reveal nothing about this machine.
+        adapted: Canonical names of the weights that the adapter changes.
 
     Raises:
-        CheckpointError: it is of another family, damaged, unsafe, incomplete, or asks for something not implemented.
+        CheckpointError: The checkpoint is of another family, damaged, unsafe or incomplete, or needs an unsupported
+            feature.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class Checkpoint:
     ) -> None:
         if not directory.is_dir():
             raise CheckpointError(
-                f"Expected a checkpoint directory, but {directory} is none; give the directory that holds config.json."
+                f"{directory} is not a directory. Give the directory of a checkpoint, with its config.json."
             )
         self.directory = directory
         self.config: CheckpointConfig = read_config(directory, tower_directory=tower_directory, aspect=aspect)
@@ -92,10 +93,10 @@ class Checkpoint:
         self.adapted = [] if self._adapter is None else self._adapter.names
 
     def array(self, name: str) -> NDArray[Any]:
-        """Return a tensor as a read-only view of its file, as it is there: no adapter is merged into it.
+        """Return a tensor as a read-only view of its file; no adapter is merged into it.
 
         Args:
-            name: canonical, see `naming`.
+            name: Canonical name; see `naming`.
 
         Returns:
             float32, float16 or bfloat16 (ml_dtypes).
@@ -107,12 +108,12 @@ class Checkpoint:
         """Return some rows of a tensor as float32, the only copy that conversion makes of them.
 
         Args:
-            name: canonical.
-            select: a slice, or int (n,) row numbers in the wanted order.
+            name: Canonical name.
+            select: Slice, or row numbers in the wanted order, int (n,).
 
         Returns:
-            float32 (n, …), C-contiguous and aligned; exact, since every source type is a subset of float32, but for
-            an adapter's weights, whose sum with it is rounded once.
+            float32 (n, …), C-contiguous and aligned. The values are exact, since every source type is a subset of
+            float32; only the sum with an adapter is rounded, once.
         """
         values = as_float32(self.array(name), select)
         if self._zero_nonfinite and not (finite := np.isfinite(values)).all():
@@ -124,7 +125,7 @@ class Checkpoint:
         return self._sources[name].entry.shape
 
     def nonfinite(self) -> dict[str, int]:
-        """Return how many weights of each tensor are NaN or infinite, for those that have any; reads everything."""
+        """Return the number of NaN and infinite weights of each tensor that has any; reads all tensors."""
         counts = {}
         for name, source in self._sources.items():
             if source.entry.dtype in FLOAT_DTYPES:
@@ -137,8 +138,8 @@ class Checkpoint:
         """Take the tower from a CLIP checkpoint; the checkpoint's own tower, if any, is then an error."""
         if any(name.startswith("vision.") for name in self._sources):
             raise CheckpointError(
-                "Expected a checkpoint without a vision tower beside the one you named, but its shards hold one; "
-                "leave the tower's directory out."
+                "The checkpoint already contains a vision tower, so the one you named is not used. "
+                "Leave the tower's directory out."
             )
         self.files |= _described_in(directory, "vision_tower:")
         for file in open_shards(directory):
@@ -150,7 +151,7 @@ class Checkpoint:
 
     def _adapt(self, directory: Path) -> Adapter:
         required, optional = declare(self.config)
-        # a copy of tied embeddings is never read: an adapter for it would be lost without a word
+        # conversion reads no copy of tied embeddings: an adapter for it would be lost silently
         unused = {"lm_head.weight"} if self.config.decoder.tied else set()
         shapes = {name: shape for name, shape in (required | optional).items() if name not in unused}
         adapter = read_adapter(directory, self.layout, shapes)
@@ -162,53 +163,53 @@ class Checkpoint:
         required, optional = declare(self.config)
         if not any(name.startswith("vision.") for name in self._sources):
             raise CheckpointError(
-                "Expected the vision tower's tensors in the checkpoint, but there are none; name the directory of the "
-                "CLIP checkpoint it was trained with (config.json says which, as mm_vision_tower), in safetensors."
+                "The checkpoint does not contain the vision tower's tensors. Name the directory of the CLIP checkpoint "
+                "it was trained with, in safetensors; mm_vision_tower in config.json says which."
             )
         faults = list(_differences(required, optional, self._sources))
         if faults:
             shown = "; ".join(faults[:_MAX_LISTED])
             more = f"; and {len(faults) - _MAX_LISTED} more" if len(faults) > _MAX_LISTED else ""
             raise CheckpointError(
-                f"Expected exactly the tensors that config.json implies, but {shown}{more}; "
-                "download the checkpoint again, or check that config.json belongs to it."
+                f"The tensors do not match config.json: {shown}{more}. "
+                "Download the checkpoint again, or check that config.json belongs to it."
             )
         if self.config.decoder.tied and "lm_head.weight" in self._sources:
             self._check_tied()
 
     def _check_tied(self) -> None:
-        """Check that an output matrix saved beside tied embeddings is their copy, as transformers assumes."""
+        """Check that an output matrix saved beside tied embeddings equals them, as transformers assumes."""
         step = max(1, (1 << 22) // self.config.decoder.n_embd)
         for start in range(0, self.config.decoder.n_vocab, step):
             block = slice(start, start + step)
             if not np.array_equal(self.rows("lm_head.weight", block), self.rows("model.embed_tokens.weight", block)):
                 raise CheckpointError(
-                    "Expected lm_head.weight to equal the embeddings that tie_word_embeddings ties it to, but it "
-                    "differs; set tie_word_embeddings to what the model was trained with."
+                    "lm_head.weight differs from the embeddings although tie_word_embeddings ties them. "
+                    "Set tie_word_embeddings to what the model was trained with."
                 )
 
 
 def as_float32(values: NDArray[Any], select: slice | NDArray[np.intp] = slice(None)) -> NDArray[np.float32]:
-    """Return rows of a file's view as float32 in memory of their own.
+    """Return a copy of some rows of a file's view as float32.
 
     Args:
-        values: float32, float16 or bfloat16, contiguous, possibly unaligned.
-        select: a slice or row numbers of the first axis.
+        values: View of the file: float32, float16 or bfloat16, contiguous, possibly unaligned.
+        select: Slice or row numbers of the first axis.
 
     Returns:
         float32, C-contiguous; exact.
     """
     if values.dtype != FLOAT_DTYPES["BF16"]:
         return np.array(values[select], np.float32, order="C")
-    # bfloat16 is the upper half of float32; ml_dtypes' own casts hold Python's lock and so would not use all cores
+    # bfloat16 is the upper half of float32; ml_dtypes' own casts keep Python's lock, which would block other cores
     return np.left_shift(values.view(np.uint16)[select], 16, dtype=np.uint32).view(np.float32)
 
 
 def declare(config: CheckpointConfig) -> tuple[dict[str, _Shape], dict[str, _Shape]]:
-    """State every tensor that a checkpoint with this configuration holds.
+    """State every tensor that a checkpoint with this configuration contains.
 
     Returns:
-        Canonical name to shape: those that conversion needs, and those that may be there although it does not.
+        Canonical name to shape: of the tensors that conversion needs, and of those that it permits but does not read.
     """
     decoder, vision = config.decoder, config.vision
     required = dict(_declare_decoder(decoder)) | dict(_declare_tower(vision, range(config.n_blocks)))
@@ -218,7 +219,7 @@ def declare(config: CheckpointConfig) -> tuple[dict[str, _Shape], dict[str, _Sha
         "projector.2.weight": (decoder.n_embd, decoder.n_embd),
         "projector.2.bias": (decoder.n_embd,),
     }
-    # the blocks after the feature layer and the norm of the class token do not reach the decoder
+    # the blocks after the feature layer and the norm of the class token have no influence on the decoder
     optional = dict(_declare_tower(vision, range(config.n_blocks, vision.n_layer)))
     optional = {name: shape for name, shape in optional.items() if name not in required}
     optional |= {f"vision.post_layernorm.{part}": (vision.n_embd,) for part in ("weight", "bias")}
@@ -270,7 +271,7 @@ def _linear(name: str, shape: _Shape) -> Iterator[tuple[str, _Shape]]:
 def _differences(
     required: Mapping[str, _Shape], optional: Mapping[str, _Shape], sources: Mapping[str, _Source]
 ) -> Iterator[str]:
-    """Yield what is missing, what is extra, and what has another shape or type than declared."""
+    """Yield a fault for each tensor that is missing, unknown, or of another shape or type than declared."""
     yield from (f"{name} is missing" for name in required if name not in sources)
     for canonical, source in sources.items():
         shape = required.get(canonical, optional.get(canonical))
@@ -288,8 +289,8 @@ def _sources(files: list[SafetensorsFile]) -> tuple[str, dict[str, _Source]]:
     if layout is None:
         example = next((name for file in files for name in file.entries), "no tensor")
         raise CheckpointError(
-            "Expected the tensor names of LLaVA or of transformers' Llava, but the shards follow neither or both "
-            f"(they hold {example[:80]!r}); give a BiMediX2 checkpoint."
+            "The names of the tensors follow neither LLaVA nor transformers' Llava, or both "
+            f"(the shards contain {example[:80]!r}). Give a BiMediX2 checkpoint."
         )
     sources: dict[str, _Source] = {}
     for file in files:
@@ -299,14 +300,14 @@ def _sources(files: list[SafetensorsFile]) -> tuple[str, dict[str, _Source]]:
             canonical = canonical_name(name, layout) or f"?{name}"  # no declared name starts so
             if canonical in sources:
                 raise CheckpointError(
-                    f"Expected each tensor once, but {name[:120]} is in {sources[canonical].file.path.name} and in "
-                    f"{file.path.name}; download the checkpoint again."
+                    f"{name[:120]} is both in {sources[canonical].file.path.name} and in {file.path.name}. "
+                    "Download the checkpoint again."
                 )
             sources[canonical] = _Source(file, name)
     return layout, sources
 
 
 def _described_in(directory: Path, prefix: str) -> dict[str, Path]:
-    """Return the configurations that a directory has, by name."""
+    """Return the configuration files of a directory, by name."""
     paths = (directory / name for name in ("config.json", "preprocessor_config.json"))
     return {prefix + path.name: path for path in paths if path.is_file()}

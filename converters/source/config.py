@@ -1,9 +1,9 @@
-"""config.json of a LLaVA-style checkpoint: the decoder's, the tower's and the projector's shape, or a refusal.
+"""config.json of a LLaVA-style checkpoint: the shapes of decoder, tower and projector, or a refusal.
 
 Two families of files describe the same model. The authors' code writes `llava_llama`, the decoder's fields at the top
-level and the tower as `mm_*`; transformers writes `llava` with a `text_config` and a `vision_config` that leave out
-whatever equals the class's defaults. Every option that changes the arithmetic is read, and refused where this converter
-has no code for it: nothing that matters is ignored.
+level and the tower as `mm_*`. transformers writes `llava` with a `text_config` and a `vision_config`, without the
+fields that equal the class's defaults. The reader checks the known options that change the arithmetic, and refuses
+those that this converter does not support.
 
 Source: LLaVA `llava_arch.py` and `builder.py`; transformers 4.57 and 5.x `LlamaConfig` and `LlavaConfig`.
 """
@@ -61,12 +61,12 @@ class DecoderConfig:
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """What a checkpoint says about itself.
+    """The configuration of a checkpoint.
 
     Attributes:
         model_type: `llava_llama` (the authors' code) or `llava` (transformers).
-        n_blocks: how many of the tower's blocks run before the projector.
-        tower: the directory inside the checkpoint that describes the tower, or empty.
+        n_blocks: Number of the tower's blocks that run before the projector.
+        tower: Directory inside the checkpoint that describes the tower, or empty.
     """
 
     model_type: str
@@ -79,22 +79,23 @@ class CheckpointConfig:
 def read_config(
     directory: Path, *, tower_directory: Path | None = None, aspect: Aspect | None = None
 ) -> CheckpointConfig:
-    """Read config.json and, where the tower has one of its own, the tower's.
+    """Read config.json, and the tower's config.json if it has one.
 
     Args:
-        directory: the checkpoint.
-        tower_directory: a CLIP checkpoint that the user named, for checkpoints without a description of theirs.
-        aspect: what the user wants done with images that are not square; by default what the checkpoint says.
+        directory: The checkpoint.
+        tower_directory: CLIP checkpoint that the user named, for checkpoints that do not describe their tower.
+        aspect: How an image that is not square becomes square; by default as the checkpoint says.
 
     Raises:
-        CheckpointError: it is missing or damaged, of another family, or asks for something that is not implemented.
+        CheckpointError: A file is missing or damaged, the model is of another family, or it needs an unsupported
+            feature.
     """
     fields = read_json(directory / "config.json", MAX_CONFIG_BYTES)
     model_type = _model_type(fields)
     if "quantization_config" in fields:
         raise CheckpointError(
-            "Expected 16-bit or 32-bit weights, but config.json has a quantization_config; "
-            "give the checkpoint as it was published, before quantization."
+            "The checkpoint is already quantized: config.json has a quantization_config. "
+            "Give the checkpoint as it was published, with 16-bit or 32-bit weights."
         )
     if model_type == "llava":
         config = _read_transformers(fields, directory)
@@ -108,14 +109,14 @@ def _model_type(fields: Fields) -> str:
     model_type = fields.text("model_type", "")
     if model_type == "phi3_v":
         raise CheckpointError(
-            "Expected a Llama-based BiMediX2 (8B or 70B), but this is Phi-3.5-vision (the 4B model), another family "
-            "with its own image tiling that this converter and llama.cpp have no code for; use the 8B checkpoint."
+            "This is Phi-3.5-vision (the 4B model), another family with its own image tiling, which neither this "
+            "converter nor llama.cpp supports. Use the 8B checkpoint of BiMediX2, which is based on Llama."
         )
     if model_type not in MODEL_TYPES:
         given = ", ".join(str(item) for item in (model_type, *_architectures(fields)) if item) or "nothing"
         raise CheckpointError(
-            f"Expected a checkpoint of model_type {' or '.join(MODEL_TYPES)}, but config.json says {given[:120]}; "
-            "give the directory of a BiMediX2 checkpoint."
+            f"config.json describes another kind of model ({given[:120]}); this converter supports model_type "
+            f"{' or '.join(MODEL_TYPES)}. Give the directory of a BiMediX2 checkpoint."
         )
     return model_type
 
@@ -146,8 +147,8 @@ def _read_original(
         tower, vision = name, named_tower(name, directory)
     if (given := fields.integer("mm_hidden_size", vision.n_embd)) != vision.n_embd:
         raise CheckpointError(
-            f"Expected mm_hidden_size to be the tower's width {vision.n_embd}, but config.json says {given}; "
-            "name the tower that this checkpoint was trained with."
+            f"mm_hidden_size in config.json is {given}, but the tower's width is {vision.n_embd}. "
+            "Name the tower that this checkpoint was trained with."
         )
     layer = fields.integer("mm_vision_select_layer", -2, low=-1000, high=1000)
     return CheckpointConfig("llava_llama", _decoder(fields), vision, _n_blocks(layer, vision), tower)
@@ -158,8 +159,8 @@ def _check_aspect(fields: Fields, aspect: Aspect | None) -> None:
     if given == "pad" or (given == "square" and aspect is not None):
         return
     raise CheckpointError(
-        f"Expected image_aspect_ratio to be 'pad', as in BiMediX2's training, but config.json says {given[:40]!r}; "
-        "tiled images are not implemented, and for 'square' say yourself whether to pad or to crop."
+        f"image_aspect_ratio in config.json is {given[:40]!r}, but BiMediX2 was trained with 'pad'. "
+        "This converter does not support tiled images; for 'square', say yourself whether to pad or to crop."
     )
 
 
@@ -170,7 +171,7 @@ def _read_transformers(fields: Fields, directory: Path) -> CheckpointConfig:
     fields.choice("multimodal_projector_bias", (True,), True)
     text = fields.child("text_config") if "text_config" in fields else Fields({}, "config.json: text_config")
     text.choice("model_type", ("llama",), "llama")
-    # LlavaConfig without a vision_config means CLIP ViT-L/14-336; fields left out of one mean CLIPVisionConfig's
+    # LlavaConfig without a vision_config means CLIP ViT-L/14-336; missing fields of one mean CLIPVisionConfig's
     tower = fields.child("vision_config") if "vision_config" in fields else None
     if tower is not None:
         tower.choice("model_type", ("clip_vision_model",), "clip_vision_model")
@@ -184,22 +185,22 @@ def _n_blocks(layer: int, vision: VisionConfig) -> int:
     n_blocks = layer if layer >= 0 else vision.n_layer + 1 + layer
     if not 0 <= n_blocks <= vision.n_layer:
         raise CheckpointError(
-            f"Expected the feature layer to be one of the tower's {vision.n_layer}, but config.json says {layer}; "
-            "name the tower that this checkpoint was trained with."
+            f"The feature layer in config.json is {layer}, but the tower has {vision.n_layer} layers. "
+            "Name the tower that this checkpoint was trained with."
         )
     return n_blocks
 
 
 def _decoder(fields: Fields) -> DecoderConfig:
-    """Read a Llama decoder, with LlamaConfig's defaults for what is left out."""
+    """Read a Llama decoder, with LlamaConfig's defaults for missing fields."""
     fields.choice("hidden_act", ("silu",), "silu")
     for option in ("attention_bias", "mlp_bias", "use_sliding_window"):
         fields.choice(option, (False,), False)
     for option in ("sliding_window", "num_local_experts", "num_experts", "partial_rotary_factor"):
         if option in fields and fields.raw(option) != 1:
             raise CheckpointError(
-                f"Expected a plain Llama decoder, but {fields.where} has {option}, which this converter has no code "
-                "for; give the directory of a BiMediX2 checkpoint."
+                f"{fields.where} has {option}, which this converter does not support. "
+                "Give the directory of a BiMediX2 checkpoint, whose decoder is a plain Llama."
             )
     n_embd = fields.integer("hidden_size", 4096, high=1 << 17)
     n_head = fields.integer("num_attention_heads", 32, high=1 << 12)
@@ -207,9 +208,8 @@ def _decoder(fields: Fields) -> DecoderConfig:
     head_dim = fields.integer("head_dim", max(n_embd // n_head, 1), high=1 << 12)
     if n_head % n_head_kv or head_dim % 2 or ("head_dim" not in fields and n_embd % n_head):
         raise CheckpointError(
-            f"Expected {n_head} attention heads of an even width that share their keys evenly, but {fields.where} has "
-            f"num_key_value_heads {n_head_kv}, hidden_size {n_embd} and head_dim {head_dim}; "
-            "download the checkpoint again."
+            f"The attention in {fields.where} contradicts itself: {n_head} heads, num_key_value_heads {n_head_kv}, "
+            f"hidden_size {n_embd} and head_dim {head_dim}. Download the checkpoint again."
         )
     rope = _rope(fields)
     return DecoderConfig(
@@ -253,7 +253,7 @@ def _scaling(rope: Fields) -> Llama3Scaling | None:
     )
     if scaling.high_freq_factor <= scaling.low_freq_factor:
         raise CheckpointError(
-            f"Expected high_freq_factor above low_freq_factor, but {rope.where} has {scaling.high_freq_factor:g} and "
-            f"{scaling.low_freq_factor:g}; download the checkpoint again."
+            f"high_freq_factor {scaling.high_freq_factor:g} in {rope.where} is not above low_freq_factor "
+            f"{scaling.low_freq_factor:g}. Download the checkpoint again."
         )
     return scaling

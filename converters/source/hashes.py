@@ -1,7 +1,7 @@
 """The hashes of a checkpoint's files, computed while it is converted.
 
 Reading 16 GB twice costs minutes on a slow disk. The thread that hashes runs a little ahead of the conversion, which
-then finds its weights in the system's cache; a machine with little memory keeps no more than that little.
+then finds its weights in the system's cache. Since the lead is small, a machine with little memory can keep it.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _AHEAD_BYTES = 512 << 20
 
 
 class SourceHashes:
-    """Hashes files on a thread of its own while the block runs.
+    """Hashes files on a separate thread while the block runs.
 
     Args:
-        paths: the files, in about the order in which the conversion reads them.
+        paths: The files, in about the order in which the conversion reads them.
     """
 
     def __init__(self, paths: Mapping[str, Path]) -> None:
@@ -52,7 +52,7 @@ class SourceHashes:
         self._pool.shutdown()
 
     def allow(self, fraction: float) -> None:
-        """State how much of the files the conversion has read, from 0 to 1."""
+        """State which fraction of the files the conversion has read, from 0 to 1."""
         with self._changed:
             self._limit = int(fraction * self.total_bytes) + _AHEAD_BYTES
             self._changed.notify()
@@ -61,10 +61,10 @@ class SourceHashes:
         """Wait for all hashes and return them as hexadecimal SHA-256 by name.
 
         Args:
-            progress: called with the bytes done and the bytes in all, and once when all are done.
+            progress: Called with the bytes done and the bytes in all, and once when all are done.
 
         Raises:
-            CheckpointError: a file cannot be read, or has changed since it was opened.
+            CheckpointError: A file cannot be read, or has changed since it was opened.
         """
         self.allow(1.0)
         while True:
@@ -76,8 +76,7 @@ class SourceHashes:
         progress(self.total_bytes, self.total_bytes)
         if changed := [name for name, *_ in set(file_states(self._paths)) - set(self._states)]:
             raise CheckpointError(
-                f"Expected a checkpoint that nobody writes, but {min(changed)} changed while it was converted; "
-                "convert it again when it is complete."
+                f"{min(changed)} changed while it was converted. Convert the checkpoint again when it is complete."
             )
         return hashes
 
@@ -99,10 +98,10 @@ class SourceHashes:
 
 
 def file_states(paths: Mapping[str, Path]) -> list[tuple[str, int, int]]:
-    """Return what tells a changed file: name, size in bytes, time of the last change in nanoseconds.
+    """Return what reveals a changed file: name, size in bytes, time of the last change in nanoseconds.
 
     Raises:
-        CheckpointError: a file is not there.
+        CheckpointError: A file is missing.
     """
     states = []
     for name, path in paths.items():

@@ -3,8 +3,8 @@
 A PEFT directory holds `adapter_config.json` and `adapter_model.safetensors`. Its tensors are called as the modules were
 in training, `base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight`, in any of the three layouts of `naming`;
 a text adapter of the bare Llama fits too. The product is computed in float64 and rounded once, so that it does not
-depend on how many rows are asked for at a time. Tensors without `lora_` are PEFT's `modules_to_save`: they replace the
-checkpoint's own. Whatever else PEFT can do to a model changes the arithmetic and is refused by its name.
+depend on the number of rows per call. Tensors without `lora_` are PEFT's `modules_to_save`: they replace the
+checkpoint's own. PEFT's other options, which change the arithmetic, are refused by name.
 
 Source: peft 0.21 `tuners/lora/layer.py` (get_delta_weight), `utils/save_and_load.py` (names in the file).
 """
@@ -33,7 +33,7 @@ _MAX_CONFIG_BYTES = 1 << 20
 _MAX_LISTED = 8
 _PREFIX = "base_model.model."
 _PAIR = re.compile(r"(.+)\.lora_([AB])(?:\.default)?\.weight")
-# each makes the model compute something else than W + scale · B · A
+# with each of these, the model computes something other than W + scale · B · A
 _REFUSED = (
     "use_dora", "lora_bias", "fan_in_fan_out", "rank_pattern", "alpha_pattern", "layer_replication", "use_qalora",
     "trainable_token_indices", "target_parameters", "arrow_config", "alora_invocation_tokens", "megatron_config",
@@ -57,9 +57,9 @@ class Adapter:
     """An adapter that fits a checkpoint.
 
     Args:
-        file: its tensors.
-        pairs: canonical name of a weight to its matrices.
-        saved: canonical name of a weight that it replaces to the name in the file.
+        file: Its tensors.
+        pairs: Canonical name of a weight to its matrices.
+        saved: Canonical name of a weight that it replaces to the name in the file.
     """
 
     def __init__(self, file: SafetensorsFile, pairs: dict[str, _Pair], saved: dict[str, str]) -> None:
@@ -73,12 +73,12 @@ class Adapter:
         return sorted({*self._pairs, *self.saved})
 
     def merged(self, name: str, select: slice | NDArray[np.intp], values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return rows of a weight with the adapter in them, or as they are if it does not change this weight.
+        """Return rows of a weight with the adapter merged in, or unchanged if the adapter does not change this weight.
 
         Args:
-            name: canonical.
-            select: the rows, as for `Checkpoint.rows`.
-            values: float32 (n, n_per_row), these rows of the checkpoint.
+            name: Canonical name.
+            select: The rows, as for `Checkpoint.rows`.
+            values: These rows of the checkpoint, float32 (n, n_per_row).
         """
         pair = self._pairs.get(name)
         if pair is None:
@@ -92,13 +92,13 @@ def read_adapter(directory: Path, layout: str, shapes: Shapes) -> Adapter:
     """Read a PEFT directory and check that all of it fits a checkpoint.
 
     Args:
-        directory: adapter_config.json and adapter_model.safetensors.
-        layout: of the checkpoint, for an adapter whose names do not tell theirs.
-        shapes: canonical name to shape of every weight that conversion can use.
+        directory: Directory with adapter_config.json and adapter_model.safetensors.
+        layout: Layout of the checkpoint, for an adapter whose names do not reveal its own.
+        shapes: Canonical name to shape of every weight that conversion can use.
 
     Raises:
-        CheckpointError: it is no LoRA, does something that this converter has no code for, or a tensor of it matches
-            nothing; all such tensors are named.
+        CheckpointError: The adapter is not a LoRA, uses an unsupported option, or has tensors that match no weight;
+            the error names them.
     """
     rank, scale = _read_config(directory)
     file = _open_weights(directory)
@@ -121,44 +121,43 @@ def read_adapter(directory: Path, layout: str, shapes: Shapes) -> Adapter:
             saved[canonical] = name
     faults += _misfits(file, halves, saved, shapes, rank)
     if faults or not (halves or saved):
-        shown = "; ".join(faults[:_MAX_LISTED]) or "it has none"
+        shown = "; ".join(faults[:_MAX_LISTED]) or "it has no tensors"
         more = f"; and {len(faults) - _MAX_LISTED} more" if len(faults) > _MAX_LISTED else ""
         raise CheckpointError(
-            f"Expected an adapter whose tensors all belong to this checkpoint, but {shown}{more}; "
-            "give the adapter that was trained on this model."
+            f"The adapter does not fit this checkpoint: {shown}{more}. Give the adapter that was trained on this model."
         )
     pairs = {name: _pair(file, halves, name, scale) for name in dict.fromkeys(name for name, _ in halves)}
     return Adapter(file, pairs, saved)
 
 
 def _read_config(directory: Path) -> tuple[int, float]:
-    """Return the rank and the scale; refuse what is not plain LoRA."""
+    """Return the rank and the scale; refuse options beyond plain LoRA."""
     fields = read_json(directory / CONFIG, _MAX_CONFIG_BYTES)
     fields.choice("peft_type", ("LORA",))
     fields.choice("bias", ("none",), "none")
     for option in _REFUSED:
         if fields.raw(option) not in (None, False, 0, [], {}, ""):
             raise CheckpointError(
-                f"Expected a plain LoRA adapter, but {CONFIG} has {option}, which this converter has no code for; "
-                "merge the adapter with peft and give the merged checkpoint."
+                f"{CONFIG} has {option}, which this converter does not support. "
+                "Merge the adapter with peft and give the merged checkpoint."
             )
     start = fields.raw("init_lora_weights")
     if start is not None and start not in _PLAIN_STARTS:
         raise CheckpointError(
-            f"Expected an adapter of the weights as published, but {CONFIG} has init_lora_weights {str(start)[:40]!r}, "
-            "which changes them before training; merge the adapter with peft and give the merged checkpoint."
+            f"{CONFIG} has init_lora_weights {str(start)[:40]!r}, which changes the published weights before training. "
+            "Merge the adapter with peft and give the merged checkpoint."
         )
     rank, alpha = fields.integer("r", high=1 << 12), fields.number("lora_alpha", 8.0, high=1e6)
     return rank, alpha / (rank**0.5 if fields.flag("use_rslora", False) else rank)
 
 
 def _open_weights(directory: Path) -> SafetensorsFile:
-    # LLaVA's trainer puts the projector beside the adapter; leaving it out would silently undo that part of training
+    # LLaVA's trainer puts the projector beside the adapter; without it, that part of training would silently be lost
     for name in ("non_lora_trainables.bin", "adapter_model.bin"):
         if (directory / name).exists() and (name != "adapter_model.bin" or not (directory / WEIGHTS).exists()):
             raise CheckpointError(
-                f"Expected the whole adapter in {WEIGHTS}, but {directory} has {name}, a pickle, which can run any "
-                "program when it is opened; it was not opened: save all of the adapter's tensors in safetensors."
+                f"{directory} has tensors in {name}, a pickle, which can run any program when it is opened. It was not "
+                f"opened. Save all of the adapter's tensors in {WEIGHTS}."
             )
     return SafetensorsFile(directory / WEIGHTS)
 
@@ -183,7 +182,6 @@ def _pair(file: SafetensorsFile, halves: dict[tuple[str, str], str], target: str
     a, b = (file.array(halves[target, half]) for half in "AB")
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         raise CheckpointError(
-            f"Expected finite numbers in the adapter, but its matrices for {target} have NaN or infinity; "
-            "train it again, or ask its authors."
+            f"The adapter's matrices for {target} have NaN or infinity. Train it again, or ask its authors."
         )
     return _Pair(a, b, scale)

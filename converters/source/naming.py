@@ -1,4 +1,4 @@
-"""The three ways in which published checkpoints name their tensors, mapped to one.
+"""The three layouts in which published checkpoints name their tensors, mapped to one.
 
 | part      | original (LLaVA)                          | transformers, old                | transformers, new      |
 |-----------|-------------------------------------------|----------------------------------|------------------------|
@@ -16,7 +16,7 @@ from collections.abc import Iterable
 
 __all__ = ["LAYOUTS", "TOWER_PREFIXES", "canonical_name", "detect_layout", "is_buffer"]
 
-# prefix in the file -> canonical prefix; the first that matches counts
+# prefix in the file -> canonical prefix; the first match counts
 _PREFIXES: dict[str, tuple[tuple[str, str], ...]] = {
     "original": (
         ("model.vision_tower.vision_tower.vision_model.", "vision."),
@@ -42,7 +42,7 @@ _PREFIXES: dict[str, tuple[tuple[str, str], ...]] = {
 }
 LAYOUTS = tuple(_PREFIXES)
 
-# a CLIP checkpoint by itself: the tower is what counts, its text half is not part of BiMediX2
+# a CLIP checkpoint by itself: only the tower is used, its text half is not part of BiMediX2
 TOWER_PREFIXES = (("vision_model.", "vision."),)
 _CLIP_TEXT_HALF = re.compile(r"text_model\..*|text_projection\.weight|visual_projection\.weight|logit_scale")
 
@@ -51,7 +51,7 @@ _BUFFER = re.compile(r".*\.position_ids|model\.(layers\.\d+\.self_attn\.)?rotary
 
 
 def detect_layout(names: Iterable[str]) -> str | None:
-    """Return which of `LAYOUTS` these tensor names follow, judged by the decoder's, or None if they follow none."""
+    """Return the layout that the names of the decoder's tensors follow, one of `LAYOUTS`; None for no or several."""
     found = set()
     for name in names:
         if name.startswith("language_model.model."):
@@ -67,8 +67,8 @@ def canonical_name(name: str, layout: str) -> str | None:
     """Return a tensor's canonical name, or None if the layout has no such name.
 
     Args:
-        name: as in the file.
-        layout: one of `LAYOUTS`, or `tower` for a CLIP checkpoint by itself.
+        name: Name in the file.
+        layout: One of `LAYOUTS`, or `tower` for a CLIP checkpoint by itself.
     """
     for prefix, canonical in TOWER_PREFIXES if layout == "tower" else _PREFIXES[layout]:
         if name.startswith(prefix):
@@ -77,7 +77,7 @@ def canonical_name(name: str, layout: str) -> str | None:
 
 
 def is_buffer(name: str, layout: str) -> bool:
-    """Tell whether a tensor holds nothing that was trained, or is the text half of a CLIP checkpoint."""
+    """Return whether a tensor has no trained values, or belongs to the text half of a CLIP checkpoint."""
     if layout == "tower" and _CLIP_TEXT_HALF.fullmatch(name):
         return True
     return _BUFFER.fullmatch(canonical_name(name, layout) or name) is not None

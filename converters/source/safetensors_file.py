@@ -1,8 +1,8 @@
 """One safetensors file: a bounded header reader and lazy views of its tensors.
 
-The `safetensors` package is not used here. Its numpy interface has no bfloat16, which is what these checkpoints are
-stored in; it keeps the last of two equal keys; it takes hundreds of megabytes for a hostile header; and it copies a
-tensor as a whole, while conversion streams rows. The format is eight bytes of length, a JSON header, and raw bytes.
+This reader replaces the `safetensors` package, whose numpy interface has no bfloat16, the type of these checkpoints.
+The package also keeps the last of two equal keys, takes hundreds of megabytes for a hostile header, and copies a
+whole tensor, while conversion streams rows. The format is eight bytes of length, a JSON header, and raw bytes.
 
 Source: safetensors' README, section "Format" (0.8.0).
 """
@@ -45,13 +45,13 @@ _ITEM_BYTES = {
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """What a header says about one tensor.
+    """The header's entry for one tensor.
 
     Attributes:
         dtype: safetensors' name, such as `BF16`.
-        shape: the dimensions, row-major.
-        start: offset of the first byte in the file.
-        size_bytes: length of the data.
+        shape: The dimensions, row-major.
+        start: Offset of the first byte in the file.
+        size_bytes: Length of the data.
     """
 
     dtype: str
@@ -64,10 +64,10 @@ class SafetensorsFile:
     """An open safetensors file whose tensors are views of a memory map.
 
     Args:
-        path: the file.
+        path: The file.
 
     Raises:
-        CheckpointError: it is missing, is a pickle, or its header is not exactly what its bytes are.
+        CheckpointError: The file is missing or a pickle, or its header does not describe exactly its bytes.
     """
 
     def __init__(self, path: Path) -> None:
@@ -87,7 +87,7 @@ class SafetensorsFile:
         """Return a tensor as a read-only view of the file; nothing is read before it is used.
 
         Args:
-            name: a key of `entries` with a dtype of `FLOAT_DTYPES`.
+            name: A key of `entries` with a dtype of `FLOAT_DTYPES`.
 
         Returns:
             float32, float16 or bfloat16 (ml_dtypes), of the entry's shape; not necessarily aligned.
@@ -97,7 +97,7 @@ class SafetensorsFile:
         return flat.view(FLOAT_DTYPES[entry.dtype]).reshape(entry.shape)
 
     def _map(self) -> NDArray[np.uint8]:
-        # opened now, so that what is converted is the file that was checked, and so that nothing can fail to open later
+        # opened now, so that the conversion reads the file that was checked, and opening cannot fail later
         try:
             return np.asarray(np.memmap(self.path, np.uint8, "r"))
         except OSError as error:
@@ -106,8 +106,8 @@ class SafetensorsFile:
     def _header_length(self, prefix: bytes, size: int) -> int:
         if is_pickle(prefix):
             raise CheckpointError(
-                f"Expected safetensors in {self.path.name}, but it is a pickle, which can run any program when it is "
-                "opened; it was not opened: get the checkpoint in safetensors."
+                f"{self.path.name} is a pickle, which can run any program when it is opened. It was not opened. "
+                "Get the checkpoint in safetensors."
             )
         length = int.from_bytes(prefix[:_LENGTH_BYTES], "little")
         if length < 1 or length > size - _LENGTH_BYTES:
@@ -131,7 +131,7 @@ class SafetensorsFile:
         if dtype not in _ITEM_BYTES:
             raise self._damaged(f"{name[:80]} has the unknown dtype {dtype[:20]!r}")
         if len(shape) > _MAX_DIMS or len(offsets) != 2 or not all(_is_size(item) for item in (*shape, *offsets)):
-            raise self._damaged(f"the shape or the offsets of {name[:80]} are no sizes")
+            raise self._damaged(f"the shape or the offsets of {name[:80]} are not sizes")
         start, stop = offsets
         if stop - start != math.prod(shape) * _ITEM_BYTES[dtype]:
             raise self._damaged(f"{name[:80]} has {stop - start} bytes, which is not {dtype} times {shape}")
@@ -149,23 +149,22 @@ class SafetensorsFile:
 
     def _damaged(self, fault: str) -> CheckpointError:
         return CheckpointError(
-            f"Expected whole safetensors in {self.path.name}, but {fault}; download the checkpoint again."
+            f"{self.path.name} is not a whole safetensors file: {fault}. Download the checkpoint again."
         )
 
 
 def unreadable(path: Path, error: OSError) -> CheckpointError:
-    """Return the error for a file of a checkpoint that the system does not let us read."""
+    """Return the error for a file of a checkpoint that the system refuses to open."""
     return CheckpointError(
-        f"Expected to read {path}, but the system says '{error.strerror}'; "
-        "check that the checkpoint is complete and that you may read it."
+        f"{path} cannot be read ({error.strerror}). Check that the checkpoint is complete and that you may read it."
     )
 
 
 def is_pickle(prefix: bytes) -> bool:
-    """Tell whether a file starts as Python's pickles do: PyTorch's zip archives or the bare protocol.
+    """Return whether a file starts as Python's pickles do: PyTorch's zip archives or the bare protocol.
 
     Args:
-        prefix: the first 9 bytes or more.
+        prefix: The first 9 bytes or more.
     """
     # a safetensors header of 640 bytes starts like a pickle of protocol 2, but its JSON follows the length
     if prefix[4:9] == b"\0\0\0\0{":

@@ -20,11 +20,11 @@ _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
 
 def open_shards(directory: Path) -> list[SafetensorsFile]:
-    """Open the safetensors files of a checkpoint, in order; they may be links, as in the hub's cache.
+    """Open the safetensors files of a checkpoint, in order; they may be links, as in the cache of huggingface-hub.
 
     Raises:
-        CheckpointError: there are none, one is missing or damaged, the index names a file outside of the directory, or
-            it disagrees with the files.
+        CheckpointError: The directory has no safetensors file, one is missing or damaged, or the index names a file
+            outside the directory or disagrees with the files.
     """
     if not (directory / _INDEX).exists():
         if not (directory / _SINGLE).exists():
@@ -39,8 +39,8 @@ def open_shards(directory: Path) -> list[SafetensorsFile]:
             name, shard = min(pairs)
             more = f", and {len(pairs) - 1} more like it" if len(pairs) > 1 else ""
             raise CheckpointError(
-                f"Expected {_INDEX} to list exactly what the shards hold, but {name[:120]} {where} {shard}{more}; "
-                "download the checkpoint again."
+                f"{_INDEX} does not match the shards: {name[:120]} {where} {shard}{more}. "
+                "Download the checkpoint again."
             )
     return shards
 
@@ -49,23 +49,21 @@ def _shard(weight_map: Fields, tensor: str) -> str:
     name = weight_map.text(tensor)
     if not _FILE_NAME.fullmatch(name):
         raise CheckpointError(
-            f"Expected plain file names in {_INDEX}, but it says {name[:80]!r}, which could point outside the "
-            "checkpoint; do not use this checkpoint."
+            f"{_INDEX} names the file {name[:80]!r}, which could lie outside the checkpoint. "
+            "Do not use this checkpoint."
         )
     return name
 
 
 def _no_weights(directory: Path) -> CheckpointError:
-    """Say what is there instead of safetensors; a pickle is recognised by its first bytes and never opened."""
+    """Name what the directory has instead of safetensors; a pickle is recognised by its first bytes, not opened."""
     for path in sorted(directory.iterdir()):
         if path.is_file() and (path.suffix in _PICKLE_SUFFIXES or _starts_as_pickle(path)):
             return CheckpointError(
-                f"Expected weights in safetensors, but {directory} has only {path.name}, a pickle, which can run any "
-                "program when it is opened; it was not opened: get the checkpoint in safetensors."
+                f"{directory} has no safetensors, only {path.name}, a pickle, which can run any program when it is "
+                "opened. It was not opened. Get the checkpoint in safetensors."
             )
-    return CheckpointError(
-        f"Expected {_SINGLE} or {_INDEX} in {directory}, but there is neither; give a whole checkpoint."
-    )
+    return CheckpointError(f"{directory} has neither {_SINGLE} nor {_INDEX}. Give the directory of a whole checkpoint.")
 
 
 def _starts_as_pickle(path: Path) -> bool:

@@ -1,7 +1,7 @@
-"""JSON of unknown origin: bounded, without duplicate keys, and read field by field with the type that is expected.
+"""JSON of unknown origin: bounded, without duplicate keys, and read field by field with the expected type.
 
-A checkpoint is somebody else's file. Python's parser keeps the last of two equal keys, reads `NaN`, and gives whatever
-type the file has; each would turn a damaged or hostile file into wrong weights or a traceback far from its cause.
+A checkpoint is a file from someone else. Python's parser keeps the last of two equal keys, reads `NaN`, and returns
+any type. Each would turn a damaged or hostile file into wrong weights, or into a traceback far from its cause.
 """
 
 from __future__ import annotations
@@ -21,29 +21,27 @@ _MAX_SHOWN = 60
 
 
 def read_json(path: Path, max_bytes: int) -> Fields:
-    """Read a JSON file that holds one object.
+    """Read a JSON file that contains one object.
 
     Args:
-        path: the file.
-        max_bytes: the largest size that is read.
+        path: The file.
+        max_bytes: Largest size that is read.
 
     Raises:
-        CheckpointError: it is missing, unreadable, too large, not JSON, or not an object.
+        CheckpointError: The file is missing, unreadable, too large, not JSON, or not an object.
     """
     try:
         size = path.stat().st_size
         if size > max_bytes:
             raise CheckpointError(
-                f"Expected at most {max_bytes} bytes in {path.name}, but it has {size}; download the checkpoint again."
+                f"{path.name} has {size} bytes, more than the limit of {max_bytes}. Download the checkpoint again."
             )
         data = path.read_bytes()
     except FileNotFoundError as error:
-        raise CheckpointError(
-            f"Expected {path.name} in {path.parent}, but there is none; give the directory of a whole checkpoint."
-        ) from error
+        raise CheckpointError(f"{path.parent} has no {path.name}. Give the directory of a whole checkpoint.") from error
     except OSError as error:
         raise CheckpointError(
-            f"Expected to read {path}, but the system says '{error.strerror}'; check the path and its permissions."
+            f"{path} cannot be read ({error.strerror}). Check the path and its permissions."
         ) from error
     return Fields(parse_json(data, path.name), path.name)
 
@@ -52,36 +50,34 @@ def parse_json(data: bytes, where: str) -> Any:
     """Parse UTF-8 JSON, refusing duplicate keys, NaN and infinity.
 
     Args:
-        data: the text, UTF-8.
-        where: what it is, for the message.
+        data: The text, UTF-8.
+        where: What it is, for the error message.
 
     Raises:
-        CheckpointError: it does not parse.
+        CheckpointError: It does not parse.
     """
     try:
         return json.loads(data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(
-            f"Expected JSON in {where}, but it does not parse ({str(error)[:120]}); download the checkpoint again."
+            f"{where} is not valid JSON ({str(error)[:120]}). Download the checkpoint again."
         ) from error
 
 
 class Fields:
-    """The fields of one JSON object, each read with the type and range that is expected.
+    """The fields of one JSON object, each read with the expected type and range.
 
     Args:
-        data: a parsed JSON value; anything but an object is refused.
-        where: its place, for messages.
+        data: Parsed JSON value; only an object is accepted.
+        where: Its place, for error messages.
 
     Raises:
-        CheckpointError: from every method, if the field is missing without a default or is of another type or range.
+        CheckpointError: From every method, if the field is missing without a default or has another type or range.
     """
 
     def __init__(self, data: Any, where: str) -> None:
         if not isinstance(data, dict):
-            raise CheckpointError(
-                f"Expected an object in {where}, but it holds {_shown(data)}; download the checkpoint again."
-            )
+            raise CheckpointError(f"{where} is not a JSON object but {_shown(data)}. Download the checkpoint again.")
         self._data: Mapping[str, Any] = data
         self.where = where
 
@@ -126,12 +122,12 @@ class Fields:
         return value
 
     def choice(self, name: str, allowed: Sequence[_Choice], default: _Choice | None = None) -> _Choice:
-        """Return one of the allowed values; anything else is something this converter has no code for."""
+        """Return one of the allowed values; the converter supports no others."""
         value = self._get(name, default)
         for candidate in allowed:
             if type(value) is type(candidate) and value == candidate:
                 return candidate
-        raise self._wrong(name, value, " or ".join(repr(item) for item in allowed))
+        raise self._wrong(name, value, " or ".join(_shown(item) for item in allowed))
 
     def child(self, name: str) -> Fields:
         """Return a nested object."""
@@ -145,20 +141,17 @@ class Fields:
         return value
 
     def _get(self, name: str, default: Any) -> Any:
-        # a null means the same as a field that is left out: transformers writes both
+        # null means the same as a missing field: transformers writes both
         value = self._data.get(name)
         if value is None:
             value = default
         if value is None:
-            raise CheckpointError(
-                f"Expected the field {name} in {self.where}, but there is none; download the checkpoint again."
-            )
+            raise CheckpointError(f"The field {name} is missing in {self.where}. Download the checkpoint again.")
         return value
 
     def _wrong(self, name: str, value: Any, expected: str) -> CheckpointError:
         return CheckpointError(
-            f"Expected {name} in {self.where} to be {expected}, but it is {_shown(value)}; "
-            "this converter has no code for that."
+            f"{name} in {self.where} is {_shown(value)}, which this converter does not support. It supports {expected}."
         )
 
 
@@ -166,7 +159,7 @@ def _shown(value: Any) -> str:
     try:
         text = json.dumps(value, ensure_ascii=False)
     except (TypeError, ValueError, RecursionError):
-        text = f"a value of type {type(value).__name__}"
+        text = "a value that JSON does not have"
     return text if len(text) <= _MAX_SHOWN else text[:_MAX_SHOWN] + "…"
 
 
@@ -180,4 +173,4 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _refuse_constant(text: str) -> Any:
-    raise ValueError(f"{text} is no JSON number")
+    raise ValueError(f"{text} is not a JSON number")

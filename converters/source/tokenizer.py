@@ -1,8 +1,8 @@
-"""tokenizer.json to the vocabulary of a GGUF, or a refusal where llama.cpp would tokenize differently.
+"""Turns tokenizer.json into the vocabulary of a GGUF, or refuses it where llama.cpp would tokenize differently.
 
 llama.cpp has one fixed program for Llama 3's tokenizer (`tokenizer.ggml.pre = llama-bpe`): byte-level BPE, one split
-pattern, no normalizer, whole words looked up before merging. A tokenizer.json that asks for anything else would load
-and give other tokens without a word, so each of these facts is checked here.
+pattern, no normalizer, whole words looked up before merging. A tokenizer.json with other options would load and
+silently give other tokens, so this module checks each of these facts.
 
 Source: llama.cpp `llama-vocab.cpp` and `conversion/base.py` (as vendored in llama-cpp-python 0.3.36); tokenizers 0.22.
 """
@@ -24,7 +24,7 @@ SPLIT_PATTERN = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _PAD = "<pad>"
-# Llama 3's file has 9 MB, 17 MB with merges as pairs
+# Llama 3's file is 9 MB, 17 MB with merges as pairs
 _MAX_TOKENIZER_BYTES = 64 << 20
 
 
@@ -39,15 +39,15 @@ class TokenKind:
 
 @dataclass(frozen=True)
 class SourceVocabulary:
-    """What a GGUF says about its tokenizer.
+    """A checkpoint's vocabulary, as a GGUF describes it.
 
     Attributes:
-        tokens: one string a row of the embedding.
-        kinds: one `TokenKind` each.
+        tokens: One string for each row of the embedding.
+        kinds: One `TokenKind` for each token.
         merges: `left right`, best first.
-        bos_id, eos_id: what a text starts with, what ends a turn.
-        pad_id: None if the checkpoint has none.
-        add_bos: whether the published tokenizer puts a BOS before a text.
+        bos_id, eos_id: Tokens that start a text and end a turn.
+        pad_id: Padding token; None if the checkpoint has none.
+        add_bos: Whether the published tokenizer puts a BOS before a text.
     """
 
     tokens: list[str]
@@ -63,11 +63,11 @@ def read_vocabulary(directory: Path, n_vocab: int) -> SourceVocabulary:
     """Read tokenizer.json and tokenizer_config.json.
 
     Args:
-        directory: the checkpoint.
-        n_vocab: rows of the embedding; the token list is filled up to it.
+        directory: The checkpoint.
+        n_vocab: Rows of the embedding; unused tokens fill the list up to it.
 
     Raises:
-        CheckpointError: a file is missing or damaged, llama.cpp would tokenize differently, or the vocabulary has more
+        CheckpointError: A file is missing or damaged, llama.cpp would tokenize differently, or the vocabulary has more
             tokens than the embedding has rows.
     """
     fields = read_json(directory / "tokenizer.json", _MAX_TOKENIZER_BYTES)
@@ -105,7 +105,7 @@ def byte_alphabet() -> list[str]:
 
 
 def _check_pipeline(fields: Fields, model: Fields) -> None:
-    """Check that the text goes through exactly what llama.cpp's `llama-bpe` does."""
+    """Check that the tokenizer treats a text as llama.cpp's `llama-bpe` does."""
     faults = []
     if model.text("type", "BPE") != "BPE":
         faults.append(f"its model is {model.text('type')[:40]} instead of BPE")
@@ -117,8 +117,8 @@ def _check_pipeline(fields: Fields, model: Fields) -> None:
         faults.append("it splits words by another pattern than Llama 3's")
     if faults:
         raise CheckpointError(
-            f"Expected Llama 3's byte-level BPE in tokenizer.json, but {'; '.join(faults)}; llama.cpp would tokenize "
-            "differently, so this checkpoint cannot be converted."
+            f"tokenizer.json is not Llama 3's byte-level BPE: {'; '.join(faults)}. llama.cpp would tokenize "
+            "differently, so this checkpoint cannot be converted. Use a BiMediX2 checkpoint."
         )
 
 
@@ -147,17 +147,17 @@ def _token_ids(model: Fields) -> dict[str, int]:
 
 
 def _added_tokens(fields: Fields, ids: dict[str, int]) -> dict[int, tuple[str, int]]:
-    """Return id to (text, kind) of the tokens that are found in a text before it is split."""
+    """Return id to (text, kind) of the tokens that a tokenizer finds in a text before it splits it."""
     added: dict[int, tuple[str, int]] = {}
     for item in fields.items("added_tokens") if "added_tokens" in fields else []:
         token = Fields(item, f"{fields.where}: added_tokens")
         text, index = token.text("content"), token.integer("id", low=0)
         if ids.get(text, index) != index or index in added:
             raise CheckpointError(
-                f"Expected each added token to have an id of its own, but {text[:40]!r} ({index}) does not; "
-                "download the checkpoint again."
+                f"The added token {text[:40]!r} in tokenizer.json shares its id {index}, or has another id in the "
+                "vocabulary. Download the checkpoint again."
             )
-        # llama.cpp's converter, too, takes tokens of this look for control tokens
+        # llama.cpp's converter also treats tokens of this form as control tokens
         control = token.flag("special", False) or text == _PAD or (text.startswith("<|") and text.endswith("|>"))
         added[index] = (text, TokenKind.CONTROL if control else TokenKind.USER_DEFINED)
     return added
@@ -168,8 +168,8 @@ def _fill(ids: dict[str, int], added: dict[int, tuple[str, int]], n_vocab: int) 
     n_tokens = 1 + max([*ids.values(), *added], default=-1)
     if n_tokens > n_vocab:
         raise CheckpointError(
-            f"Expected a vocabulary that fits the embedding's {n_vocab} rows, but tokenizer.json has {n_tokens} "
-            "tokens; check that tokenizer.json belongs to this checkpoint."
+            f"The vocabulary does not fit the embedding's {n_vocab} rows: tokenizer.json has {n_tokens} tokens. "
+            "Check that tokenizer.json belongs to this checkpoint."
         )
     tokens = [f"[PAD{index}]" for index in range(n_vocab)]
     kinds = [TokenKind.UNUSED] * n_vocab
@@ -181,8 +181,7 @@ def _fill(ids: dict[str, int], added: dict[int, tuple[str, int]], n_vocab: int) 
     # llama.cpp ends the process when two tokens are equal
     if clash or len(set(tokens)) != n_vocab or len(set(ids.values())) != len(ids) or not _encodable(tokens):
         raise CheckpointError(
-            "Expected different, valid tokens with ids of their own in tokenizer.json, but some are equal, empty or "
-            "share an id; download the checkpoint again."
+            "Some tokens in tokenizer.json are equal, empty or invalid, or share an id. Download the checkpoint again."
         )
     return tokens, kinds
 
@@ -201,37 +200,37 @@ def _check_bytes(ids: dict[str, int]) -> None:
     # llama.cpp's tokenizer ends the process at the first byte without a token
     if missing := [byte for byte, text in enumerate(byte_alphabet()) if text not in ids]:
         raise CheckpointError(
-            f"Expected a token for each of the 256 bytes in tokenizer.json, but {len(missing)} have none, "
-            f"0x{missing[0]:02x} among them; download the checkpoint again."
+            f"{len(missing)} of the 256 bytes have no token in tokenizer.json, 0x{missing[0]:02x} among them. "
+            "Download the checkpoint again."
         )
 
 
 def _merges(model: Fields, ids: dict[str, int]) -> list[str]:
-    """Return the merges as `left right`; files hold strings or pairs."""
+    """Return the merges as `left right`; files contain strings or pairs."""
     merges = []
     for item in model.items("merges"):
         pair = item.split(" ") if isinstance(item, str) else item
         known = isinstance(pair, list) and len(pair) == 2 and all(isinstance(part, str) for part in pair)
         if not known or not {*pair, "".join(pair)} <= ids.keys():
             raise CheckpointError(
-                f"Expected merges of two tokens into a third in tokenizer.json, but one is {str(item)[:60]!r}; "
-                "download the checkpoint again."
+                f"The merge {str(item)[:60]!r} in tokenizer.json does not join two tokens into a third. "
+                "Download the checkpoint again."
             )
         merges.append(" ".join(pair))
     return merges
 
 
 def _check_whole_words(ids: dict[str, int], merges: list[str]) -> None:
-    """Check that merging gives every token itself, for files that do not ask to look whole words up first.
+    """Check that merging yields each token itself, for files without `ignore_merges`.
 
-    llama.cpp always looks them up (`ignore_merges`), which makes no difference exactly when this holds.
+    llama.cpp always looks whole words up first (`ignore_merges`), which changes nothing exactly when this holds.
     """
     ranks = {pair: rank for rank, pair in enumerate(merges)}
     for text in ids:
         if _merge(text, ranks) != [text]:
             raise CheckpointError(
-                f"Expected ignore_merges in tokenizer.json, as in Llama 3's, but without it {text[:40]!r} is not what "
-                "merging gives; llama.cpp would tokenize differently, so this checkpoint cannot be converted."
+                f"tokenizer.json lacks ignore_merges, which Llama 3's has, and {text[:40]!r} is not what merging "
+                "gives. llama.cpp would tokenize differently, so this checkpoint cannot be converted."
             )
 
 
@@ -249,8 +248,8 @@ def _check_prompt_tokens(added: dict[int, tuple[str, int]]) -> None:
     control = {text for text, kind in added.values() if kind == TokenKind.CONTROL}
     if missing := [name for name in (BOS, START_HEADER, END_HEADER, END_OF_TURN) if name not in control]:
         raise CheckpointError(
-            f"Expected Llama 3's special tokens in tokenizer.json, but {', '.join(missing)} is not among its added "
-            "tokens; check that tokenizer.json belongs to this checkpoint."
+            f"The added tokens of tokenizer.json lack Llama 3's {', '.join(missing)}. "
+            "Check that tokenizer.json belongs to this checkpoint."
         )
 
 
@@ -259,14 +258,14 @@ def _named(settings: Fields, name: str, by_text: dict[str, int]) -> int:
     value = settings.child(name).text("content") if isinstance(settings.raw(name), dict) else settings.text(name)
     if value not in by_text:
         raise CheckpointError(
-            f"Expected {name} of tokenizer_config.json to be a token of tokenizer.json, but {value[:40]!r} is none; "
-            "check that both belong to this checkpoint."
+            f"{name} of tokenizer_config.json is {value[:40]!r}, which is not a token of tokenizer.json. "
+            "Check that both belong to this checkpoint."
         )
     return by_text[value]
 
 
 def _adds_bos(fields: Fields) -> bool:
-    """Tell whether the published tokenizer puts one special token before a text."""
+    """Return whether the published tokenizer puts a special token before a text."""
     value = fields.raw("post_processor")
     steps = value.get("processors", [value]) if isinstance(value, dict) else []
     for step in steps if isinstance(steps, list) else []:

@@ -45,7 +45,7 @@ def read_tower(directory: Path) -> VisionConfig:
     """Read the config.json and preprocessor_config.json of a CLIP checkpoint, or of a `CLIPVisionModel` alone.
 
     Raises:
-        CheckpointError: a file is missing or damaged, or the tower is not CLIP's.
+        CheckpointError: A file is missing or damaged, or the tower is not CLIP's.
     """
     fields = read_json(directory / "config.json", MAX_CONFIG_BYTES)
     if fields.choice("model_type", ("clip_vision_model", "clip")) == "clip":
@@ -57,29 +57,29 @@ def named_tower(name: str, directory: Path) -> VisionConfig:
     """Return the tower that `mm_vision_tower` names by a directory inside the checkpoint.
 
     Args:
-        name: the field's value.
-        directory: the checkpoint.
+        name: Value of the field.
+        directory: The checkpoint.
 
     Raises:
-        CheckpointError: it names none.
+        CheckpointError: It does not name such a directory.
     """
     if name and name not in (".", "..") and not set(name) & set("/\\:\0") and (directory / name).is_dir():
         return read_tower(directory / name)
     raise CheckpointError(
-        f"Expected mm_vision_tower to be {KNOWN_TOWER} or a directory inside the checkpoint, but config.json says "
-        f"{name[:120]!r}; name the directory of that CLIP tower yourself."
+        f"mm_vision_tower in config.json is {name[:120]!r}, which is neither {KNOWN_TOWER} nor a directory inside the "
+        "checkpoint. Name the directory of that CLIP tower yourself."
     )
 
 
 def vision_fields(fields: Fields | None, directory: Path) -> VisionConfig:
-    """Read a CLIPVisionConfig, with its class's defaults for what is left out.
+    """Read a CLIPVisionConfig, with its class's defaults for missing fields.
 
     Args:
-        fields: the parsed object; None is CLIP ViT-L/14-336, which checkpoints name without describing it.
-        directory: where preprocessor_config.json may be.
+        fields: The parsed object; None for CLIP ViT-L/14-336, which checkpoints name without describing it.
+        directory: Where preprocessor_config.json may be.
 
     Raises:
-        CheckpointError: it is damaged or not a CLIP tower.
+        CheckpointError: The configuration is damaged or not that of a CLIP tower.
     """
     if fields is None:
         return VisionConfig(24, 1024, 16, 4096, 14, 1e-5, "quick_gelu", _preprocessing(336, directory))
@@ -90,8 +90,8 @@ def vision_fields(fields: Fields | None, directory: Path) -> VisionConfig:
     patch_px = fields.integer("patch_size", 32, high=1 << 12)
     if n_embd % n_head or image_px < patch_px:
         raise CheckpointError(
-            f"Expected a width that {n_head} heads divide and an image of one patch or more, but {fields.where} has "
-            f"hidden_size {n_embd}, image_size {image_px} and patch_size {patch_px}; download the checkpoint again."
+            f"{fields.where} contradicts itself: hidden_size {n_embd} is not a multiple of {n_head} heads, or "
+            f"image_size {image_px} is less than patch_size {patch_px}. Download the checkpoint again."
         )
     return VisionConfig(
         n_layer=fields.integer("num_hidden_layers", 12, high=1 << 10),
@@ -120,26 +120,25 @@ def _preprocessing(image_px: int, directory: Path) -> Preprocessing:
     fields.choice("resample", (_BICUBIC,), _BICUBIC)
     if abs((factor := fields.number("rescale_factor", 1 / 255)) - 1 / 255) > 1e-9:
         raise CheckpointError(
-            f"Expected rescale_factor in {fields.where} to be 1/255, but it is {factor:g}; "
-            "this converter has no code for that."
+            f"rescale_factor in {fields.where} is {factor:g}, which this converter does not support. It supports 1/255."
         )
     _check_side(fields, "size", "shortest_edge", image_px)
     _check_side(fields, "crop_size", "height", image_px)
     mean, std = _triple(fields, "image_mean", CLIP_MEAN), _triple(fields, "image_std", CLIP_STD)
-    # LLaVA pads with the mean, cut to whole numbers: (122, 116, 104) for CLIP's
+    # LLaVA pads with the mean, rounded down: (122, 116, 104) for CLIP's
     red, green, blue = (int(value * 255) for value in mean)
     return Preprocessing(image_size_px=image_px, pad_rgb=(red, green, blue), mean=mean, std=std)
 
 
 def _check_side(fields: Fields, name: str, edge: str, image_px: int) -> None:
-    """Check that the preprocessor's image is as large as the tower's; old files hold a number, new ones an object."""
+    """Check that the preprocessor's image is as large as the tower's; old files have a number, new ones an object."""
     if name not in fields:
         return
     given = fields.child(name).raw(edge) if isinstance(fields.raw(name), dict) else fields.raw(name)
     if given not in (None, image_px):
         raise CheckpointError(
-            f"Expected {name} in {fields.where} to be the tower's image_size {image_px}, but it is {str(given)[:40]}; "
-            "download the checkpoint again."
+            f"{name} in {fields.where} is {str(given)[:40]}, but the tower's image_size is {image_px}. "
+            "Download the checkpoint again."
         )
 
 
@@ -148,7 +147,7 @@ def _triple(fields: Fields, name: str, default: _Triple) -> _Triple:
     numbers = [float(value) for value in values if isinstance(value, (int, float)) and 0 < value <= 1]
     if len(values) != len(numbers) or len(numbers) != 3:
         raise CheckpointError(
-            f"Expected three numbers above 0 and at most 1 as {name} in {fields.where}, but it is {str(values)[:60]}; "
-            "download the checkpoint again."
+            f"{name} in {fields.where} is {str(values)[:60]}, not three numbers above 0 and at most 1. "
+            "Download the checkpoint again."
         )
     return (numbers[0], numbers[1], numbers[2])

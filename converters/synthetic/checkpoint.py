@@ -1,9 +1,9 @@
-"""Checkpoints of full size with random weights, for tests and benchmarks; nothing in them was trained.
+"""Checkpoints of full size with random, untrained weights, for tests and benchmarks.
 
     python -m bimedix_edge.converters.synthetic.checkpoint --shape 8b --layout llava --dtype bf16 --shards 4 OUT
 
-Each weight depends on the seed, its tensor's name and its place alone: every layout, dtype and number of shards holds
-the same values, since all are rounded to what bfloat16 and float16 both hold.
+Each weight depends only on the seed, its tensor's name and its place. All layouts, dtypes and numbers of shards have
+the same values, since all are rounded to values that bfloat16 and float16 can both represent.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ __all__ = ["LAYOUTS", "PLAIN", "Storage", "generate", "weight_blocks"]
 LAYOUTS = {"llava": "original", "hf-old": "transformers_old", "hf-new": "transformers_new"}
 _ITEM_BYTES = {"bf16": 2, "f16": 2, "f32": 4}
 _BLOCK_VALUES = 1 << 21
-# bfloat16's 8 bits at this size are the last that float16 holds exactly
+# float16 represents bfloat16's 8 bits exactly down to this size
 _SMALLEST = 2.0**-16
 _Tensors = dict[str, tuple[int, ...]]
 
@@ -100,12 +100,12 @@ def generate(directory: Path, shape: Shape, storage: Storage = PLAIN, *, seed: i
 
 
 def weight_blocks(name: str, size: tuple[int, ...], seed: int) -> Iterator[Callable[[], NDArray[np.float32]]]:
-    """Yield functions that return a tensor's values block by block, which may run side by side.
+    """Yield functions that return a tensor's values block by block and may run in parallel.
 
     Args:
-        name: canonical.
-        size: its shape.
-        seed: of the checkpoint.
+        name: Canonical name.
+        size: Its shape.
+        seed: Seed of the checkpoint.
 
     Yields:
         Functions that return float32 (n,).
@@ -133,7 +133,7 @@ def _block(key: tuple[int, int, int], n_values: int, mean: float, sigma: float) 
 
 
 def _split(tensors: _Tensors, n_shards: int, item_bytes: int) -> list[list[str]]:
-    """Distribute tensors in order over shards of about equal size."""
+    """Distribute tensors, in order, over shards of about equal size."""
     total = sum(math.prod(size) for size in tensors.values()) * item_bytes
     shards: list[list[str]] = [[] for _ in range(n_shards)]
     done = 0

@@ -77,7 +77,7 @@ def tensor_shapes(shape: Shape) -> dict[str, tuple[int, ...]]:
 
 
 def checkpoint_config(shape: Shape) -> CheckpointConfig:
-    """Return what the checkpoint's configuration is read as."""
+    """Return the configuration as `read_config` would return it."""
     decoder = DecoderConfig(
         n_vocab=shape.n_vocab,
         n_embd=shape.n_embd,

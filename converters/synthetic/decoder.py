@@ -1,7 +1,7 @@
-"""A decoder of full size with random weights as a GGUF, written in seconds: what speed does this machine reach?
+"""A decoder of full size with random weights as a GGUF, written in seconds, to measure the speed of a machine.
 
-Its tensors have the types and sizes of a converted checkpoint, so that it is computed as fast as one; each holds a few
-rows of random weights again and again, so that writing it costs no more than the disk.
+Its tensors have the types and sizes of a converted checkpoint, so that it runs as fast as one. Each tensor repeats a
+few rows of random weights, so that only the disk limits how fast the file is written.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ __all__ = ["random_decoder_bytes", "write_random_decoder"]
 
 _ROWS = 64
 _SCALE = 0.02
-# what is added to the stream in every layer is smaller, as GPT-2 begins its training: a network of random weights
-# magnifies any difference, this one less
+# the matrices that add to the residual stream are smaller, as in GPT-2's initialization: a network of random weights
+# amplifies any difference, and this reduces it
 _ADDED = ("attn_output.weight", "ffn_down.weight")
 
 
 def random_decoder_bytes(shape: str, file_type: FileType) -> int:
-    """Return how many bytes `write_random_decoder` will write, but for the few megabytes of the vocabulary."""
+    """Return the number of bytes that `write_random_decoder` will write, without the vocabulary's few megabytes."""
     tensors = declare_tensors(
         checkpoint_config(SHAPES[shape]).decoder, tensor_shapes(SHAPES[shape]).__getitem__, file_type
     )
@@ -46,17 +46,17 @@ def write_random_decoder(
     """Write a GGUF of random weights.
 
     Args:
-        path: the file, which must not exist.
-        shape: a key of `generate_config.SHAPES`.
-        file_type: of the decoder.
-        progress: called with the bytes written and to write.
-        n_rows: different rows of each type and length.
+        path: The file, which must not exist.
+        shape: A key of `config.SHAPES`.
+        file_type: Type of the decoder.
+        progress: Called with the bytes written and the bytes to write.
+        n_rows: Number of different rows of each type and length.
 
     Returns:
-        What a manifest would state about it.
+        The manifest's description of it.
 
     Raises:
-        OSError: the disk is full or fails.
+        OSError: The disk is full or fails.
     """
     config = checkpoint_config(SHAPES[shape]).decoder
     shapes = tensor_shapes(SHAPES[shape])
@@ -91,7 +91,7 @@ def _some_rows(
     n_layer: int,
     tensor: TensorSpec,
 ) -> bytes:
-    """Return a few rows of a tensor's type and length; a norm is ones."""
+    """Return a few rows of a tensor's type and length; the weights of a norm are ones."""
     if len(tensor.shape) == 1:
         return np.ones(tensor.shape, np.float32).tobytes()
     scale = _SCALE / (2 * n_layer) ** 0.5 if tensor.name.endswith(_ADDED) else _SCALE

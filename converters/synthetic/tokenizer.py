@@ -13,7 +13,7 @@ __all__ = ["MERGES", "SPECIALS", "published_vocabulary", "real_tokenizer_json", 
 SPECIALS = ("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<pad>")
 MERGES = (("Ġ", "t"), ("h", "e"), ("Ġt", "he"), ("Ù", "Ħ"), ("i", "n"), ("in", "g"), ("Ġ", "a"), ("1", "2"))
 _ARRAY, _INT32 = 9, 5
-# of the published vocabulary: tokens before the special ones
+# tokens of the published vocabulary before the special ones
 _N_WORDS = 128000
 
 
@@ -48,7 +48,7 @@ def real_tokenizer_json(path: Path) -> dict[str, Any]:
     """Return tokenizer.json with the published vocabulary, and `<pad>` as BiMediX2 adds it.
 
     Args:
-        path: see `published_vocabulary`.
+        path: See `published_vocabulary`.
     """
     published = published_vocabulary(path)
     tokens = published["tokens"]

@@ -1,16 +1,16 @@
-"""The vision graph's operators of our own: functions of standard operators, for which kernels/vision has kernels.
+"""The project's own operators: functions of standard operators, for which kernels/vision has kernels.
 
-A model that calls a function brings its definition. ONNX Runtime takes a kernel registered under the function's name,
-and puts the definition in its place where there is none: the file is an ordinary ONNX model, and needs nothing of ours.
+A model that calls a function contains its definition. ONNX Runtime uses a kernel registered under the function's name,
+or else the definition. So the file is an ordinary ONNX model that runs without the kernels.
 
     Int8Linear(x, weight, scale, bias)               y = x · w + bias
     Int8LinearSilu(x, weight, scale, bias)           y / (1 + exp(-y)) of that
     Int8LinearAdd(x, weight, scale, bias, residual)  and the sum with what came before
     Attention(q, k, v; num_heads)                    every token to every token: (T, C) each
 
-x, float32 (T, K), is rounded to 8 bits by one scale and one zero point for the whole tensor, found for each image
-(`DynamicQuantizeLinear`); the weight is int8 (K, N) with a scale a column. It lies as ONNX Runtime wants it: turning
-another order back at load, by nodes of the graph, took a gigabyte and more than a second.
+x, float32 (T, K), is rounded to 8 bits by one scale and one zero point for the whole tensor, computed for each image
+(`DynamicQuantizeLinear`); the weight is int8 (K, N) with one scale for each column, in the order that ONNX Runtime
+needs. Nodes that convert another order when the file is loaded took a gigabyte and more than a second.
 
 Source: ONNX IR, "Functions"; ONNX operators of opset 17; ONNX Runtime `ContribOperators.md`, version 1.
 """
@@ -40,7 +40,7 @@ LINEAR, LINEAR_SILU, LINEAR_ADD, ATTENTION = "Int8Linear", "Int8LinearSilu", "In
 # rows and columns of weights: a tile's row of bytes, and a panel's columns
 _UNIT = 64
 _MOST_HEAD_SIZE = 128
-# sums of so many products of bytes fit into 32 bits
+# sums of at most this number of products of bytes fit into 32 bits
 _MOST_ROWS = 65536
 
 
@@ -59,7 +59,7 @@ def vision_functions(opset: int) -> list[onnx.FunctionProto]:
     """Return the definitions.
 
     Args:
-        opset: of the default domain.
+        opset: Opset of the default domain.
     """
     silu = [helper.make_node("Sigmoid", ["sum"], ["gate"]), helper.make_node("Mul", ["sum", "gate"], ["y"])]
     add = [helper.make_node("Add", ["residual", "sum"], ["y"])]
@@ -79,7 +79,7 @@ def _function(
 
 
 def _linear(result: str) -> list[onnx.NodeProto]:
-    """x · w + bias; the order of nodes is the one that ONNX Runtime fuses into one kernel of its own."""
+    """x · w + bias, in the order of nodes that ONNX Runtime fuses into one of its kernels."""
     return [
         helper.make_node("DynamicQuantizeLinear", ["x"], ["rounded", "x_scale", "zero"]),
         helper.make_node("MatMulInteger", ["rounded", "weight", "zero"], ["sums"]),
@@ -91,7 +91,7 @@ def _linear(result: str) -> list[onnx.NodeProto]:
 
 
 def _attention() -> list[onnx.NodeProto]:
-    """ONNX Runtime's own attention, which goes through keys block by block; it has a batch axis."""
+    """ONNX Runtime's own attention, which reads keys block by block and has a batch axis."""
     whole = helper.make_node("MultiHeadAttention", [f"{name}_batch" for name in "qkv"], ["batch"], domain=CONTRIB)
     whole.attribute.append(AttributeProto(name="num_heads", type=AttributeProto.INT, ref_attr_name="num_heads"))
     return [

@@ -10,11 +10,11 @@
 Inside, activations have no batch axis: with two dimensions ONNX Runtime turns each MatMul and Add into one Gemm.
 Opset 17 is the first with LayerNormalization; GELU is written with Erf, which ONNX Runtime recognises and fuses.
 Attention is ONNX Runtime's own `MultiHeadAttention`, which goes through keys and values block by block and writes no
-scores to memory: 0.16 s of an image on two cores, where MatMul, Softmax, MatMul and what turns the heads take 0.20.
-With int8 weights, it and the linear layers are functions with kernels of ours (`vision_functions.py`).
+scores to memory: 0.16 s of an image on two cores, against 0.20 for MatMul, Softmax, MatMul and the transposes.
+With int8 weights, it and the linear layers are functions for which this project has kernels (`functions.py`).
 
-With float16 weights, what a block computes from a norm on is float16; its sum with what came before is float32 again,
-so that rounding does not add up from block to block, and so are norms and both ends.
+With float16 weights, a block computes in float16 after its norms. Its sum with the residual is float32, so that
+rounding does not accumulate from block to block; so are norms and both ends.
 
 Source: transformers `CLIPVisionTransformer` (hidden_states[-2] comes before the post-norm) and
 `LlavaMultiModalProjector`; OpenAI CLIP `model.py` for quick_gelu; ONNX Runtime `ContribOperators.md`, version 1.
@@ -60,24 +60,24 @@ def vision_parts(
     """Check the graph and return its file as parts, weights inside.
 
     Args:
-        checkpoint: where the weights are.
-        graph: from `build_vision`.
-        producer: what made the file.
-        metadata: properties of the model.
-        weights: what the graph was built with.
+        checkpoint: Source of the weights.
+        graph: Result of `build_vision`.
+        producer: Program that writes the file.
+        metadata: Properties of the model.
+        weights: Weights that the graph was built with.
 
     Returns:
         Parts whose steps raise CheckpointError if a weight is NaN or infinite.
 
     Raises:
-        CheckpointError: the tower does not fit into one file.
+        CheckpointError: The tower does not fit into one file.
     """
     vision, n_embd = checkpoint.config.vision, checkpoint.config.decoder.n_embd
     size = vision.preprocessing.image_size_px
     functions = vision_functions(OPSET) if any(node.domain == DOMAIN for node in graph.nodes) else []
     facts = {"n_blocks": str(checkpoint.config.n_blocks), "weights": weights}
     if functions:
-        # by this the runtime knows that its kernels are of use
+        # tells the runtime that its kernels apply
         facts["functions"] = " ".join(sorted(function.name for function in functions))
     about = ModelDescription(
         name="vision",
@@ -92,16 +92,16 @@ def vision_parts(
 
 
 def vision_bytes(graph: Graph) -> int:
-    """Return about how large the file becomes."""
+    """Return the approximate size of the file."""
     return model_bytes(graph)
 
 
 def build_vision(checkpoint: Checkpoint, weights: VisionWeights = "float32") -> Graph:
-    """Return the graph of a checkpoint's tower and projector; its weights are read when it is written.
+    """Return the graph of a checkpoint's tower and projector; writing it reads the weights.
 
     Args:
-        checkpoint: the source.
-        weights: how matrices are stored and multiplied; the patches' convolution is always float32.
+        checkpoint: The source.
+        weights: How matrices are stored and multiplied; the convolution of the patches is always float32.
     """
     tower = TowerGraph(checkpoint, weights)
     hidden = tower.embeddings()
@@ -112,7 +112,12 @@ def build_vision(checkpoint: Checkpoint, weights: VisionWeights = "float32") -> 
 
 
 class TowerGraph:
-    """The parts of the graph, in the order in which the data flows."""
+    """Builds the parts of the graph, in the order of the data flow.
+
+    Args:
+        checkpoint: The source.
+        weights: See `build_vision`.
+    """
 
     def __init__(self, checkpoint: Checkpoint, weights: VisionWeights) -> None:
         self.graph = Graph()
@@ -122,7 +127,7 @@ class TowerGraph:
         self.config = checkpoint.config.vision
 
     def embeddings(self) -> str:
-        """Patches, class token and positions, normalised: (T, C)."""
+        """Add patches, class token and positions, normalised: (T, C)."""
         graph, config = self.graph, self.config
         n_embd, n_patches, patch = config.n_embd, config.n_patches, config.patch_px
         kernel = self._weight("vision.embeddings.patch_embedding.weight")
@@ -133,13 +138,13 @@ class TowerGraph:
         rows = graph.add("Transpose", "patches.rows", [flat], perm=[1, 0])
         positions = graph.weight("vision.positions.patches", (n_patches, n_embd), self._patch_positions)
         placed = graph.add("Add", "patches", [rows, positions])
-        # the class token is the same for every image, so its position is added to it here and now
+        # the class token is the same for every image, so its position is added at conversion
         first = graph.weight("vision.class_token", (1, n_embd), self._class_token)
         tokens = graph.add("Concat", "tokens", [first, placed], axis=0)
         return self._norm("vision.pre_layrnorm", tokens)
 
     def block(self, index: int, hidden: str) -> str:
-        """One transformer block: (T, C) to (T, C)."""
+        """Add one transformer block: (T, C) to (T, C)."""
         prefix = f"vision.encoder.layers.{index}."
         hidden = self._attention(
             prefix + "self_attn.", self._narrow(self._norm(prefix + "layer_norm1", hidden)), residual=hidden
@@ -158,7 +163,7 @@ class TowerGraph:
         return graph.add("Reshape", "image_embeds", [outer, shape])
 
     def _attention(self, prefix: str, hidden: str, residual: str) -> str:
-        """Attention of every token to every token, all heads at once, and what came before: (T, C) to (T, C)."""
+        """Add attention of every token to every token, all heads at once, and the residual: (T, C) to (T, C)."""
         graph, (n_tokens, n_embd, n_head) = (
             self.graph,
             (self.config.n_patches + 1, self.config.n_embd, self.config.n_head),
@@ -176,12 +181,12 @@ class TowerGraph:
         return self._linear(prefix + "out_proj", merged, residual=residual)
 
     def _mlp(self, prefix: str, hidden: str, residual: str) -> str:
-        """Wide and narrow again, and what came before: (T, C) to (T, C)."""
+        """Add the MLP and the residual: (T, C) to (T, C)."""
         if self.config.activation != "quick_gelu":
             inner = self.gelu(prefix + "activation", self._linear(prefix + "fc1", hidden))
             return self._linear(prefix + "fc2", inner, residual=residual)
-        # x · sigmoid(1.702 x), what CLIP was trained with, is SiLU of 1.702 x, divided by 1.702; with both factors in
-        # the weights around it, what is left is one operation, which ONNX Runtime computes faster
+        # x · sigmoid(1.702 x), what CLIP was trained with, is SiLU of 1.702 x, divided by 1.702. With both factors in
+        # the weights around it, one operation remains, which ONNX Runtime computes faster
         inner = self._linear(prefix + "fc1", hidden, factors=(_QUICK_GELU, _QUICK_GELU), silu=True)
         return self._linear(prefix + "fc2", inner, factors=(1 / _QUICK_GELU, 1.0), residual=residual)
 
@@ -228,7 +233,7 @@ class TowerGraph:
         return result
 
     def gelu(self, name: str, hidden: str) -> str:
-        """x / 2 · (1 + erf(x / √2)), the exact form that the projector was trained with."""
+        """Add x / 2 · (1 + erf(x / √2)), the exact form that the projector was trained with."""
         scaled = self.graph.add("Div", f"{name}.scaled", [hidden, self._scalar("gelu.root_two", 2**0.5)])
         erf = self.graph.add("Erf", f"{name}.erf", [scaled])
         gate = self.graph.add("Add", f"{name}.gate", [erf, self._scalar("gelu.one", 1.0)])
@@ -239,11 +244,11 @@ class TowerGraph:
         return self.graph.weight(name, (), lambda: np.array(value, np.float32), self._type)
 
     def _narrow(self, name: str) -> str:
-        """Turn float32 into what a block computes in."""
+        """Cast float32 to the type inside a block."""
         return self._cast(f"{name}.narrow", name, TensorProto.FLOAT16)
 
     def _wide(self, name: str) -> str:
-        """Turn what a block computes in into float32."""
+        """Cast the type inside a block to float32."""
         return self._cast(f"{name}.wide", name, TensorProto.FLOAT)
 
     def _cast(self, name: str, hidden: str, kind: int) -> str:

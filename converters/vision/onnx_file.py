@@ -1,8 +1,8 @@
 """ONNX models written without holding their weights: the graph from onnx.helper, the tensors streamed after it.
 
 An ONNX file is one protobuf message, and protobuf's own serializer needs the whole message in memory, twice. The wire
-format is simple enough to write the long fields as they come: a field is a varint tag, a varint length, and its bytes,
-and the order of fields does not matter to a reader.
+format is simple enough to stream the long fields: a field is a varint tag, a varint length, and its bytes. Readers
+accept the fields in any order.
 
 Source: protobuf's encoding guide; `onnx.proto` (field numbers below), IR version 8.
 """
@@ -42,11 +42,11 @@ _DTYPES: dict[int, str] = {
 
 @dataclass(frozen=True)
 class Weight:
-    """One initializer: its name, its shape, and how to get its values.
+    """One initializer of a graph.
 
     Attributes:
-        read: returns `shape` of the type, or float32 for float16: float32, int8 for what is multiplied, int64 for what
-            Reshape takes.
+        read: Returns the values in `shape`: int8 for rounded matrices, int64 for the shapes of Reshape, float32
+            otherwise.
     """
 
     name: str
@@ -125,7 +125,7 @@ def model_parts(graph: Graph, about: ModelDescription) -> list[Part]:
     weights = list(graph.weights.values())
     shapes = (about.input_shape, about.output_shape)
     ends = [helper.make_tensor_value_info(key, TensorProto.FLOAT, shape) for key, shape in shapes]
-    # the checker sees the weights as inputs: it looks at types and shapes, for which it need not load their values
+    # the checker sees the weights as inputs: it needs their types and shapes, not their values
     stand_ins = [helper.make_tensor_value_info(weight.name, weight.type, weight.shape) for weight in weights]
     checked = _model(helper.make_graph(graph.nodes, about.name, [ends[0], *stand_ins], ends[1:]), about)
     onnx.checker.check_model(checked, full_check=True)
@@ -133,14 +133,14 @@ def model_parts(graph: Graph, about: ModelDescription) -> list[Part]:
     size = model_bytes(graph) + model.ByteSize()
     if size > MAX_MODEL_BYTES:
         raise CheckpointError(
-            f"Expected a vision tower of less than 2 GiB in float32, but this one has {size} bytes, more than one ONNX "
-            "file can hold; use a checkpoint with CLIP ViT-L/14."
+            f"The vision tower needs {size} bytes, but one ONNX file holds less than 2 GiB. "
+            "Use a checkpoint with CLIP ViT-L/14."
         )
     return _parts(model, weights)
 
 
 def model_bytes(graph: Graph) -> int:
-    """Return about how large the file becomes."""
+    """Return the approximate size of the file."""
     return sum(weight.size_bytes + 256 for weight in graph.weights.values()) + 512 * len(graph.nodes)
 
 
@@ -183,14 +183,14 @@ def _tensor_head(weight: Weight) -> bytes:
 
 
 def _values(weight: Weight) -> memoryview:
-    with np.errstate(over="ignore"):  # what is too large for float16 is infinite, and refused below
+    with np.errstate(over="ignore"):  # values too large for float16 become infinite, and are refused below
         values: NDArray[Any] = np.asarray(weight.read(), np.dtype(_DTYPES[weight.type]), order="C")
     if values.shape != weight.shape:
         raise ValueError(f"{weight.name} was declared {weight.shape} and is {values.shape}")
     if not np.isfinite(values).all():
         raise CheckpointError(
-            f"Expected finite weights, but {weight.name} of the vision tower has NaN or infinity"
-            f"{' in float16' if weight.type == TensorProto.FLOAT16 else ''}; download the checkpoint again, or ask its "
+            f"{weight.name} of the vision tower has NaN or infinity"
+            f"{' in float16' if weight.type == TensorProto.FLOAT16 else ''}. Download the checkpoint again, or ask its "
             "authors."
         )
     return values.reshape(-1).view(np.uint8).data

@@ -1,13 +1,12 @@
-"""Four ways to multiply with a weight in the vision graph: float32, float16, int8, and weights of 8 bits only.
+"""Four ways to multiply by a weight in the vision graph: float32, float16, int8, and weights of 8 bits only.
 
-`int8` rounds weights to 8 bits with one scale a column, and activations to 8 bits with one scale a tensor, found for
-each image as it comes (`DynamicQuantizeLinear`); ONNX Runtime fuses the five nodes into one kernel of integer products.
-One outlier among the activations makes all others coarse. `int8_weights` states the same weights and float32
-activations, and the runtime asks ONNX Runtime, which would round these in blocks of 32 (`MatMulNBits`), not to.
+`int8` rounds weights to 8 bits with one scale for each column, and activations to 8 bits with one scale for the tensor,
+computed for each image (`DynamicQuantizeLinear`); ONNX Runtime fuses the five nodes into one kernel of integer
+products. One outlier among the activations makes all others coarse. `int8_weights` has the same weights and float32
+activations; the runtime stops ONNX Runtime from rounding these in blocks of 32 (`MatMulNBits`).
 
-`float16` is for devices that multiply it faster: weights, and activations within a block, are float16, while what
-passes from block to block, the norms and both ends of the graph stay float32 (see `vision_onnx.py`). A CPU computes it
-in float32, no faster.
+`float16` is for devices that multiply it faster: weights, and activations inside a block, are float16. The residual
+stream, the norms and both ends of the graph stay float32 (see `graph.py`). A CPU computes it in float32, no faster.
 
 Source: ONNX operators MatMulInteger, DynamicQuantizeLinear, DequantizeLinear, opset 17; the sequence of nodes is that
 of ONNX Runtime's `quantize_dynamic`, which its `DynamicQuantizeMatMul` fusion looks for.
@@ -51,7 +50,7 @@ class Matrix:
 
     Attributes:
         name: Name in the graph.
-        shape: k, m.
+        shape: K, m.
         read: Returns the weight as float32 (k, m).
     """
 
@@ -97,12 +96,12 @@ def tried_weights(choice: VisionChoice) -> tuple[VisionWeights, ...]:
 
 
 def float_type(kind: VisionWeights) -> int:
-    """Return ONNX's type of what is not rounded to integers inside a block."""
+    """Return ONNX's type of the values inside a block that are not rounded to integers."""
     return int(TensorProto.FLOAT16 if kind == "float16" else TensorProto.FLOAT)
 
 
 def _quantized(graph: Graph, hidden: str) -> str:
-    """Round activations once, however many weights they are multiplied with."""
+    """Round activations once for all weights they are multiplied by."""
     name = f"{hidden}.int8"
     if any(node.name == name for node in graph.nodes):
         return name
@@ -113,7 +112,7 @@ class _Pair:
     """A rounded weight and its scales: written one after the other, so read and computed once for both.
 
     Args:
-        read: gives the weight as float32 (k, m).
+        read: Returns the weight as float32 (k, m).
     """
 
     def __init__(self, read: Callable[[], NDArray[np.float32]]) -> None:
@@ -132,7 +131,7 @@ class _Pair:
     def rounded(self) -> NDArray[np.int8]:
         """Return the rounded weight, int8 (k, m)."""
         with self._lock:
-            # a conversion that is resumed between the two has the scales on the disk
+            # a conversion that was interrupted between the two has the scales on the disk already
             if self._waiting is None:
                 weight = self._read()
                 return round_to_int8(weight, column_scales(weight))
@@ -143,7 +142,7 @@ class _Pair:
 def column_scales(weight: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return the scale of each column of a weight, float32 (k, m) to float32 (m,)."""
     largest = np.abs(weight).max(axis=0)
-    # a column of zeros has any scale; NaN and infinity stay, for the writer to name the weight
+    # the scale of a column of zeros is arbitrary; NaN and infinity stay, so that the writer names the weight
     scales: NDArray[np.float32] = np.where(largest == 0, 1, largest / np.float32(_LARGEST)).astype(np.float32)
     return scales
 

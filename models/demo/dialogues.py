@@ -95,9 +95,9 @@ def closed_questions(findings: Findings, language: Language, *, held_out: bool) 
     """Every closed question that fits this picture, in every wording of one set.
 
     Args:
-        findings: what the picture shows, from `phantom.sample` if the kinds are to be even.
+        findings: What the picture shows, from `phantom.sample` if the kinds are to be even.
         language: "en" or "ar".
-        held_out: the wordings never used in training, or those that were.
+        held_out: The wordings never used in training, or those that were.
 
     Returns:
         Questions in a fixed order. To score one wording a kind, pick at random among those of equal kind.
@@ -140,8 +140,8 @@ def conversations(rng: np.random.Generator, *, held_out: bool = False) -> Iterat
     """An endless stream of conversations of 1 to 6 turns.
 
     Args:
-        rng: the source of every choice; the same state gives the same stream.
-        held_out: use only the held-out wordings (for scoring) instead of only those for training.
+        rng: The source of every choice; the same state gives the same stream.
+        held_out: Use only the held-out wordings (for scoring) instead of only those for training.
     """
     scripts = (_one_picture, _text_only, _picture_later, _second_picture, _two_at_once)
     while True:

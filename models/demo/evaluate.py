@@ -38,10 +38,10 @@ class Score:
     """What a model scored in one language.
 
     Attributes:
-        n_questions: closed questions asked.
-        n_right: answers equal to the right one.
-        n_in_language: answers written in the question's script.
-        chance: the share that an answer without the picture gets right on average.
+        n_questions: Closed questions asked.
+        n_right: Answers equal to the right one.
+        n_in_language: Answers written in the question's script.
+        chance: The share that an answer without the picture gets right on average.
     """
 
     n_questions: int
@@ -64,9 +64,9 @@ def evaluate(bundle: Path, *, n_images: int = 500, shown: Shown = "picture") -> 
     """Ask one held-out wording of every closed question about `n_images` held-out pictures.
 
     Args:
-        bundle: a converted demo model.
-        n_images: how many.
-        shown: the picture, or in its place a flat grey image or noise.
+        bundle: A converted demo model.
+        n_images: How many.
+        shown: The picture, or in its place a flat grey image or noise.
 
     Returns:
         A score for each language, `en` and `ar`.

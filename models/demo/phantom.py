@@ -87,8 +87,8 @@ def draw(findings: Findings, rng: np.random.Generator) -> NDArray[np.uint8]:
     """Draw one phantom.
 
     Args:
-        findings: what to show.
-        rng: the source of every variation: size, position, rotation, exposure, anatomy, noise.
+        findings: What to show.
+        rng: The source of every variation: size, position, rotation, exposure, anatomy, noise.
 
     Returns:
         uint8 (h, w), grey levels, 200 to 300 px a side, square in about half of the cases.

@@ -54,13 +54,23 @@ def judge(llava: Llava, sequences: Sequence[Encoded], features: Sequence[Tensor]
     return [verdict for verdict in verdicts if verdict is not None]
 
 
-def closed_accuracy(
-    llava: Llava, encoder: Encoder, pool: Pool, features: Features, language: dialogues.Language, seed: int
-) -> tuple[float, dict[str, float], float]:
-    """Accuracy over all held-out closed questions, one wording a kind and picture.
+@dataclass(frozen=True)
+class Exam:
+    """A model and the questions that it is asked: held-out pictures, in one language."""
+
+    llava: Llava
+    encoder: Encoder
+    pool: Pool
+    language: dialogues.Language
+
+
+def closed_accuracy(exam: Exam, features: Features, seed: int) -> tuple[float, dict[str, float], float]:
+    """Return the accuracy over all held-out closed questions, one wording for each kind and picture.
 
     Args:
-        features: picture index to float32 (1, 64, 192); pass a constant to hide the pictures.
+        exam: The model and the questions.
+        features: Picture index to float32 (1, 64, 192); a constant hides the pictures.
+        seed: Seed for the choice of wordings.
 
     Returns:
         The accuracy, the accuracy by kind, and the smallest lead among right answers (logits).
@@ -69,15 +79,15 @@ def closed_accuracy(
     sequences: list[Encoded] = []
     kinds: list[str] = []
     pictures: list[Tensor] = []
-    for index, findings in enumerate(pool.findings):
+    for index, findings in enumerate(exam.pool.findings):
         by_kind = defaultdict(list)
-        for question in dialogues.closed_questions(findings, language, held_out=True):
+        for question in dialogues.closed_questions(findings, exam.language, held_out=True):
             by_kind[question.kind].append(question)
         for kind, questions in by_kind.items():
-            sequences.append(encoder.question(questions[int(rng.integers(len(questions)))], findings))
+            sequences.append(exam.encoder.question(questions[int(rng.integers(len(questions)))], findings))
             kinds.append(kind)
             pictures.append(features(index))
-    verdicts = judge(llava, sequences, pictures)
+    verdicts = judge(exam.llava, sequences, pictures)
     right = defaultdict(list)
     for kind, verdict in zip(kinds, verdicts, strict=True):
         right[kind].append(verdict.right)
@@ -86,17 +96,15 @@ def closed_accuracy(
     return float(np.mean([v.right for v in verdicts])), by_name, min(leads, default=0.0)
 
 
-def open_accuracy(
-    llava: Llava, encoder: Encoder, pool: Pool, features: Features, language: dialogues.Language
-) -> float:
-    """Share of exact answers to the open questions, first held-out wording of each kind."""
+def open_accuracy(exam: Exam, features: Features) -> float:
+    """Return the share of exact answers to the open questions, in the first held-out wording of each kind."""
     sequences, pictures = [], []
-    for index, findings in enumerate(pool.findings):
-        first = {q.kind: q for q in reversed(dialogues.open_questions(findings, language, held_out=True))}
+    for index, findings in enumerate(exam.pool.findings):
+        first = {q.kind: q for q in reversed(dialogues.open_questions(findings, exam.language, held_out=True))}
         for question in first.values():
-            sequences.append(encoder.question(question, findings))
+            sequences.append(exam.encoder.question(question, findings))
             pictures.append(features(index))
-    return float(np.mean([verdict.right for verdict in judge(llava, sequences, pictures)]))
+    return float(np.mean([verdict.right for verdict in judge(exam.llava, sequences, pictures)]))
 
 
 @torch.inference_mode()
@@ -107,7 +115,7 @@ def conversation_accuracy(
     look_up: Callable[[Batch], Tensor],
     count: int = 300,
 ) -> float:
-    """Share of exact turns in held-out conversations of every form, right answers given as history."""
+    """Return the share of exact turns in held-out conversations of every form, right answers given as history."""
     stream = dialogues.conversations(rng, held_out=True)
     right: list[bool] = []
     for _ in range(count // 30):

@@ -14,6 +14,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -71,11 +72,11 @@ def main() -> None:
     gallery = Gallery(pool, features)
     rng = np.random.default_rng((args.seed, TALK))
     stream = batches(encoder, dialogues.conversations(rng), 32, rng)
-    train_decoder(llava, stream, gallery, rng, args, started, steps=args.decoder_steps, peak=1.5e-3)
+    train_decoder(llava, gallery.examples(stream, rng), Schedule(args.decoder_steps, 1.5e-3), args, started)
     for steps, kinds, share in ((args.side_steps, ON_SIDE_KINDS, 0.75), (args.review_steps, tuple(CHANCE), 0.6)):
         rng = np.random.default_rng((args.seed, DRILLS, steps))
         stream = batches(encoder, dialogues.drills_and_conversations(rng, kinds, share), 48, rng)
-        train_decoder(llava, stream, gallery, rng, args, started, steps=steps, peak=8e-4)
+        train_decoder(llava, gallery.examples(stream, rng), Schedule(steps, 8e-4), args, started)
 
     round_to_bfloat16(llava)
     size = write_checkpoint(args.out, tower, llava, tokenizer)
@@ -168,6 +169,9 @@ def tower_features(tower: CLIPVisionModel, pool: Pool) -> Tensor:
 # Projector and decoder ------------------------------------------------------------------------------------------
 
 
+Example = tuple[Batch, Tensor]
+
+
 class Gallery:
     """Finds a picture for wanted findings, another one each time."""
 
@@ -182,28 +186,33 @@ class Gallery:
         chosen = [self.places[f][int(rng.integers(len(self.places[f])))] for f in batch.pictures]
         return self.features[chosen].float()
 
+    def examples(self, stream: Iterator[Batch], rng: np.random.Generator) -> Iterator[Example]:
+        """Yield each batch with the features of its pictures."""
+        return ((batch, self.look_up(batch, rng)) for batch in stream)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The length of a stage of training, in steps, and its highest learning rate."""
+
+    steps: int
+    peak: float
+
 
 def train_decoder(
-    llava: Llava,
-    stream: Iterator[Batch],
-    gallery: Gallery,
-    rng: np.random.Generator,
-    args: argparse.Namespace,
-    started: float,
-    *,
-    steps: int,
-    peak: float,
+    llava: Llava, examples: Iterator[Example], schedule: Schedule, args: argparse.Namespace, started: float
 ) -> None:
-    """Trains projector and decoder on conversations; the loss is on the answers only."""
+    """Train projector and decoder on conversations; the loss is on the answers only."""
+    steps = schedule.steps
     optimizer = torch.optim.AdamW(llava.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.05)
     for step in range(steps):
-        batch = next(stream)
+        batch, features = next(examples)
         ids, keep, targets = scoring.shifted(batch)
-        set_rate(optimizer, peak, step, steps)
+        set_rate(optimizer, schedule.peak, step, steps)
         noise = args.weight_noise if step >= steps // 2 else 0.0
         with rounding_noise(llava.decoder, noise):
             with torch.autocast("cpu", torch.bfloat16, enabled=not args.float32):
-                logits = llava(ids, gallery.look_up(batch, rng), keep).float()
+                logits = llava(ids, features, keep).float()
             loss = functional.cross_entropy(logits, targets)
             optimizer.zero_grad()
             loss.backward()
@@ -260,15 +269,16 @@ def report(tower: CLIPVisionModel, llava: Llava, tokenizer: Tokenizer, held_out:
     noise = np.random.default_rng(seed).integers(0, 256, size=(3, 112, 112), dtype=np.uint8)
     blind = {"grey": blind_features(tower, np.full_like(noise, 128)), "noise": blind_features(tower, noise)}
     for language in dialogues.LANGUAGES:
-        seen = scoring.closed_accuracy(llava, encoder, held_out, lambda i: features[i : i + 1], language, seed)
+        exam = scoring.Exam(llava, encoder, held_out, language)
+        seen = scoring.closed_accuracy(exam, lambda i: features[i : i + 1], seed)
         print(f"{language}: closed {seen[0]:.4f}, smallest lead {seen[2]:.2f} logits, by kind {seen[1]}")
         for name, feature in blind.items():
-            score, kinds, _ = scoring.closed_accuracy(llava, encoder, held_out, lambda i, f=feature: f, language, seed)
+            score, kinds, _ = scoring.closed_accuracy(exam, lambda i, f=feature: f, seed)
             print(f"{language}: closed with {name} pictures {score:.4f}, by kind {kinds}")
-        opened = scoring.open_accuracy(llava, encoder, held_out, lambda i: features[i : i + 1], language)
+        opened = scoring.open_accuracy(exam, lambda i: features[i : i + 1])
         print(f"{language}: open, exact {opened:.4f}")
     gallery, rng = Gallery(held_out, features), np.random.default_rng((seed, HELD_OUT_TALK))
-    turns = scoring.conversation_accuracy(llava, encoder, held_out, lambda b: gallery.look_up(b, rng), rng)
+    turns = scoring.conversation_accuracy(llava, encoder, rng, lambda b: gallery.look_up(b, rng))
     print(f"turns of held-out conversations, exact {turns:.4f}", flush=True)
 
 

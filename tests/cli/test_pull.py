@@ -161,7 +161,7 @@ def test_another_repository_has_the_name_and_licence_of_the_hub(hub: LoopbackHub
     [
         ("bimedix2-8b-bi", 401, (2, "HF_TOKEN")),
         ("bimedix2-8b-bi", 403, (2, "HF_TOKEN")),
-        ("bimedix2-70b", 0, (2, "there is none (404)")),
+        ("bimedix2-70b", 0, (2, "There is no repository")),
         ("bimedix2-8b-bi@v9", 0, (2, "has no 'v9'")),
         ("bimedix2-8b-bi", 500, (6, "USB")),
         ("bimedix2-9b", 0, (2, "bimedix2-8b-bi")),

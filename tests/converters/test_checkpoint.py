@@ -149,21 +149,19 @@ def test_aspect_is_the_users_choice(tiny: Path) -> None:
 def test_tower_from_a_clip_checkpoint(tmp_path: Path) -> None:
     without = make_checkpoint(tmp_path / "without", form=Form(tower="absent"))
     shutil.rmtree(without / "vision_tower")
-    with pytest.raises(CheckpointError, match="name the directory of that CLIP tower"):
+    with pytest.raises(CheckpointError, match="Name the directory of that CLIP tower"):
         Checkpoint(without)
     clip = _clip_checkpoint(tmp_path / "clip")
     whole = Checkpoint(make_checkpoint(tmp_path / "whole"))
     joined = Checkpoint(without, tower_directory=clip)
     name = "vision.encoder.layers.2.mlp.fc1.weight"
     assert np.array_equal(joined.array(name), whole.array(name))
-    with pytest.raises(CheckpointError, match="leave the tower's directory out"):
+    with pytest.raises(CheckpointError, match="Leave the tower's directory out"):
         Checkpoint(tmp_path / "whole", tower_directory=clip)
 
 
 def test_tower_that_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(
-        CheckpointError, match="Expected the vision tower's tensors in the checkpoint, but there are none"
-    ):
+    with pytest.raises(CheckpointError, match="does not contain the vision tower's tensors"):
         Checkpoint(make_checkpoint(tmp_path / "x", form=Form(tower="absent")))
 
 
@@ -185,42 +183,42 @@ def _clip_checkpoint(directory: Path) -> Path:
 
 BAD_CONFIGS: dict[str, tuple[Edit, str]] = {
     "phi3": (lambda c: c.update(model_type="phi3_v"), r"Phi-3\.5-vision \(the 4B model\), another family"),
-    "other": (lambda c: c.update(model_type="qwen2_vl"), "config.json says qwen2_vl, LlavaLlamaForCausalLM"),
-    "none": (lambda c: [c.pop("model_type"), c.pop("architectures")], "config.json says nothing"),
-    "model_type_as_list": (lambda c: c.update(model_type=["llava"]), "Expected model_type in config.json to be a str"),
-    "quantized": (lambda c: c.update(quantization_config={"bits": 4}), "before quantization"),
-    "start_end": (lambda c: c.update(mm_use_im_start_end=True), "mm_use_im_start_end in config.json to be False"),
-    "projector": (lambda c: c.update(mm_projector_type="linear"), "to be 'mlp2x_gelu', but it is \"linear\""),
-    "no_projector": (lambda c: c.pop("mm_projector_type"), "Expected the field mm_projector_type"),
-    "cls_patch": (lambda c: c.update(mm_vision_select_feature="cls_patch"), "to be 'patch'"),
-    "spatial": (lambda c: c.update(mm_patch_merge_type="spatial_unpad"), "to be 'flat'"),
-    "s2": (lambda c: c.update(s2=True), "Expected s2"),
-    "anyres": (lambda c: c.update(image_aspect_ratio="anyres"), "tiled images are not implemented"),
-    "far_layer": (lambda c: c.update(mm_vision_select_layer=-6), "one of the tower's 4, but config.json says -6"),
-    "layers": (lambda c: c.update(mm_vision_select_layer=[-2, -5]), "to be a whole number"),
-    "hidden_size": (lambda c: c.update(mm_hidden_size=1024), "the tower's width 32, but config.json says 1024"),
+    "other": (lambda c: c.update(model_type="qwen2_vl"), r"another kind of model \(qwen2_vl, LlavaLlamaForCausalLM\)"),
+    "none": (lambda c: [c.pop("model_type"), c.pop("architectures")], r"another kind of model \(nothing\)"),
+    "model_type_as_list": (lambda c: c.update(model_type=["llava"]), "It supports a string"),
+    "quantized": (lambda c: c.update(quantization_config={"bits": 4}), "already quantized"),
+    "start_end": (lambda c: c.update(mm_use_im_start_end=True), "start_end in config.json is true, .* supports false"),
+    "projector": (lambda c: c.update(mm_projector_type="linear"), 'is "linear", .* It supports "mlp2x_gelu"'),
+    "no_projector": (lambda c: c.pop("mm_projector_type"), "The field mm_projector_type is missing"),
+    "cls_patch": (lambda c: c.update(mm_vision_select_feature="cls_patch"), 'It supports "patch"'),
+    "spatial": (lambda c: c.update(mm_patch_merge_type="spatial_unpad"), 'It supports "flat"'),
+    "s2": (lambda c: c.update(s2=True), "s2 in config.json is true, which this converter does not support"),
+    "anyres": (lambda c: c.update(image_aspect_ratio="anyres"), "does not support tiled images"),
+    "far_layer": (lambda c: c.update(mm_vision_select_layer=-6), "is -6, but the tower has 4 layers"),
+    "layers": (lambda c: c.update(mm_vision_select_layer=[-2, -5]), "It supports a whole number"),
+    "hidden_size": (lambda c: c.update(mm_hidden_size=1024), "is 1024, but the tower's width is 32"),
     "tower_outside": (lambda c: c.update(mm_vision_tower="../vision_tower"), "directory inside the checkpoint"),
     "tower_absolute": (lambda c: c.update(mm_vision_tower="/etc"), "directory inside the checkpoint"),
     "tower_parent": (lambda c: c.update(mm_vision_tower=".."), "directory inside the checkpoint"),
     "other_tower": (lambda c: c.update(mm_vision_tower="google/siglip"), "directory inside the checkpoint"),
-    "attention_bias": (lambda c: c.update(attention_bias=True), "attention_bias in config.json to be False"),
-    "mlp_bias": (lambda c: c.update(mlp_bias=True), "mlp_bias in config.json to be False"),
-    "gelu": (lambda c: c.update(hidden_act="gelu"), "hidden_act in config.json to be 'silu'"),
-    "yarn": (lambda c: c["rope_scaling"].update(rope_type="yarn"), "to be 'llama3' or 'default', but it is \"yarn\""),
-    "no_factor": (lambda c: c["rope_scaling"].pop("factor"), "Expected the field factor"),
-    "equal_factors": (lambda c: c["rope_scaling"].update(high_freq_factor=1.0), "high_freq_factor above low_freq"),
-    "rope_as_text": (lambda c: c.update(rope_scaling="llama3"), "Expected an object in config.json: rope_scaling"),
+    "attention_bias": (lambda c: c.update(attention_bias=True), "attention_bias in config.json is true"),
+    "mlp_bias": (lambda c: c.update(mlp_bias=True), "mlp_bias in config.json is true, .* It supports false"),
+    "gelu": (lambda c: c.update(hidden_act="gelu"), 'hidden_act in config.json is "gelu", .* It supports "silu"'),
+    "yarn": (lambda c: c["rope_scaling"].update(rope_type="yarn"), 'is "yarn", .* supports "llama3" or "default"'),
+    "no_factor": (lambda c: c["rope_scaling"].pop("factor"), "The field factor is missing"),
+    "equal_factors": (lambda c: c["rope_scaling"].update(high_freq_factor=1.0), "is not above low_freq_factor"),
+    "rope_as_text": (lambda c: c.update(rope_scaling="llama3"), "config.json: rope_scaling is not a JSON object"),
     "sliding": (lambda c: c.update(sliding_window=4096), "has sliding_window"),
     "experts": (lambda c: c.update(num_local_experts=8), "has num_local_experts"),
-    "heads": (lambda c: c.update(num_key_value_heads=3), "share their keys evenly"),
+    "heads": (lambda c: c.update(num_key_value_heads=3), "contradicts itself: 4 heads, num_key_value_heads 3"),
     "no_heads": (lambda c: c.update(num_attention_heads=0), "a whole number from 1"),
-    "odd_heads": (lambda c: c.update(head_dim=63), "of an even width"),
-    "width": (lambda c: c.update(num_attention_heads=7, num_key_value_heads=7), "share their keys evenly"),
+    "odd_heads": (lambda c: c.update(head_dim=63), "contradicts itself: .* head_dim 63"),
+    "width": (lambda c: c.update(num_attention_heads=7, num_key_value_heads=7), "contradicts itself: 7 heads"),
     "absurd_layers": (lambda c: c.update(num_hidden_layers=10**9), "a whole number from 1 to 1024"),
     "negative": (lambda c: c.update(hidden_size=-256), "a whole number from 1"),
-    "text_number": (lambda c: c.update(hidden_size="256"), 'but it is "256"'),
-    "float_number": (lambda c: c.update(hidden_size=256.0), "but it is 256.0"),
-    "boolean_number": (lambda c: c.update(hidden_size=True), "but it is true"),
+    "text_number": (lambda c: c.update(hidden_size="256"), 'is "256", which'),
+    "float_number": (lambda c: c.update(hidden_size=256.0), "is 256.0, which"),
+    "boolean_number": (lambda c: c.update(hidden_size=True), "is true, which"),
     "zero_eps": (lambda c: c.update(rms_norm_eps=0), "a number above 0"),
     "huge_theta": (lambda c: c.update(rope_theta=1e300), "a number above 0"),
     "tied_as_text": (lambda c: c.update(tie_word_embeddings="no"), "true or false"),
@@ -240,13 +238,22 @@ BAD_TRANSFORMERS: dict[str, tuple[Edit, str]] = {
     "act": (lambda c: c.update(projector_hidden_act="relu"), "projector_hidden_act"),
     "full": (lambda c: c.update(vision_feature_select_strategy="full"), "vision_feature_select_strategy"),
     "bias": (lambda c: c.update(multimodal_projector_bias=False), "multimodal_projector_bias"),
-    "text": (lambda c: c["text_config"].update(model_type="mistral"), "text_config to be 'llama'"),
-    "tower": (lambda c: c["vision_config"].update(model_type="siglip"), "vision_config to be 'clip_vision_model'"),
-    "tower_act": (lambda c: c["vision_config"].update(hidden_act="relu"), "to be 'quick_gelu' or 'gelu'"),
+    "text": (
+        lambda c: c["text_config"].update(model_type="mistral"),
+        'text_config is "mistral", .* It supports "llama"',
+    ),
+    "tower": (
+        lambda c: c["vision_config"].update(model_type="siglip"),
+        'vision_config is "siglip", .* It supports "clip_vision_model"',
+    ),
+    "tower_act": (lambda c: c["vision_config"].update(hidden_act="relu"), 'It supports "quick_gelu" or "gelu"'),
     "channels": (lambda c: c["vision_config"].update(num_channels=1), "num_channels"),
-    "patch": (lambda c: c["vision_config"].update(patch_size=64), "an image of one patch or more"),
-    "tower_heads": (lambda c: c["vision_config"].update(num_attention_heads=5), "a width that 5 heads divide"),
-    "text_as_list": (lambda c: c.update(text_config=[]), "Expected an object"),
+    "patch": (lambda c: c["vision_config"].update(patch_size=64), "image_size 28 is less than patch_size 64"),
+    "tower_heads": (
+        lambda c: c["vision_config"].update(num_attention_heads=5),
+        "hidden_size 32 is not a multiple of 5 heads",
+    ),
+    "text_as_list": (lambda c: c.update(text_config=[]), "text_config is not a JSON object"),
 }
 
 
@@ -264,11 +271,11 @@ BAD_PREPROCESSORS: dict[str, tuple[dict[str, Any], str]] = {
     "bilinear": ({"resample": 2}, "resample"),
     "no_normalize": ({"do_normalize": False}, "do_normalize"),
     "rescale": ({"rescale_factor": 1.0}, "rescale_factor"),
-    "size": ({"size": {"shortest_edge": 224}}, "the tower's image_size 28, but it is 224"),
-    "crop": ({"crop_size": 224}, "the tower's image_size 28, but it is 224"),
+    "size": ({"size": {"shortest_edge": 224}}, "is 224, but the tower's image_size is 28"),
+    "crop": ({"crop_size": 224}, "is 224, but the tower's image_size is 28"),
     "mean": ({"image_mean": [0.5, 0.5]}, "three numbers"),
     "std": ({"image_std": [0.5, 0.5, 0]}, "three numbers"),
-    "text": ({"image_std": "0.5"}, "to be an array"),
+    "text": ({"image_std": "0.5"}, "It supports an array"),
 }
 
 
@@ -306,7 +313,7 @@ def test_everything_that_differs_is_listed_at_once(tmp_path: Path) -> None:
 
 def test_a_long_list_is_cut_with_a_count(tiny: Path) -> None:
     _config(tiny, lambda c: c.update(num_hidden_layers=3))
-    with pytest.raises(CheckpointError, match="is missing; and 6 more; download"):
+    with pytest.raises(CheckpointError, match=r"is missing; and 6 more. Download"):
         Checkpoint(tiny)
 
 
@@ -325,7 +332,7 @@ def test_tied_embeddings(tmp_path: Path) -> None:
         tensors["lm_head.weight"][3, 3] += 1
 
     make_checkpoint(tmp_path / "other", shape=Shape(tied=True), edits=Edits(tensors=differ))
-    with pytest.raises(CheckpointError, match=r"lm_head\.weight to equal the embeddings"):
+    with pytest.raises(CheckpointError, match=r"lm_head\.weight differs from the embeddings"):
         Checkpoint(tmp_path / "other")
 
 
@@ -333,7 +340,7 @@ def test_tied_embeddings(tmp_path: Path) -> None:
 def test_pickle_weights_are_not_opened(name: str, tiny: Path) -> None:
     (tiny / "model.safetensors").unlink()
     (tiny / name).write_bytes(b"\x80\x02cposix\nsystem\nq\x00.")
-    with pytest.raises(CheckpointError, match=f"has only {name}, a pickle, .* get the checkpoint in safetensors"):
+    with pytest.raises(CheckpointError, match=f"only {name}, a pickle, .* Get the checkpoint in safetensors"):
         Checkpoint(tiny)
 
 
@@ -344,12 +351,12 @@ def test_pickle_beside_safetensors_is_ignored(tiny: Path) -> None:
 
 def test_no_weights_no_config_no_directory(tiny: Path) -> None:
     (tiny / "model.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"Expected model\.safetensors or model\.safetensors\.index\.json"):
+    with pytest.raises(CheckpointError, match=r"neither model\.safetensors nor model\.safetensors\.index\.json"):
         Checkpoint(tiny)
     (tiny / "config.json").unlink()
-    with pytest.raises(CheckpointError, match=r"Expected config\.json in"):
+    with pytest.raises(CheckpointError, match=r"has no config\.json"):
         Checkpoint(tiny)
-    with pytest.raises(CheckpointError, match="Expected a checkpoint directory"):
+    with pytest.raises(CheckpointError, match=r"is not a directory. Give the directory of a checkpoint"):
         Checkpoint(tiny / "none")
 
 
@@ -358,17 +365,17 @@ def test_no_weights_no_config_no_directory(tiny: Path) -> None:
 )
 def test_config_that_is_no_object(text: bytes, tiny: Path) -> None:
     (tiny / "config.json").write_bytes(text)
-    with pytest.raises(CheckpointError, match=r"Expected (JSON|an object) in config\.json"):
+    with pytest.raises(CheckpointError, match=r"config\.json is not (valid JSON|a JSON object)"):
         Checkpoint(tiny)
 
 
 def test_config_that_is_too_long_or_a_directory(tiny: Path) -> None:
     (tiny / "config.json").write_bytes(b" " * ((1 << 20) + 1))
-    with pytest.raises(CheckpointError, match="at most 1048576 bytes"):
+    with pytest.raises(CheckpointError, match="more than the limit of 1048576"):
         Checkpoint(tiny)
     (tiny / "config.json").unlink()
     (tiny / "config.json").mkdir()
-    with pytest.raises(CheckpointError, match="Expected to read"):
+    with pytest.raises(CheckpointError, match=r"config\.json cannot be read"):
         Checkpoint(tiny)
 
 
@@ -386,20 +393,20 @@ def sharded(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("name", ["../x.safetensors", "/etc/passwd", "a/b", "a\\b", "..", "", "C:x", ".hidden"])
 def test_shard_outside_the_directory(name: str, sharded: Path) -> None:
     edit_json(sharded / INDEX, lambda v: v["weight_map"].update({"model.norm.weight": name}))
-    with pytest.raises(CheckpointError, match=r"plain file names .* could point outside"):
+    with pytest.raises(CheckpointError, match=r"names the file .* could lie outside"):
         Checkpoint(sharded)
 
 
 def test_missing_shard(sharded: Path) -> None:
     (sharded / SHARD).unlink()
-    with pytest.raises(CheckpointError, match=f"Expected to read .*{SHARD}.*No such file"):
+    with pytest.raises(CheckpointError, match=f"{SHARD} cannot be read .*No such file"):
         Checkpoint(sharded)
 
 
 def test_truncated_shard(sharded: Path) -> None:
     data = (sharded / SHARD).read_bytes()
     (sharded / SHARD).write_bytes(data[:-100])
-    with pytest.raises(CheckpointError, match=f"whole safetensors in {SHARD}, but its tensors end at byte"):
+    with pytest.raises(CheckpointError, match=f"{SHARD} is not a whole safetensors file: its tensors end at byte"):
         Checkpoint(sharded)
 
 
@@ -432,5 +439,5 @@ def test_two_layouts_at_once(tmp_path: Path) -> None:
     def mix(tensors: dict[str, Any]) -> None:
         tensors["language_model.model.norm.weight"] = tensors.pop("model.norm.weight")
 
-    with pytest.raises(CheckpointError, match="follow neither or both"):
+    with pytest.raises(CheckpointError, match=r"follow neither .*, or both"):
         Checkpoint(make_checkpoint(tmp_path / "x", edits=Edits(tensors=mix)))

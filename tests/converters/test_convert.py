@@ -132,23 +132,23 @@ def test_card_beside_the_checkpoint(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("licence = 7", "Expected licence in card.toml to be a string"),
-        ("license = 'MIT'", "it has license; remove"),
+        ("licence = 7", "licence in card.toml is 7, .* It supports a string"),
+        ("license = 'MIT'", r"has unknown fields: license\. Remove"),
         ("[prompt]\nbos = 3", "a whole number from 1 to 2"),
-        ("[prompt]\neos = 3", r"it has prompt\.eos"),
-        ("prompt = 1", "Expected an object in card.toml: prompt"),
-        ("[preprocessing]\naspect = 'tile'", "to be 'pad' or 'crop'"),
-        ("[scores]\nf1 = 0.5", "Expected an object in card.toml: scores: f1"),
-        ("languages = 'en'", "languages in card.toml to be an array"),
-        ("=", "Expected TOML"),
-        ("a = " + "[" * 5000, "Expected TOML"),
+        ("[prompt]\neos = 3", r"has unknown fields: prompt\.eos"),
+        ("prompt = 1", "card.toml: prompt is not a JSON object"),
+        ("[preprocessing]\naspect = 'tile'", 'It supports "pad" or "crop"'),
+        ("[scores]\nf1 = 0.5", "card.toml: scores: f1 is not a JSON object"),
+        ("languages = 'en'", 'languages in card.toml is "en", .* It supports an array'),
+        ("=", "is not valid TOML"),
+        ("a = " + "[" * 5000, "is not valid TOML"),
     ],
 )
 def test_bad_card(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "card.toml").write_text(text)
     with pytest.raises(CheckpointError, match=message):
         read_card(tmp_path / "card.toml")
-    with pytest.raises(CheckpointError, match="Expected to read the card"):
+    with pytest.raises(CheckpointError, match=r"The card .* cannot be read"):
         read_card(tmp_path / "none.toml")
 
 
@@ -193,7 +193,7 @@ def test_a_bad_checkpoint_creates_nothing(tmp_path: Path) -> None:
 def test_too_little_room(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = convert_module.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(convert_module.shutil, "disk_usage", lambda _: usage._replace(free=1_000_000))
-    with pytest.raises(HardwareError, match=r"Expected 3 MB free to write .*out, but there are 1 MB"):
+    with pytest.raises(HardwareError, match=r"too little room for .*out: 1 MB free, 3 MB needed"):
         convert(checkpoint, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
@@ -289,6 +289,6 @@ def test_a_source_that_vanishes_is_not_called_a_full_disk(tmp_path: Path) -> Non
         # as it is read while it is converted, or found changed afterwards
         (tmp_path / "source/tokenizer.json").unlink(missing_ok=True)
 
-    with pytest.raises(CheckpointError, match=r"Expected to read .*tokenizer\.json, but the system says"):
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json cannot be read \(No such file"):
         convert(tmp_path / "source", tmp_path / "out", progress=remove)
     assert visible(tmp_path) == ["source"]

@@ -68,7 +68,7 @@ def test_an_existing_target_is_refused_unless_it_may_be_replaced(checkpoint: Pat
 
 
 def test_what_conversion_refuses_is_refused(checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="is none; choose one of them"):
+    with pytest.raises(UsageError, match=r"no type 'Q9'\. Choose one of F32"):
         dry_run(checkpoint, tmp_path / "out", ConvertOptions(file_type="Q9"))
     with pytest.raises(CheckpointError):
         dry_run(tmp_path, tmp_path / "out")

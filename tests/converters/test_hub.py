@@ -1,4 +1,4 @@
-"""Fetching over a real HTTP connection to a hub on loopback that drops, lies, refuses or is not there."""
+"""Fetching over a real HTTP connection from a hub on loopback that drops, lies, refuses or is missing."""
 
 from __future__ import annotations
 
@@ -143,7 +143,9 @@ def test_a_wrong_byte_is_named_and_the_next_run_fetches_that_file_only(
     hub: LoopbackHub, source: Path, tmp_path: Path
 ) -> None:
     hub.faults.drops, hub.faults.wrong_bytes = 2, 1
-    with pytest.raises(NetworkError, match=rf"{SHARDS[0]} with the sha256 [0-9a-f]{{16}}.* nothing was installed"):
+    with pytest.raises(
+        NetworkError, match=rf"{SHARDS[0]} arrived damaged: its sha256 is [0-9a-f]{{16}}.* nothing was installed"
+    ):
         bring(tmp_path)
     assert names(kept(tmp_path)) == sorted([*DESCRIPTION, "vision_tower/config.json"])
     hub.requests.clear()
@@ -153,7 +155,7 @@ def test_a_wrong_byte_is_named_and_the_next_run_fetches_that_file_only(
 
 def test_a_small_file_is_checked_too_before_anything_parses_it(hub: LoopbackHub, tmp_path: Path) -> None:
     hub.listing_edits["config.json"] = {"blobId": "0" * 40}
-    with pytest.raises(NetworkError, match=r"config\.json with the git hash 0000000000000000"):
+    with pytest.raises(NetworkError, match=r"config\.json arrived damaged: its git hash is .* states 0000000000000000"):
         bring(tmp_path)
     assert hub.fetched() == ["config.json"]
 
@@ -221,13 +223,13 @@ def test_a_busy_hub_is_asked_again(hub: LoopbackHub, source: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("answer", "kind", "message"),
     [
-        ((401, ""), UsageError, "refuses it .401.*HF_TOKEN"),
-        ((403, ""), UsageError, "refuses it .403.*HF_TOKEN"),
+        ((401, ""), UsageError, "refuses access .*401.*HF_TOKEN"),
+        ((403, ""), UsageError, "refuses access .*403.*HF_TOKEN"),
         ((403, "GatedRepo"), UsageError, "ask for consent first.*HF_TOKEN"),
-        ((404, "RepoNotFound"), UsageError, "there is none .404"),
+        ((404, "RepoNotFound"), UsageError, "There is no repository .*404"),
         ((404, "RevisionNotFound"), UsageError, "has no 'main'"),
-        ((404, ""), UsageError, "there is none .404"),
-        ((410, ""), NetworkError, "says 410"),
+        ((404, ""), UsageError, "There is no repository .*404"),
+        ((410, ""), NetworkError, "answers 410"),
         ((500, ""), NetworkError, "bring the files by USB"),
     ],
 )
@@ -284,7 +286,7 @@ def test_a_network_that_answers_something_else_is_not_taken_for_a_hub(
         (["config.json"], "no config.json"),
         (["tokenizer.json", "tokenizer_config.json"], "no tokenizer.json and no tokenizer_config.json"),
         (["model.safetensors.index.json"], "neither model.safetensors nor"),
-        ([SHARDS[1]], "'model-00002-of-00002.safetensors' is not there"),
+        ([SHARDS[1]], "'model-00002-of-00002.safetensors', which is missing there"),
     ],
 )
 def test_an_incomplete_repository_is_refused_before_its_weights(
@@ -303,7 +305,7 @@ def test_an_incomplete_repository_is_refused_before_its_weights(
 def test_an_index_may_name_nothing_but_safetensors_beside_it(hub: LoopbackHub, tmp_path: Path, shard: str) -> None:
     hub.files[shard] = b"x"
     hub.files["model.safetensors.index.json"] = f'{{"weight_map": {{"a": "{shard}"}}}}'.encode()
-    with pytest.raises(CheckpointError, match="safetensors files beside it"):
+    with pytest.raises(CheckpointError, match="instead of safetensors files beside it"):
         bring(tmp_path)
     assert shard not in hub.fetched()
 
@@ -328,7 +330,7 @@ def test_too_little_space_is_said_before_the_weights(
 ) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=5_000_000)
     monkeypatch.setattr(fetching.shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(HardwareError, match="on one disk; free some space, or set BIMEDIX_EDGE_CACHE_DIR"):
+    with pytest.raises(HardwareError, match=r"on the same disk\. Free some space, or set BIMEDIX_EDGE_CACHE_DIR"):
         bring(tmp_path)
     assert not set(hub.fetched()) & set(SHARDS)
 

@@ -139,16 +139,16 @@ def test_the_manifest_names_the_adapter_by_its_hashes(checkpoint: Path, tmp_path
     ("config", "message"),
     [
         ({"use_dora": True}, "has use_dora"),
-        ({"bias": "lora_only"}, "Expected bias"),
-        ({"peft_type": "IA3"}, "Expected peft_type"),
+        ({"bias": "lora_only"}, "^bias in adapter_config.json is"),
+        ({"peft_type": "IA3"}, "^peft_type in adapter_config.json is"),
         ({"fan_in_fan_out": True}, "has fan_in_fan_out"),
         ({"rank_pattern": {"q_proj": 4}}, "has rank_pattern"),
         ({"alpha_pattern": {"q_proj": 4}}, "has alpha_pattern"),
         ({"trainable_token_indices": [1]}, "has trainable_token_indices"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights 'pissa'"),
-        ({"r": 0}, "Expected r "),
+        ({"r": 0}, "^r in adapter_config.json is 0"),
         ({"r": 4}, r"has the shape \[8, 256\] instead of \[4, 256\]"),
-        ({"lora_alpha": "x"}, "Expected lora_alpha"),
+        ({"lora_alpha": "x"}, "^lora_alpha in adapter_config.json is"),
     ],
 )
 def test_what_is_no_plain_lora_is_refused_by_name(
@@ -179,7 +179,7 @@ def test_what_is_no_plain_lora_is_refused_by_name(
         (lambda t: t.update({"base_model.model.lm_head.weight": np.ones((288, 256), np.int8)}), "lm_head.weight is I8"),
         (lambda t: t["base_model.model.model.layers.0.mlp.up_proj.lora_A.weight"].__setitem__((0, 0), np.nan),
          "NaN or infinity"),
-        (lambda t: t.clear(), "it has none"),
+        (lambda t: t.clear(), "it has no tensors"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_named(edit: Any, message: str, checkpoint: Path, tmp_path: Path) -> None:
@@ -204,19 +204,19 @@ def test_pickles_are_not_opened(name: str, checkpoint: Path, tmp_path: Path) -> 
     if name == "adapter_model.bin":
         (adapter / "adapter_model.safetensors").unlink()
     (adapter / name).write_bytes(b"\x80\x02" + b"cos\nsystem\n" * 9)
-    with pytest.raises(CheckpointError, match=rf"{name}.* pickle, which can run any|in {name}, but it is a pickle"):
+    with pytest.raises(CheckpointError, match=rf"{name}.* pickle, which can run any"):
         convert(checkpoint, tmp_path / "out", ConvertOptions(lora=adapter))
 
 
 def test_no_adapter_at_all(checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(CheckpointError, match=r"Expected adapter_config\.json in"):
+    with pytest.raises(CheckpointError, match=r"has no adapter_config\.json"):
         Checkpoint(checkpoint, adapter_directory=tmp_path / "empty")
     write_json(tmp_path / "empty/adapter_config.json", {"peft_type": "LORA", "r": 8})
-    with pytest.raises(CheckpointError, match=r"Expected to read .*adapter_model\.safetensors"):
+    with pytest.raises(CheckpointError, match=r"adapter_model\.safetensors cannot be read"):
         Checkpoint(checkpoint, adapter_directory=tmp_path / "empty")
     edit_json(tmp_path / "empty/adapter_config.json", lambda config: config.clear())
-    with pytest.raises(CheckpointError, match="the field peft_type"):
+    with pytest.raises(CheckpointError, match="The field peft_type is missing"):
         Checkpoint(checkpoint, adapter_directory=tmp_path / "empty")
 
 

@@ -175,7 +175,7 @@ def test_a_type_that_was_not_planned_is_refused_without_strict(
 def test_the_worst_are_named_first() -> None:
     errors = [TensorError(f"t{index}", "Q8_0", 1, index / 10, 1.0, 0.0) for index in range(8)]
     good = Quality().vision
-    with pytest.raises(CheckpointError, match=r"cosine 0\.000000, below.*t7 .*t6 .*t5 .*t4 .*; and 3 more; nothing"):
+    with pytest.raises(CheckpointError, match=r"cosine 0\.000000, below.*t7 .*t6 .*t5 .*t4 .*; and 3 more\. Nothing"):
         check_limits(errors, good, "int8")
 
 

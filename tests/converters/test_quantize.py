@@ -70,7 +70,7 @@ def test_name_in_any_case() -> None:
 
 
 def test_unknown_name_lists_the_known() -> None:
-    with pytest.raises(UsageError, match=r"F32, F16, BF16, Q8_0.*'Q3_XXL' is none"):
+    with pytest.raises(UsageError, match=r"no type 'Q3_XXL'\. Choose one of F32, F16, BF16, Q8_0"):
         file_type_named("Q3_XXL")
 
 
@@ -81,9 +81,7 @@ def test_weight_that_is_not_finite_is_named(value: float, kind: str, tmp_path: P
         tensors["model.layers.1.mlp.up_proj.weight"][7, 3] = value
 
     source = make_checkpoint(tmp_path / "source", edits=Edits(tensors=spoil))
-    with pytest.raises(
-        CheckpointError, match=r"finite weights, but blk\.1\.ffn_up\.weight has NaN or infinity in rows 0"
-    ):
+    with pytest.raises(CheckpointError, match=r"^blk\.1\.ffn_up\.weight has NaN or infinity in rows 0"):
         convert(source, tmp_path / "out", ConvertOptions(file_type=kind))
     assert not list(tmp_path.glob("*out*"))
 
@@ -94,7 +92,7 @@ def test_weight_beyond_the_type_is_named(kind: str, tmp_path: Path) -> None:
         tensors["model.layers.0.mlp.up_proj.weight"][7, 3] = 1e30
 
     source = make_checkpoint(tmp_path / "source", edits=Edits(tensors=spoil))
-    with pytest.raises(CheckpointError, match=r"within the range of \w+, but blk\.0\.ffn_up\.weight exceeds it"):
+    with pytest.raises(CheckpointError, match=r"blk\.0\.ffn_up\.weight exceeds the range of \w+ in rows 0"):
         convert(source, tmp_path / "out", ConvertOptions(file_type=kind))
 
 

@@ -60,16 +60,19 @@ def test_bytes_equal_llama_cpp_with_the_same_overrides(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ('[types]\n"blk.*.ffn_dwn.weight" = "Q6_K"', r"'blk\.\*\.ffn_dwn\.weight' match no matrix"),
-        ('[types]\n"*" = "Q8_0"\n"output.weight" = "Q6_K"', r"'output\.weight' match no matrix that an earlier"),
+        (
+            '[types]\n"*" = "Q8_0"\n"output.weight" = "Q6_K"',
+            r"'output\.weight' match no matrix, or only those of an earlier",
+        ),
         ('[types]\n"output_norm.weight" = "Q8_0"', r"'output_norm\.weight' match no matrix"),
-        ('[types]\n"*" = "Q4_K_M"', r"one of the types F32, F16.* but it is 'Q4_K_M'"),
-        ('[types]\n"*" = 8', "but it is '8'"),
+        ('[types]\n"*" = "Q4_K_M"', r"the unknown type 'Q4_K_M'\. Choose one of F32, F16"),
+        ('[types]\n"*" = 8', "the unknown type '8'"),
         ("[types]", "one table"),
         ('[type]\n"*" = "Q8_0"', "one table"),
         ('[types]\n"*" = "Q8_0"\n[more]', "one table"),
         ("types = 3", "one table"),
-        ("=", "Expected TOML"),
-        ('[types]\n"*" = "Q8_0"\n"*" = "Q6_K"', "Expected TOML"),
+        ("=", "is not valid TOML"),
+        ('[types]\n"*" = "Q8_0"\n"*" = "Q6_K"', "is not valid TOML"),
     ],
 )
 def test_bad_recipe(text: str, message: str, checkpoint: Path, tmp_path: Path) -> None:
@@ -82,14 +85,16 @@ def test_bad_recipe(text: str, message: str, checkpoint: Path, tmp_path: Path) -
 def test_rows_that_are_no_whole_blocks(tmp_path: Path) -> None:
     source = make_checkpoint(tmp_path / "source", shape=Shape(n_layer=1, n_ff=288))
     recipe = write(tmp_path / "recipe.toml", '[types]\n"blk.*" = "Q6_K"')
-    with pytest.raises(UsageError, match=r"blocks of 256 for Q6_K, but blk\.0\.ffn_down\.weight, .* rows of 288"):
+    with pytest.raises(
+        UsageError, match=r"Q6_K needs rows that are a multiple of 256, but blk\.0\.ffn_down\.weight, .* rows of 288"
+    ):
         convert(source, tmp_path / "out", ConvertOptions(recipe=recipe))
 
 
 def test_no_recipe_and_a_long_one(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="Expected to read the recipe"):
+    with pytest.raises(UsageError, match=r"The recipe .* cannot be read"):
         read_recipe(tmp_path / "none.toml")
-    with pytest.raises(UsageError, match="Expected at most"):
+    with pytest.raises(UsageError, match="bytes, more than"):
         read_recipe(write(tmp_path / "long.toml", "#" * (2 << 20)))
 
 

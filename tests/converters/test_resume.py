@@ -196,7 +196,9 @@ def test_a_disk_that_gives_back_other_bytes_is_found_out(source: Path, tmp_path:
         if stage == "source":
             flip(tmp_path / ".out.part/decoder.gguf", 100_000)
 
-    with pytest.raises(HardwareError, match=r"decoder\.gguf as it was written, with the SHA-256 .* gives back"):
+    with pytest.raises(
+        HardwareError, match=r"does not return decoder\.gguf as it was written: its SHA-256 is .* instead of"
+    ):
         convert(source, tmp_path / "out", ConvertOptions(file_type="Q8_0"), progress=rot)
     assert not (tmp_path / "out").exists()
     manifest, kept = go_on(source, tmp_path / "out")
@@ -351,5 +353,5 @@ def test_other_file_systems(mounted: Callable[[str], Path], source: Path) -> Non
     closed = mounted("size=64m,ro")
     with pytest.raises(UsageError, match="Read-only file system"):
         convert(source, closed / "out", ConvertOptions(file_type="Q8_0"))
-    with pytest.raises(HardwareError, match=r"Expected \d MB free"):
+    with pytest.raises(HardwareError, match=r"too little room for .*: \d MB free"):
         convert(source, mounted("size=1m") / "out", ConvertOptions(file_type="Q8_0"))

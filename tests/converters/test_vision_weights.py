@@ -160,6 +160,6 @@ def test_weights_that_are_not_finite(kind: Any, tmp_path: Path) -> None:
         tensors["model.mm_projector.2.weight"][3, 3] = np.nan
 
     make_checkpoint(tmp_path / "source", edits=Edits(tensors=spoil))
-    with pytest.raises(CheckpointError, match=r"projector\.2\.weight.* of the vision tower has NaN or infinity|finite"):
+    with pytest.raises(CheckpointError, match=r"projector\.2\.weight.* of the vision tower has NaN or infinity"):
         convert(tmp_path / "source", tmp_path / "out", ConvertOptions(vision=kind))
     assert [path.name for path in tmp_path.iterdir()] == ["source"]

@@ -78,10 +78,10 @@ def llava_ids(text: str, tokenizer: Tokenizer, image_id: int, n_image_tokens: in
     """Tokenize as LLaVA's mm_utils.tokenizer_image_token does: chunk by chunk, and the first chunk's BOS twice.
 
     Args:
-        text: of `llava_string`.
-        tokenizer: adds a BOS to whatever it encodes, as Llama 3's does.
-        image_id: stands for a position of an image.
-        n_image_tokens: positions an image takes.
+        text: Of `llava_string`.
+        tokenizer: Adds a BOS to whatever it encodes, as Llama 3's does.
+        image_id: Stands for a position of an image.
+        n_image_tokens: Positions an image takes.
     """
     bos = tokenizer.token_to_id("<|begin_of_text|>")
     chunks = [tokenizer.encode(chunk).ids for chunk in text.split(IMAGE)]

@@ -25,7 +25,7 @@ class Reference:
     """The demo checkpoint in transformers.
 
     Args:
-        checkpoint: a directory in LLaVA's original layout.
+        checkpoint: A directory in LLaVA's original layout.
     """
 
     def __init__(self, checkpoint: Path) -> None:

@@ -18,11 +18,14 @@ Cache = NDArray[np.float16]
 
 
 def attend(
-    name: str, q: NDArray[np.float32], k: Cache, v: Cache, seen: NDArray[np.bool_], *, hidden: float = -np.inf
+    name: str, q: NDArray[np.float32], k: Cache, v: Cache, seen: NDArray[np.bool_] | NDArray[np.float16]
 ) -> NDArray[np.float32] | None:
-    """Return attention (tokens, heads, size) of q (heads, tokens, size) over k and v (cells, heads, size) or None."""
+    """Return attention (tokens, heads, size) of q (heads, tokens, size) over k and v (cells, heads, size) or None.
+
+    `seen` (tokens, cells) says which cells a token sees, or is the mask itself, which is added to the products.
+    """
     n_heads, n_tokens, size = q.shape
-    mask = np.where(seen, 0, hidden).astype(np.float16)
+    mask = np.where(seen, 0, -np.inf).astype(np.float16) if seen.dtype == np.bool_ else seen
     out = np.full((n_tokens, n_heads, size), np.nan, np.float32)
     q, k, v = (np.ascontiguousarray(each) for each in (q, k, v))
     pointer, number = ctypes.c_void_p, ctypes.c_int
@@ -78,8 +81,10 @@ def exactly(q: NDArray[np.float32], k: Cache, v: Cache, seen: NDArray[np.bool_])
 
 
 def problem(
-    rng: np.random.Generator, n_tokens: int, n_cells: int, n_heads: int, n_kv_heads: int, size: int
+    rng: np.random.Generator, n_tokens: int, n_cells: int, *heads: int
 ) -> tuple[NDArray[np.float32], Cache, Cache]:
+    """Return random queries, keys and values; `heads` are the number of heads, of their KV heads, and the head size."""
+    n_heads, n_kv_heads, size = heads
     q = (3 * rng.standard_normal((n_heads, n_tokens, size))).astype(np.float32)
     k, v = (rng.standard_normal((n_cells, n_kv_heads, size)).astype(np.float16) for _ in range(2))
     return q, k, v
@@ -183,7 +188,7 @@ def test_large_products_overflow_nothing(name: str) -> None:
 def test_unsupported_attention_is_declined(name: str) -> None:
     rng = np.random.default_rng(4)
     q, k, v = problem(rng, 4, 64, 4, 2, 64)
-    assert attend(name, q, k, v, causal(4, 64), hidden=-1.0) is None  # a bias, not a mask
+    assert attend(name, q, k, v, np.where(causal(4, 64), 0, -1).astype(np.float16)) is None  # a bias, not a mask
     nothing = causal(4, 64)
     nothing[2] = False
     assert attend(name, q, k, v, nothing) is None  # a token that sees nothing

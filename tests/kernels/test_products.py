@@ -18,6 +18,7 @@ from native_products import (
     multiply,
     place,
     quantized,
+    random_rows,
     random_weights,
     usable,
 )
@@ -144,7 +145,7 @@ def test_any_shape_at_any_address(name: str, data: st.DataObject) -> None:
     rng = np.random.default_rng(data.draw(st.integers(0, 1 << 32)))
     # all formats are aligned to two bytes
     gap, offset = 2 * data.draw(st.integers(0, 40)), 2 * data.draw(st.integers(0, 31))
-    weights = random_weights(kind, n_rows, n_columns, rng, gap=gap, offset=offset)
+    weights = place(kind, random_rows(kind, n_rows, n_columns, rng), gap=gap, offset=offset)
     x = activations(n_tokens, n_columns, rng)
     n_threads, shift = data.draw(st.integers(1, 4)), data.draw(st.integers(0, 15))
     expected = multiply("scalar", weights, x)

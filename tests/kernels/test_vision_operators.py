@@ -102,9 +102,9 @@ def rounded(x: Floats) -> tuple[NDArray[np.float64], float]:
     return np.clip(np.rint(x * (np.float32(1) / scale)) + zero, 0, 255).astype(np.float64) - zero, float(scale)
 
 
-def linear_exactly(
-    kind: str, x: Floats, weight: NDArray[np.int8], scale: Floats, bias: Floats, residual: Floats
-) -> Any:
+def linear_exactly(kind: str, x: Floats, *arrays: NDArray[Any]) -> Any:
+    """Return a layer of x in float64; `arrays` are its weight in int8, scale and bias, and the residual."""
+    weight, scale, bias, residual = arrays
     integers, x_scale = rounded(x)
     y: NDArray[np.float64] = integers @ weight.astype(np.float64) * x_scale * scale + bias
     if kind == LINEAR_SILU:

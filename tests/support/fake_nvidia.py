@@ -6,7 +6,9 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,20 +24,35 @@ def compile_library(target: Path, *arguments: str) -> None:
     subprocess.run([compiler, "-shared", "-fPIC", "-w", "-o", str(target), *arguments], check=True)
 
 
-def environment(
-    folder: Path, *, cuda: int = 13000, version: str = "580.65.06", init: int = 0, count: int = 1, memory: int = 1 << 33
-) -> dict[str, str]:
+@dataclass(frozen=True)
+class Driver:
+    """The answers of a driver.
+
+    Attributes:
+        cuda: Answer of `cuDriverGetVersion`: 12040 is 12.4.
+        version: Version of the driver.
+        init: Result of `cuInit`; 803 is a mismatch.
+        count: Number of cards.
+        memory: Memory that can be allocated, in bytes.
+    """
+
+    cuda: int = 13000
+    version: str = "580.65.06"
+    init: int = 0
+    count: int = 1
+    memory: int = 1 << 33
+
+
+def environment(folder: Path, **answers: Any) -> dict[str, str]:
     """Return an environment in which the dynamic linker finds a driver.
 
     Args:
-        folder: where the libraries are put.
-        cuda: what `cuDriverGetVersion` says: 12040 is 12.4.
-        version: of the driver.
-        init: what `cuInit` returns; 803 is a mismatch.
-        count: of cards.
-        memory: that can be allocated, in bytes.
+        folder: Folder for the libraries.
+        answers: Fields of `Driver`.
     """
-    facts = [f"-DINIT={init}", f"-DCUDA={cuda}", f"-DCOUNT={count}", f"-DMEMORY={memory}ull", f'-DVERSION="{version}"']
+    driver = Driver(**answers)
+    facts = [f"-DINIT={driver.init}", f"-DCUDA={driver.cuda}", f"-DCOUNT={driver.count}"]
+    facts += [f"-DMEMORY={driver.memory}ull", f'-DVERSION="{driver.version}"']
     compile_library(folder / "libcuda.so.1", str(SOURCE), *facts)
     shutil.copy(folder / "libcuda.so.1", folder / "libnvidia-ml.so.1")
     return os.environ | {"LD_LIBRARY_PATH": str(folder)}

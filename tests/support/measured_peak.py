@@ -65,9 +65,10 @@ def of_decoder(path: Path, n_ctx: int, kv_type: str, kernels: str, shape: str) -
     return host_need(facts, load, placement, LlamaBuild(kernels=ours, repacks=repacks(kernels=ours)))
 
 
-def main(model: str, image: str, n_ctx: str, kv_type: str, kernels: str, shape: str = "") -> None:
+def main(model: str, image: str, n_ctx: str, *options: str) -> None:
+    kv_type, kernels, *shape = options
     if shape:
-        need = of_decoder(Path(model), int(n_ctx), kv_type, kernels, shape)
+        need = of_decoder(Path(model), int(n_ctx), kv_type, kernels, *shape)
     else:
         need = of_bundle(Path(model), image, int(n_ctx), kv_type, kernels)
     print(json.dumps({"peak_bytes": peak_bytes(), "estimate_bytes": need.total, "parts": asdict(need)}))

@@ -40,7 +40,7 @@ def library() -> ctypes.CDLL:
 def usable(name: str) -> bool:
     """Return whether this processor and this build can run the kernels of a name."""
     weights, x = random_weights("Q8_0", 1, 32, np.random.default_rng(0)), np.zeros((1, 32), np.float32)
-    return _call(name, weights, x.ctypes.data, 1, np.zeros(1, np.float32).ctypes.data, 1) == 0
+    return _call(name, weights, x, np.zeros(1, np.float32), 1) == 0
 
 
 @dataclass(frozen=True)
@@ -73,19 +73,21 @@ def place(kind: str, rows: NDArray[np.uint8], *, gap: int = 0, offset: int = 0) 
     return Weights(kind, rows, size + gap, offset, memory)
 
 
-def random_weights(
-    kind: str, n_rows: int, n_columns: int, rng: np.random.Generator, *, gap: int = 0, offset: int = 0
-) -> Weights:
+def random_weights(kind: str, n_rows: int, n_columns: int, rng: np.random.Generator) -> Weights:
+    """Return weights of `random_rows`, without gaps."""
+    return place(kind, random_rows(kind, n_rows, n_columns, rng))
+
+
+def random_rows(kind: str, n_rows: int, n_columns: int, rng: np.random.Generator) -> NDArray[np.uint8]:
     """Return random bytes, so that every code occurs, with scales of moderate size, so that no sum overflows."""
     if kind == "F16":
-        rows = rng.standard_normal((n_rows, n_columns)).astype(np.float16).view(np.uint8)
-        return place(kind, rows, gap=gap, offset=offset)
+        return rng.standard_normal((n_rows, n_columns)).astype(np.float16).view(np.uint8)
     columns, size = GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
     blocks = rng.integers(0, 256, (n_rows, n_columns // columns, size), np.uint8)
     for at in _MODERATE_SCALE[kind]:
         halves = 0x2000 | rng.integers(0, 1 << 16, blocks.shape[:2], np.uint16) & 0x83FF
         blocks[:, :, at : at + 2] = halves.astype("<u2")[..., None].view(np.uint8)
-    return place(kind, blocks.reshape(n_rows, -1), gap=gap, offset=offset)
+    return blocks.reshape(n_rows, -1)
 
 
 def quantized(kind: str, dense: NDArray[np.float32]) -> Weights:
@@ -121,7 +123,7 @@ def multiply(
     y = _aligned(2 * _MARGIN + shift + n_tokens * n_rows)
     y.view(np.uint32)[:] = _MARK
     first = _MARGIN + shift
-    status = _call(name, weights, activations[shift:].ctypes.data, n_tokens, y[first:].ctypes.data, n_threads)
+    status = _call(name, weights, activations[shift:].reshape(x.shape), y[first:], n_threads)
     assert n_columns == weights.n_columns
     assert status == 0
     marks, result = y.view(np.uint32), y[first : first + n_tokens * n_rows]
@@ -137,12 +139,12 @@ def _aligned(n: int) -> NDArray[np.float32]:
     return memory[start : start + n]
 
 
-def _call(name: str, weights: Weights, x: int, n_tokens: int, y: int, n_threads: int) -> int:
+def _call(name: str, weights: Weights, x: NDArray[np.float32], y: NDArray[np.float32], n_threads: int) -> int:
     data = weights.memory.ctypes.data + weights.offset
-    shape = (len(weights.rows), x, n_tokens, weights.n_columns)
+    shape = (len(weights.rows), x.ctypes.data, len(x), weights.n_columns)
     kind = GGMLQuantizationType[weights.kind]
     status: int = library().bimedix_edge_kernels_multiply(
-        name.encode(), kind, data, weights.stride, *shape, y, n_threads
+        name.encode(), kind, data, weights.stride, *shape, y.ctypes.data, n_threads
     )
     return status
 
