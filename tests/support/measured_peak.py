@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from bimedix_edge.bundle import DecoderSpec
-from bimedix_edge.cli.commands import ask  # noqa: F401  the modules that the command imports count, too
+from bimedix_edge.cli.commands import ask  # noqa: F401  what the command imports counts, too
 from bimedix_edge.decoder.decoder import Decoder
 from bimedix_edge.decoder.llama import repacks
 from bimedix_edge.decoder.placement import Placement
