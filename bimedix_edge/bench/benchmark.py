@@ -161,7 +161,10 @@ class _Run:
 
     def __init__(self, subject: Subject, options: BenchOptions, cancel: Cancel, report: StepReport) -> None:
         self._subject = subject
-        self._options = options
+        self._rounds = options.rounds
+        self._n_threads = options.n_threads
+        self._placement = options.placement
+        self._vision_device = options.vision_device
         self._choices = {OFF: OFF, ON: options.kernels}
         self._report = report
         self._workloads = Workloads(subject, cancel)
@@ -185,32 +188,32 @@ class _Run:
         return Benchmark(
             measurements=[Measurement(*pair) for pair in zip(self._chosen, self._seconds, strict=True)],
             kernels=self._kernels,
-            rounds=self._options.rounds,
-            n_threads=self._options.n_threads,
+            rounds=self._rounds,
+            n_threads=self._n_threads,
             both_loaded=both,
             read_bytes_per_s=statistics.median(self._read) if self._read else None,
             int8_ops_per_s=statistics.median(self._int8) if self._int8 else None,
             load_s=self._load_s,
             card_bytes_per_s=self._card_bandwidth(),
-            placement=self._options.placement,
+            placement=self._placement,
             vision_device=None if self._vision is None else self._vision.device,
         )
 
     def _measure_in_turn(self) -> None:
         with self._open(OFF) as off, self._open(ON) as on:
-            for index in range(self._options.rounds):
+            for index in range(self._rounds):
                 # the sides swap places each round, so that neither gains from what the other leaves in the caches
                 self._take([off, on] if index % 2 == 0 else [on, off])
 
     def _measure_one_by_one(self) -> None:
-        for _ in range(self._options.rounds):
+        for _ in range(self._rounds):
             for name in self._choices:
                 with self._open(name) as side:
                     self._take([side])
 
     def _card_bandwidth(self) -> float | None:
         """Return the bandwidth of the one CUDA device that holds all layers, the output layer included."""
-        placement = self._options.placement
+        placement = self._placement
         if placement.n_gpu_layers <= self._subject.spec.n_layer or len(placement.devices) != 1:
             return None
         match = _CUDA_DEVICE.fullmatch(placement.devices[0])
@@ -230,15 +233,15 @@ class _Run:
                 f"{machine.memory_bytes / 1e9:.1f} GB. Choose a smaller model or a smaller type."
             )
         # the plan of a card has room for one decoder
-        on_cpu = self._options.placement.n_gpu_layers == 0
+        on_cpu = self._placement.n_gpu_layers == 0
         return on_cpu and machine.available_bytes is not None and 2 * once < machine.available_bytes
 
     def _open_vision(self) -> None:
         if (bundle := self._subject.bundle) is not None:
             self._vision = VisionEncoder(
                 EncoderFile.of(bundle),
-                self._options.n_threads,
-                device=self._options.vision_device,
+                self._n_threads,
+                device=self._vision_device,
                 kernels=self._choices[ON],
             )
 
@@ -257,9 +260,9 @@ class _Run:
                 n_ctx=N_CTX,
                 n_seq_max=N_SEQ_MAX,
                 n_batch=N_BATCH,
-                n_threads=self._options.n_threads,
+                n_threads=self._n_threads,
                 kernels=self._choices[name],
-                placement=self._options.placement,
+                placement=self._placement,
             ),
         )
         self._load_s.setdefault(name, time.perf_counter() - start_s)
@@ -287,10 +290,9 @@ class _Run:
                     seconds[side.name].append(taken)
                 self._n_done += 1
         if self._kernels is not None and self._kernels.name is not None:
-            n_threads = self._options.n_threads
             self._report(self._n_done, self._n_steps, "the machine's ceilings")
-            self._read += filter(None, [read_bandwidth(n_threads, _CEILING_S)])
-            self._int8 += filter(None, [int8_ops(self._kernels.name, n_threads, _CEILING_S)])
+            self._read += filter(None, [read_bandwidth(self._n_threads, _CEILING_S)])
+            self._int8 += filter(None, [int8_ops(self._kernels.name, self._n_threads, _CEILING_S)])
 
 
 def _chosen(workloads: Sequence[Workload], only: Sequence[str]) -> list[Workload]:
