@@ -24,11 +24,11 @@ class Turn:
     """One question and its answer.
 
     Attributes:
-        question: as the user wrote it.
-        pictures: the images given with it.
-        answer: what the model wrote, possibly cut short.
-        done: how it ended, or None if the caller stopped reading it, or the engine failed.
-        interrupted: whether the engine failed while it was written.
+        question: Question as the user wrote it.
+        pictures: Images of the question.
+        answer: Answer of the model, possibly cut short.
+        done: How the answer ended; None if the caller stopped reading it, or the engine failed.
+        interrupted: Whether the engine failed while the model answered.
     """
 
     question: str
@@ -40,14 +40,14 @@ class Turn:
 
 @dataclass(frozen=True)
 class _Past:
-    """A turn, and everything the model saw and wrote up to its end."""
+    """A turn, and the items of the whole conversation up to its end."""
 
     turn: Turn
     items: list[Item]
 
 
 class Chat:
-    """A conversation; made by `Runtime.chat`. One answer is written at a time.
+    """A conversation, made by `Runtime.chat`; it has one answer in progress at a time.
 
     A follow-up question costs only its own tokens: everything before it stays in the KV cache, images included.
     """
@@ -80,26 +80,26 @@ class Chat:
         max_tokens: int | None = None,
         cancel: Cancel | None = None,
     ) -> Iterator[Event]:
-        """Ask a question and yield the answer as it is written.
+        """Ask a question and yield the answer as it is generated.
 
-        The images are read and the prompt is checked when `ask` is called; the work is done as the events are read.
-        The turn becomes part of the conversation as soon as the answer has a token, also if it is then cancelled or the
-        iterator is closed; a question that failed leaves no trace.
+        `ask` reads the images and checks the prompt; the engine works as the events are read. The turn becomes part of
+        the conversation as soon as the answer has a token, also if it is then cancelled or the iterator is closed. A
+        question that failed leaves no trace.
 
         Args:
-            text: the question, any Unicode; special tokens in it are plain text.
-            images: paths, file contents, uint8 (h, w, 3) pixels, or Pillow images.
-            sampling: how tokens are chosen; by default the conversation's.
-            max_tokens: most tokens of the answer; by default the conversation's.
-            cancel: lets a signal handler or another thread stop the answer.
+            text: Question, any Unicode; special tokens in it are plain text.
+            images: Paths, file contents, uint8 (h, w, 3) pixels, or Pillow images.
+            sampling: How tokens are chosen; by default the conversation's.
+            max_tokens: Most tokens of the answer; by default the conversation's.
+            cancel: Lets a signal handler or another thread stop the answer.
 
         Returns:
             An iterator of `Encode`, `Prefill` and `Token` events that ends with one `Done`.
 
         Raises:
-            ImageError: an image cannot be read.
-            PromptError: the text is empty or not valid, or the prompt is longer than the context (by how much).
-            UsageError: another answer is being written.
+            ImageError: An image cannot be read.
+            PromptError: The text is empty or not valid, or the prompt is longer than the context (by how much).
+            UsageError: The conversation has an answer in progress.
         """
         pictures = tuple(image if isinstance(image, Picture) else load_picture(image) for image in images)
         turn = Turn(text, pictures, "", None)
@@ -109,10 +109,10 @@ class Chat:
         """Ask the last question again in place of its answer, by default with another seed.
 
         Raises:
-            UsageError: there is no question yet.
+            UsageError: There is no question yet.
         """
         if not self._past:
-            raise UsageError("Expected a question to answer again, but none was asked yet; ask one.")
+            raise UsageError("There is no question to answer again. Ask one first.")
         last = self._past[-1].turn
         fresh = sampling or replace(self._sampling, seed=secrets.randbits(32))
         return self._answer(self._past[:-1], last, fresh, self._max_tokens, cancel)
@@ -124,7 +124,7 @@ class Chat:
         self._past = ()
 
     def move(self, engine: Engine) -> None:
-        """Go on with another engine of the same model; all that was said is read again there with the next question."""
+        """Go on with another engine of the same model; the next question evaluates the conversation again."""
         self._engine = engine
         self._session = engine.session()
 

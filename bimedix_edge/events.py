@@ -30,7 +30,7 @@ class Cancel:
         self._flag = threading.Event()
 
     def cancel(self) -> None:
-        """Ask the answer to stop; it ends with a `Done` whose stop_reason is `cancelled`."""
+        """Stop the answer; it ends with a `Done` whose stop_reason is `cancelled`."""
         self._flag.set()
 
     @property

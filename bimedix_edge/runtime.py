@@ -32,12 +32,13 @@ class Runtime:
     """A verified bundle, loaded. Made by `Runtime.open`; close it, or use it in a `with` block.
 
     Attributes:
-        directory: of the bundle.
-        manifest: what the model is; `manifest.notice` belongs on every output.
-        settings: what was in force when it was opened.
-        kernels: what computes the decoder's matrix products, and why.
-        plan: what goes to which device, and what it takes.
-        load_ms: how long verifying and loading took.
+        directory: Directory of the bundle.
+        manifest: Description of the model; `manifest.notice` belongs on every output.
+        settings: Settings in force.
+        kernels: Kernels of the decoder's matrix products, and why these.
+        plan: What goes to which device, and the memory that it takes.
+        load_ms: Milliseconds that verifying and loading took.
+        engine: Engine of the conversations.
     """
 
     def __init__(self, bundle: Bundle, settings: Settings, notify: Callable[[str], None] | None = None) -> None:
@@ -85,18 +86,18 @@ class Runtime:
         """Verify and load a model.
 
         Args:
-            model: a bundle's directory, its name in the store, or None for the settings' model, the only one
+            model: A bundle's directory, its name in the store, or None for the settings' model, the only one
                 installed, or the demo model.
-            settings: by default those of the environment and the settings file.
-            progress: called with the number of bytes of each block hashed.
-            notify: called with a sentence, now or during an answer and then perhaps from another thread, when the image
-                cache on the disk is damaged or fails; the answer does not suffer from that.
+            settings: Settings; by default those of the environment and the settings file.
+            progress: Called with the number of bytes of each block hashed.
+            notify: Called with a sentence when the image cache on the disk is damaged or fails, which costs no answer;
+                perhaps during an answer, and from another thread.
 
         Raises:
-            BundleError: it is damaged, incomplete, or not converted yet.
-            UsageError: there is none of that name, or the settings are wrong.
-            HardwareError: it does not fit into this machine's memory, or a GPU that was asked for is not here.
-            DecoderError, VisionError: an engine refuses it.
+            BundleError: The bundle is damaged, incomplete, or not converted yet.
+            UsageError: There is no model of that name, or the settings are wrong.
+            HardwareError: The model does not fit into memory, or the machine has no GPU as the settings ask for.
+            DecoderError, VisionError: llama.cpp or ONNX Runtime refuses it.
         """
         settings = settings or load_settings()
         store = Store(settings.store_dir, settings.cache_dir)
@@ -104,8 +105,7 @@ class Runtime:
         directory = store.find(wanted) if wanted else store.default()
         if store.is_demo(directory) and not directory.is_dir():
             raise BundleError(
-                f"Expected a converted model, but none is installed; run `bimedix-edge convert --{DEMO}` once, or "
-                "convert a checkpoint."
+                f"No converted model is installed. Run `bimedix-edge convert --{DEMO}` once, or convert a checkpoint."
             )
         start_s = time.perf_counter()
         bundle = open_bundle(directory, progress)
@@ -118,8 +118,8 @@ class Runtime:
         """Return a new conversation.
 
         Args:
-            sampling: how tokens are chosen; by default the settings', with a fresh seed if they have none.
-            max_tokens: most tokens of an answer; by default the settings'.
+            sampling: How tokens are chosen; by default the settings', with a fresh seed if they have none.
+            max_tokens: Most tokens of an answer; by default the settings'.
         """
         return Chat(
             self.engine,
@@ -129,7 +129,7 @@ class Runtime:
         )
 
     def sampling(self) -> Sampling:
-        """Return the settings' sampling; a seed that is not set is drawn anew each time."""
+        """Return the settings' sampling; if they set no seed, each call draws another one."""
         settings = self.settings
         return Sampling(
             temperature=settings.temperature,
@@ -181,17 +181,17 @@ class Runtime:
         return b"".join(map(self.engine.decoder.piece, tokens)).decode("utf-8", "replace")
 
     def leave_gpu(self, chat: Chat) -> None:
-        """Load the decoder anew for the CPU alone, after a device has failed, and let a conversation go on there.
+        """Load the decoder again for the CPU alone, after a device has failed, and let a conversation go on there.
 
-        Nothing does so by itself: an answer from the CPU takes longer, so whoever waits for it is to be asked.
+        Nothing calls this by itself: an answer from the CPU takes longer, so the user has to agree.
 
         Args:
-            chat: of this runtime; all others end.
+            chat: Conversation of this runtime; all others end.
 
         Raises:
-            HardwareError: it does not fit into the machine's memory.
+            HardwareError: The model does not fit into the machine's memory.
         """
-        # as long a context as before: what was said must find room
+        # as long a context as before, so that the conversation fits
         self.settings = replace(self.settings, gpu_layers=0, ctx_size=self.plan.load.n_ctx)
         self.engine.close()
         self._load(self.engine.vision)

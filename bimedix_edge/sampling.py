@@ -12,13 +12,13 @@ class Sampling:
     """How the next token is chosen.
 
     Attributes:
-        temperature: 0 is greedy; the authors use 0.1.
-        top_p: keep the smallest set of tokens with this probability; 1 keeps all.
-        top_k: keep this many tokens; 0 keeps all.
-        min_p: drop tokens below this fraction of the best one's probability; 0 drops none.
-        repeat_penalty: divides the logits of the last 64 tokens; 1 is none.
-        seed: of the random choice.
-        grammar: what the answer is held to, as `grammar.grammar_for` made it; None is any text.
+        temperature: Divisor of the logits; 0 is greedy; the authors use 0.1.
+        top_p: Keep the smallest set of tokens with this probability; 1 keeps all.
+        top_k: Keep this many tokens; 0 keeps all.
+        min_p: Drop tokens below this fraction of the best one's probability; 0 drops none.
+        repeat_penalty: Divides the logits of the last 64 tokens; 1 is none.
+        seed: Seed of the random choice.
+        grammar: Grammar of the answer, made by `grammar.grammar_for`; None allows any text.
     """
 
     temperature: float = 0.1

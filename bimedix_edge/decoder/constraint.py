@@ -2,9 +2,9 @@
 
 llguidance (MIT) compiles a JSON schema for the vocabulary itself: it knows the bytes of every token, so that numbers,
 lengths and characters cut into several tokens come out right, and it spends a bounded amount of work on each token.
-llama.cpp's own grammars were not taken: their engine ends the process on a token that it does not expect and takes
-repetitions above 2000 as endless, and the binding's converter of schemas ignores what it does not know (minimum,
-uniqueItems, what stands beside $ref).
+llama.cpp's own grammars have two faults: their engine ends the process on an unexpected token, and it takes repetitions
+above 2000 as endless. The binding's converter of schemas also ignores keywords that it does not know (minimum,
+uniqueItems, keywords beside $ref).
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ try:
     from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 except (ImportError, OSError) as error:
     raise DecoderError(
-        f"Expected llguidance to load, which holds answers to a JSON schema, but it fails ({error}); "
-        "run `pip install 'llguidance>=1.9,<2'`."
+        f"llguidance, which holds answers to a JSON schema, does not load ({error}). "
+        "Run `pip install 'llguidance>=1.9,<2'`."
     ) from error
 
 __all__ = ["Constraint", "ConstraintTokens"]
 
-# A schema comes from whoever may ask. Under these, the worst of tests/schema/hostile.py took 80 ms to compile and 50 ms
-# a token; llguidance's own limits are several times wider. Its longer error texts would repeat the schema.
+# Schemas come from untrusted clients. Under these limits, the worst of tests/schema/hostile.py took 80 ms to compile
+# and 50 ms a token; llguidance's own limits are several times wider. Its longer error texts would repeat the schema.
 _LIMITS = LLParserLimits(
     initial_lexer_fuel=200_000,
     step_lexer_fuel=100_000,
@@ -40,13 +40,13 @@ _MAX_REASON_CHARACTERS = 160
 
 
 class ConstraintTokens:
-    """A model's tokens, prepared for constraints; takes about a second for 128,256 tokens, so it is made once.
+    """A model's tokens, prepared for constraints. Preparing 128,256 tokens takes about a second, so it is made once.
 
     Args:
-        pieces: the bytes of each token, by id.
-        special: ids that stand for no text.
-        end_token: what ends an answer.
-        tokenize: makes tokens of text that a schema forces, as the model would have read them.
+        pieces: Bytes of each token, by id.
+        special: Ids of tokens that stand for no text.
+        end_token: Token that ends an answer.
+        tokenize: Tokenizes text that a schema forces, as it would be in a prompt.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class ConstraintTokens:
         """Return the constraint of one answer.
 
         Raises:
-            SchemaError: the grammar allows nothing, or takes more work than may be spent on one.
+            SchemaError: The grammar allows nothing, or takes more work than the limits allow.
         """
         return Constraint(self._tokenizer, grammar, self._n_vocab, self._end_token)
 
@@ -77,14 +77,14 @@ class Constraint:
         self._mask = np.zeros((n_vocab + 31) // 32, dtype=np.uint32)
         self._n_vocab = n_vocab
         self._end_token = end_token
-        # a schema without any value is known by its first token
+        # a schema without any value shows at the first token
         self._allowed: NDArray[np.int32] | None = self._next()
 
     def allowed(self) -> NDArray[np.int32]:
         """Return the ids that may come next, int32 (n,) ascending, n at least 1.
 
         Raises:
-            SchemaError: the grammar became too much work.
+            SchemaError: The grammar became too much work.
         """
         if self._allowed is None:
             self._allowed = self._next()
@@ -103,21 +103,19 @@ class Constraint:
         bits = np.unpackbits(self._mask.view(np.uint8), count=self._n_vocab, bitorder="little")
         allowed = np.flatnonzero(bits).astype(np.int32)
         if not len(allowed):
-            raise SchemaError(
-                "Expected a schema that some value satisfies, but nothing can be written under it; correct the schema."
-            )
+            raise SchemaError("No value satisfies the schema. Correct the schema.")
         return allowed
 
     def _failure(self) -> SchemaError:
         reason = " ".join(self._matcher.get_error().replace("<non-verbose/>", "").split())
         return SchemaError(
-            "Expected a schema that some value satisfies, and that takes no more work than one may, but it does not "
-            f"({reason[:_MAX_REASON_CHARACTERS]}); correct or simplify it."
+            f"No value satisfies the schema, or it takes too much work ({reason[:_MAX_REASON_CHARACTERS]}). "
+            "Correct or simplify the schema."
         )
 
 
 class _Tokens:
-    """What llguidance asks of a tokenizer."""
+    """The interface that llguidance requires of a tokenizer."""
 
     bos_token_id = None
 

@@ -172,22 +172,23 @@ class Decoder:
                 f"({last_error()}). Choose a smaller --ctx-size."
             )
 
-    def tokenize(self, text: str) -> list[int]:
-        """Return the tokens of plain text; special tokens in it are not recognised."""
-        return self._tokenize(text, parse_special=False)
-
     def special(self, name: str) -> int:
         """Return the id of a special token given by its text.
 
         Raises:
             DecoderError: The vocabulary has no such token.
         """
-        tokens = self._tokenize(name, parse_special=True)
+        tokens = self.tokenize(name, parse_special=True)
         if len(tokens) != 1:
             raise DecoderError(f"The vocabulary has no special token {name}. Convert the checkpoint again.")
         return tokens[0]
 
-    def _tokenize(self, text: str, *, parse_special: bool) -> list[int]:
+    def tokenize(self, text: str, *, parse_special: bool = False) -> list[int]:
+        """Return the tokens of a text; unless `parse_special`, special tokens in it are plain text.
+
+        Raises:
+            DecoderError: The vocabulary is damaged.
+        """
         data = text.encode("utf-8")
         room = len(data) + 1  # a byte-level vocabulary never needs more tokens than bytes
         tokens = (llama_cpp.llama_token * room)()

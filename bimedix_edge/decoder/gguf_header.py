@@ -1,4 +1,4 @@
-"""The header of a GGUF that somebody else wrote, read with bounds: gguf-py's reader hangs on hostile files.
+"""The header of an untrusted GGUF, read with bounds: gguf-py's reader hangs on hostile files.
 
 Source: llama.cpp `ggml/include/gguf.h`, versions 2 and 3, little-endian.
 """
@@ -25,7 +25,13 @@ _TEXT, _ARRAY = 8, 9
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """One tensor: its dimensions, fastest first, its ggml type, and the offset of its data in the file."""
+    """One tensor.
+
+    Attributes:
+        dims: Dimensions, fastest first.
+        kind: ggml type.
+        start: Offset of the data in the file.
+    """
 
     dims: tuple[int, ...]
     kind: int
@@ -39,7 +45,7 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class GgufHeader:
-    """Keys and tensors of a GGUF; of arrays, only their length is kept."""
+    """Keys and tensors of a GGUF; an array is represented by its length."""
 
     keys: dict[str, Any]
     tensors: dict[str, TensorInfo]
@@ -49,7 +55,7 @@ class Cursor:
     """A place in bytes of unknown origin.
 
     Raises:
-        ValueError: from every method, if the bytes end or hold an impossible size.
+        ValueError: From every method, if the bytes end or hold an impossible size.
     """
 
     def __init__(self, data: bytes | memoryview) -> None:
@@ -79,10 +85,10 @@ def read_header(data: bytes | memoryview) -> GgufHeader:
     """Read the header of a GGUF.
 
     Args:
-        data: the whole file.
+        data: Contents of the file.
 
     Raises:
-        ValueError: it is no GGUF, or it is damaged; the message says where.
+        ValueError: It is no GGUF, or it is damaged; the message says where.
     """
     cursor = Cursor(data)
     if bytes(cursor.take(4)) != MAGIC or cursor.number("I") not in (2, 3):

@@ -29,7 +29,7 @@ __all__ = [
 
 AUTO, OFF = "auto", "off"
 CHOICES = (AUTO, OFF, "avx2", "avxvnni", "avx512vnni", "amx")
-# of the library's file
+# name of the library's file, without its ending
 STEM = "bimedix_edge_kernels"
 # ggml keeps what is registered for the life of the process
 _registered: list[ctypes.CDLL] = []
@@ -37,11 +37,11 @@ _registered: list[ctypes.CDLL] = []
 
 @dataclass(frozen=True)
 class Kernels:
-    """What computes the decoder's matrix products.
+    """The kernels of the decoder's matrix products.
 
     Attributes:
-        name: of our kernels, such as `avx512vnni`; None where llama.cpp's own compute.
-        reason: why, in words.
+        name: Name of our kernels, such as `avx512vnni`; None where llama.cpp's own compute.
+        reason: Why these, in words.
     """
 
     name: str | None
@@ -52,12 +52,12 @@ def load_kernels(choice: str, version: str, register: Callable[[Path], bool]) ->
     """Choose the kernels that this process uses from now on, and register them with ggml when it is the first time.
 
     Args:
-        choice: one of `CHOICES`.
-        version: of the installed llama-cpp-python.
-        register: ggml's `ggml_backend_load`, which says whether it worked.
+        choice: One of `CHOICES`.
+        version: Version of the installed llama-cpp-python.
+        register: ggml's `ggml_backend_load`; returns whether it worked.
 
     Raises:
-        HardwareError: certain kernels were asked for, and they cannot be used here.
+        HardwareError: The kernels of that name cannot be used on this machine.
     """
     if choice == OFF:
         for library in _registered:
@@ -73,16 +73,14 @@ def load_kernels(choice: str, version: str, register: Callable[[Path], bool]) ->
     except UnusableError as error:
         if choice == AUTO:
             return Kernels(None, str(error))
-        raise HardwareError(
-            f"Expected the kernels {choice}, but they cannot be used here: {error}; choose auto or off."
-        ) from error
+        raise HardwareError(f"The kernels {choice} cannot be used here: {error}. Choose auto or off.") from error
 
 
 def load_quantizer(version: str) -> Quantizer | None:
-    """Return what quantizes as ggml does, several times as fast, or None where it cannot be used.
+    """Return a quantizer with ggml's results, several times as fast, or None where it cannot be used.
 
     Args:
-        version: of the installed llama-cpp-python.
+        version: Version of the installed llama-cpp-python.
     """
     try:
         library = _open(version)
@@ -97,7 +95,7 @@ class Quantizer:
     """ggml's quantizers for some types, a vector of blocks at a time; see kernels/quantize.cpp.
 
     Args:
-        library: ours, loaded.
+        library: Our library, loaded.
     """
 
     def __init__(self, library: ctypes.CDLL) -> None:
@@ -111,10 +109,10 @@ class Quantizer:
         """Write blocks; ctypes lets go of Python's lock meanwhile.
 
         Args:
-            kind: a ggml type.
-            source: the address of float32 values, all finite.
-            target: where the blocks go.
-            n_values: a multiple of the type's block.
+            kind: ggml type.
+            source: Address of float32 values, all finite.
+            target: Address of the blocks.
+            n_values: Number of values, a multiple of the type's block.
 
         Returns:
             Whether it was done.
@@ -126,12 +124,12 @@ def read_bandwidth(n_threads: int, seconds: float) -> float | None:
     """Return how many bytes all threads together read from memory in a second, measured now.
 
     Args:
-        n_threads: how many read.
-        seconds: about how long this takes.
+        n_threads: Threads that read.
+        seconds: Approximate duration.
 
     Returns:
-        What lasts over many passes over 256 MB, or more where a cache holds that; None before any kernels were loaded,
-        or where there is no memory for it.
+        The sustained rate of many passes over 256 MB, or more where a cache holds that. None before any kernels were
+        loaded, or without memory for it.
     """
     if not _registered:
         return None
@@ -144,13 +142,13 @@ def int8_ops(name: str, n_threads: int, seconds: float) -> float | None:
     """Return how many multiplications and additions of bytes an instruction set does in a second, measured now.
 
     Args:
-        name: of kernels, such as `avx512vnni`.
-        n_threads: how many compute.
-        seconds: about how long this takes.
+        name: Name of kernels, such as `avx512vnni`.
+        n_threads: Threads that compute.
+        seconds: Approximate duration.
 
     Returns:
-        What is reached on registers alone, the best of many passes; None before any kernels were loaded, or where these
-        cannot run.
+        The rate on registers alone, the best of many passes. None before any kernels were loaded, or where these cannot
+        run.
     """
     if not _registered:
         return None

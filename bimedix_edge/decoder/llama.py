@@ -1,6 +1,6 @@
-"""llama-cpp-python and its ggml: the library itself, what it was built with, and what it can compute on.
+"""llama-cpp-python and its ggml: the library, the back ends that it was built with, and its devices.
 
-The only file of the runtime that imports the binding; `batches`, `sampler` and `decoder` have it from here.
+The only file of the runtime that imports the binding; `batches`, `sampler` and `decoder` import it from here.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ try:
 except (ImportError, OSError, RuntimeError) as error:  # its shared library or one that it needs is missing
     if (cause := missing_gpu_library(str(error))) is not None:
         raise HardwareError(
-            f"Expected llama-cpp-python to load, but it was built for a GPU and {cause}; install the driver or the "
-            "toolkit that has it, or build it without: "
+            f"llama-cpp-python does not load: it was built for a GPU, and {cause}. Install the driver or the toolkit "
+            "that has it, or build it without: "
             f"{build_command(None, f'{platform.system()} {platform.machine()}', PINNED_VERSION)}"
         ) from error
     raise DecoderError(
-        f"Expected llama-cpp-python to load, but it fails ({error}); install it again, with a C++ compiler at hand."
+        f"llama-cpp-python does not load ({error}). Install it again; this needs a C++ compiler."
     ) from error
 
 __all__ = [
@@ -63,7 +63,7 @@ _recent_errors: collections.deque[str] = collections.deque(maxlen=4)
 
 
 def _remember_log(level: int, text: bytes, _user_data: ctypes.c_void_p) -> None:
-    # the library prints nothing: errors are kept for the message of the exception, the rest is dropped
+    # this package prints nothing: errors go into the message of an exception, other lines are dropped
     if level == _LOG_ERROR:
         _recent_errors.append(text.decode("utf-8", "replace").strip())
 
@@ -76,7 +76,7 @@ def start() -> None:
     """Start llama.cpp, which prints nothing from then on.
 
     Raises:
-        DecoderError: it is another version than this program knows.
+        DecoderError: This program does not know the installed version.
     """
     check_version()
     llama_cpp.llama_log_set(_LOG_CALLBACK, ctypes.c_void_p(0))
@@ -84,12 +84,12 @@ def start() -> None:
 
 
 def forget_errors() -> None:
-    """Forget what llama.cpp has complained of, before something is tried."""
+    """Forget earlier errors of llama.cpp, before something is tried."""
     _recent_errors.clear()
 
 
 def last_error() -> str:
-    """Return what llama.cpp has complained of since, in words."""
+    """Return the errors of llama.cpp since `forget_errors`, in words."""
     return "; ".join(_recent_errors) or "it gives no reason"
 
 
@@ -99,10 +99,10 @@ def library_version() -> str:
 
 
 def open_kernels(choice: str) -> Kernels:
-    """Choose the kernels for the decoders that are made from now on.
+    """Choose the kernels of the decoders that are opened from now on.
 
     Raises:
-        HardwareError: certain kernels were asked for, and they cannot be used here.
+        HardwareError: The kernels of that name cannot be used on this machine.
     """
     backend_faults()
     return load_kernels(choice, library_version(), _register)
@@ -123,7 +123,7 @@ def ggml(name: str, result: Any, *arguments: Any) -> Any:
 
 
 def backends() -> tuple[Backend, ...]:
-    """Return what llama.cpp was built with, and what was registered with it."""
+    """Return the back ends that llama.cpp was built with, and those registered with it."""
     backend_faults()
     at = ggml("ggml_backend_reg_get", ctypes.c_void_p, ctypes.c_size_t)
     name = ggml("ggml_backend_reg_name", ctypes.c_char_p, ctypes.c_void_p)
@@ -134,7 +134,7 @@ def backends() -> tuple[Backend, ...]:
 
 @functools.cache
 def backend_faults() -> tuple[str, ...]:
-    """Return what ggml's backends said when they could not start, the first time any of them is asked for."""
+    """Return the errors of ggml's back ends that could not start; they appear on the first use of any."""
     llama_cpp.llama_log_set(_LOG_CALLBACK, ctypes.c_void_p(0))
     _recent_errors.clear()
     ggml("ggml_backend_reg_count", ctypes.c_size_t)()
@@ -142,7 +142,7 @@ def backend_faults() -> tuple[str, ...]:
 
 
 def compute_devices() -> tuple[ComputeDevice, ...]:
-    """Return what ggml can compute on, in its order, with the memory that it states.
+    """Return ggml's devices, in its order, with the memory that it states.
 
     For the CPU it states that all memory of the machine is free.
 
@@ -175,39 +175,39 @@ def system_info() -> str:
 
 
 def built_for_amx() -> bool:
-    """Tell whether llama.cpp was built for processors with AMX; its products by AMX are never used.
+    """Return whether llama.cpp was built for processors with AMX; its own AMX products are never used.
 
-    GCC up to 12 takes `_tile_loadconfig` to read eight of its 64 bytes and drops what was written to the others:
-    compiled so, ggml's AMX ends the process. Which compiler built a library cannot be asked.
+    GCC up to 12 assumes that `_tile_loadconfig` reads eight of its 64 bytes, and drops the writes to the others. ggml's
+    AMX code then ends the process. A library does not say which compiler built it.
     """
     return "AMX_INT8 = 1" in system_info()
 
 
 def repacks(*, kernels: bool) -> bool:
-    """Tell whether llama.cpp rearranges weights when it loads them; with our kernels (`kernels`) it does not."""
+    """Return whether llama.cpp repacks weights when it loads them; with our kernels (`kernels`) it does not."""
     return not kernels and not built_for_amx()
 
 
 def check_version() -> None:
-    """Raise DecoderError unless the installed llama-cpp-python is the one whose structures this program knows."""
+    """Raise DecoderError unless the installed llama-cpp-python is the version whose structs this program knows."""
     if (version := library_version()) != PINNED_VERSION:
         raise DecoderError(
-            f"Expected llama-cpp-python {PINNED_VERSION}, whose structures this program knows, but {version} is "
-            f"installed; run `pip install llama-cpp-python=={PINNED_VERSION}`."
+            f"llama-cpp-python {version} is installed, and this program knows the structs of {PINNED_VERSION}. "
+            f"Run `pip install llama-cpp-python=={PINNED_VERSION}`."
         )
 
 
 def device_list(names: Sequence[str]) -> Any:
-    """Return ggml's devices of these names, and a null after the last; none at all keeps llama.cpp from choosing some.
+    """Return ggml's devices of these names, and a null after the last; an empty list keeps llama.cpp on the CPU.
 
     Raises:
-        HardwareError: there is no device of such a name.
+        HardwareError: There is no device of such a name.
     """
     by_name = ggml("ggml_backend_dev_by_name", ctypes.c_void_p, ctypes.c_char_p)
     devices = [by_name(name.encode()) for name in names]
     for name, device in zip(names, devices, strict=True):
         if not device:
             raise HardwareError(
-                f"Expected the device {name}, but llama.cpp does not have it any more; see `bimedix-edge doctor`."
+                f"llama.cpp does not have the device {name} any more. Run `bimedix-edge doctor` for a list."
             )
     return (ctypes.c_void_p * (len(devices) + 1))(*devices, None)

@@ -1,4 +1,4 @@
-"""Choosing tokens from logits, by llama.cpp's samplers and a grammar's constraint."""
+"""Choosing tokens from logits, by llama.cpp's samplers and under a grammar's constraint."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Sampler:
     """A chain of llama.cpp's samplers with the state of one answer; made by `Decoder.sampler`.
 
     Args:
-        sampling: how tokens are chosen.
-        n_vocab: tokens of the vocabulary.
-        constraint: which tokens may come next; None is all of them.
+        sampling: How tokens are chosen.
+        n_vocab: Number of tokens in the vocabulary.
+        constraint: Which tokens may come next; None allows all of them.
     """
 
     def __init__(self, sampling: Sampling, n_vocab: int, constraint: Constraint | None = None) -> None:
@@ -37,7 +37,7 @@ class Sampler:
         self._constraint = constraint
         chain = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
         if not chain:
-            raise DecoderError("Expected llama.cpp to create a sampler, but it could not; restart the program.")
+            raise DecoderError("llama.cpp could not create a sampler. Restart the program.")
         self._chain = chain
         for sampler in _samplers(sampling, n_vocab):
             llama_cpp.llama_sampler_chain_add(chain, sampler)
@@ -51,11 +51,11 @@ class Sampler:
         """Choose a token from the logits of one position of the last evaluation.
 
         Args:
-            context: that evaluated.
-            index: of the position in its batch; -1 is the last one whose logits were wanted.
+            context: Context of the evaluation.
+            index: Index of the position in its batch; -1 is the last one with logits.
 
         Raises:
-            SchemaError: the grammar became too much work.
+            SchemaError: The grammar became too much work.
         """
         if self._constraint is None:
             return int(llama_cpp.llama_sampler_sample(self._chain, context, index))
@@ -65,7 +65,7 @@ class Sampler:
         return token
 
     def _choose(self, allowed: NDArray[np.int32], logits: NDArray[np.float32]) -> int:
-        """Let the chain choose among the allowed tokens alone, which is why it needs no sampler of a grammar."""
+        """Let the chain choose among the allowed tokens alone, so it needs no grammar sampler."""
         candidates = np.zeros(len(allowed), dtype=_CANDIDATE)
         candidates["id"] = allowed
         candidates["logit"] = logits[allowed]

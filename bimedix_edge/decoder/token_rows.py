@@ -1,8 +1,8 @@
 """The rows of a decoder's token embeddings, as llama.cpp itself would look them up.
 
-A batch of llama.cpp's holds tokens or embeddings. With the rows of its text at hand, text and images of a prompt are
-one batch, where text on its own would be a small one, at half the speed. The values are those that ggml's `get_rows`
-gives on the CPU, where llama.cpp keeps this tensor: they come from the same function.
+A batch of llama.cpp holds tokens or embeddings. With the rows of the text at hand, text and images of a prompt are one
+batch. Text on its own would be a small batch, at half the speed. The values are bit-identical to those of ggml's
+`get_rows` on the CPU, where llama.cpp keeps this tensor, since they come from the same function.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 __all__ = ["TokenRows", "matrix_types"]
 
 _TENSOR = b"token_embd.weight"
-# what a decoder has besides matrices
+# endings of the tensors that are not matrices
 _VECTORS = (b"_norm.weight", b"rope_freqs.weight")
 
 
 class _TypeTraits(ctypes.Structure):
-    """`struct ggml_type_traits` of ggml.h, up to what is read of it."""
+    """`struct ggml_type_traits` of ggml.h, up to the last field that is read."""
 
     _fields_ = (
         ("type_name", ctypes.c_char_p),
@@ -46,12 +46,12 @@ class TokenRows:
     """The token embeddings of a GGUF, mapped and not copied.
 
     Args:
-        path: of a decoder that llama.cpp has loaded.
-        n_vocab, n_embd: of that decoder.
-        ggml: gives one of ggml's functions by name, result and arguments.
+        path: Path of a decoder that llama.cpp has loaded.
+        n_vocab, n_embd: Sizes of that decoder.
+        ggml: Returns one of ggml's functions by name, result and arguments.
 
     Raises:
-        ValueError: the file has not as many embeddings.
+        ValueError: The file ends within the embeddings.
     """
 
     def __init__(self, path: Path, n_vocab: int, n_embd: int, ggml: Callable[..., Any]) -> None:
@@ -61,7 +61,7 @@ class TokenRows:
         if path.stat().st_size < start + n_vocab * row_bytes:
             raise ValueError(f"{path.name} ends within its token embeddings")
         self._rows: NDArray[np.uint8] = np.memmap(path, np.uint8, "r", start, (n_vocab, row_bytes))
-        # ggml has no function for what is float32 already
+        # ggml has no such function for float32
         self._to_float = traits.to_float or None
         self._n_embd = n_embd
 
@@ -79,10 +79,10 @@ def matrix_types(path: Path, ggml: Callable[..., Any]) -> frozenset[int]:
     """Return the ggml types of a decoder's matrices.
 
     Args:
-        path, ggml: as for `TokenRows`.
+        path, ggml: As for `TokenRows`.
 
     Raises:
-        ValueError: ggml does not read it.
+        ValueError: ggml cannot read the header.
     """
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     with _header(path, ggml) as file:
@@ -96,7 +96,7 @@ def matrix_types(path: Path, ggml: Callable[..., Any]) -> frozenset[int]:
 
 
 def _place(path: Path, ggml: Callable[..., Any]) -> tuple[int, int]:
-    """Return where in the file the embeddings begin, and their ggml type."""
+    """Return the offset of the embeddings in the file, and their ggml type."""
     pointer, size, number = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int64
     with _header(path, ggml) as file:
         index = ggml("gguf_find_tensor", number, pointer, ctypes.c_char_p)(file, _TENSOR)
@@ -112,7 +112,7 @@ def _header(path: Path, ggml: Callable[..., Any]) -> Iterator[ctypes.c_void_p]:
     pointer = ctypes.c_void_p
     file = ggml("gguf_init_from_file", pointer, ctypes.c_char_p, _InitParams)(str(path).encode(), _InitParams(True))
     if not file:
-        raise ValueError(f"ggml does not read the header of {path.name}")
+        raise ValueError(f"ggml cannot read the header of {path.name}")
     try:
         yield file
     finally:

@@ -121,7 +121,7 @@ class Engine:
         # one cell stays for the first token of the answer
         if (excess := len(prompt) + 1 - self.decoder.n_ctx) > 0:
             raise PromptError(
-                f"The prompt is {excess} tokens too long: it has {len(prompt)}, and the context takes "
+                f"The prompt does not fit into the context: it has {len(prompt)} tokens, {excess} too many for "
                 f"{self.decoder.n_ctx - 1}. Shorten the question, start a new conversation, or choose a larger "
                 "--ctx-size.",
                 n_tokens=len(prompt),

@@ -1,14 +1,14 @@
-"""Image embeddings kept on the disk, for users who want that: off by default, since they are patients' data.
+"""Image embeddings on the disk, for users who want that: off by default, since they are patients' data.
 
     images/                       mode 0700
         secret                    32 random bytes, made with the first entry; mode 0600
         <64 digits>.embeds        one image: magic, HMAC of the rest, shape, float32; mode 0600
 
-A name is an HMAC of the image's key under the secret, so without the secret a name does not tell whether a picture
-that one has at hand is here. The HMAC inside covers the name, too: an entry that is damaged, cut short or moved under
-the name of another image is dropped before anything in it is used. An entry's time of modification is that of its last
-use, and the least recently used entries make room for new ones. Several processes may use one directory: entries
-appear and disappear whole.
+A name is an HMAC of the image's key under the secret, so without the secret nobody can tell from the names whether a
+picture is in the cache. The HMAC inside covers the name, too: an entry that is damaged, cut short or moved under the
+name of another image is dropped before anything in it is used. An entry's time of modification is that of its last use,
+and the least recently used entries make room for new ones. Several processes may use one directory: entries appear and
+disappear whole.
 """
 
 from __future__ import annotations
@@ -47,7 +47,12 @@ _NOFOLLOW = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 
 @dataclass(frozen=True)
 class CacheUsage:
-    """What is in a cache: images, and the bytes of all of its files."""
+    """The contents of a cache.
+
+    Attributes:
+        n_images: Number of images.
+        size_bytes: Size of all files.
+    """
 
     n_images: int
     size_bytes: int
@@ -56,15 +61,15 @@ class CacheUsage:
 class ImageCache:
     """Embeddings by the key of their image, in a private directory of bounded size.
 
-    A fault of the disk costs an encoding, not the answer: it is told to `notify`, and the image counts as not kept.
+    A fault of the disk costs an encoding, not the answer: `notify` reports it, and the image counts as not cached.
 
     Args:
-        directory: created if it is not there, with its parents.
-        max_bytes: of all entries together.
-        notify: called with a sentence when an entry was damaged, or one could not be read or written.
+        directory: Directory of the cache, created with its parents if it does not exist.
+        max_bytes: Most bytes of all entries together.
+        notify: Called with a sentence when an entry was damaged, or could not be read or written.
 
     Raises:
-        UsageError: the directory cannot be created, or is not this user's own.
+        UsageError: The directory cannot be created, or does not belong to this user.
     """
 
     def __init__(self, directory: Path, max_bytes: int, notify: Callable[[str], None] | None = None) -> None:
@@ -79,8 +84,8 @@ class ImageCache:
         """Return the embeddings under `key`, or None.
 
         Args:
-            key: see `vision.embedding_key`.
-            shape: n_tokens, n_embd that the encoder gives.
+            key: See `vision.encoder.embedding_key`.
+            shape: n_tokens and n_embd of the encoder.
 
         Returns:
             float32 of that shape.
@@ -94,15 +99,14 @@ class ImageCache:
             if (embeds := _checked(data, secret, path.name, shape)) is None:
                 path.unlink(missing_ok=True)
                 self._notify(
-                    f"Expected a whole entry in the image cache, but {path} is damaged; it was removed, and the image "
-                    "is encoded again."
+                    f"The entry {path} of the image cache is damaged; it was removed, and the image is encoded again."
                 )
                 return None
             with contextlib.suppress(FileNotFoundError):  # another process has just made room
                 os.utime(path)
             return embeds
         except OSError as error:
-            self._notify(f"Expected to read the image cache in {self.directory}, but {_reason(error)}; check the disk.")
+            self._notify(f"The image cache in {self.directory} cannot be read: {_reason(error)}. Check the disk.")
             return None
 
     def put(self, key: str, embeds: NDArray[np.float32]) -> None:
@@ -111,8 +115,8 @@ class ImageCache:
         size = _HEAD_BYTES + values.nbytes
         if size > self.max_bytes:
             self._notify(
-                f"Expected an image to fit into the image cache of {self.max_bytes} bytes, but it takes {size}; set "
-                "image_cache to more."
+                f"An image of {size} bytes does not fit into the image cache of {self.max_bytes}; set image_cache to "
+                "more."
             )
             return
         try:
@@ -124,9 +128,7 @@ class ImageCache:
             self._make_room(0)  # other processes write, too
         except (OSError, BimedixEdgeError) as error:
             reason = _reason(error.__cause__ if isinstance(error.__cause__, OSError) else error)
-            self._notify(
-                f"Expected to write the image cache in {self.directory}, but {reason}; the image was not kept there."
-            )
+            self._notify(f"The image cache in {self.directory} cannot be written: {reason}. The image was not kept.")
 
     def _make_room(self, n_bytes: int) -> None:
         entries = sorted(_entries(self.directory), key=lambda entry: entry[1].st_mtime_ns)
@@ -144,14 +146,12 @@ class ImageCache:
             try:
                 found = _read(path, _SECRET_BYTES)
             except IsADirectoryError as error:
-                raise UsageError(f"Expected a file, but {path} is a directory; remove it.") from error
+                raise UsageError(f"{path} is a directory and not a file. Remove it.") from error
             if found is not None and len(found) == _SECRET_BYTES:
                 return found
             if found is not None:
                 path.unlink(missing_ok=True)
-                self._notify(
-                    f"Expected {_SECRET_BYTES} bytes in {path}, but it is damaged; the image cache starts anew."
-                )
+                self._notify(f"{path} is damaged: it has not {_SECRET_BYTES} bytes. The image cache starts empty.")
             self._make_secret(path)
         raise OSError(f"{path} cannot be kept")
 
@@ -172,10 +172,10 @@ class ImageCache:
 
 
 def cache_usage(directory: Path) -> CacheUsage:
-    """Return what is in a cache; one that does not exist is empty.
+    """Return the contents of a cache; one that does not exist is empty.
 
     Raises:
-        UsageError: it cannot be read.
+        UsageError: The directory cannot be read.
     """
     with disk_errors(directory):
         sizes = [status.st_size for _, status in _entries(directory)]
@@ -183,13 +183,13 @@ def cache_usage(directory: Path) -> CacheUsage:
 
 
 def clear_cache(directory: Path) -> CacheUsage:
-    """Remove all entries, what killed processes left, and the secret, without which the old names mean nothing.
+    """Remove all entries, leftovers of killed processes, and the secret, without which the old names mean nothing.
 
     Returns:
-        What was there.
+        What the cache contained.
 
     Raises:
-        UsageError: something may not be removed.
+        UsageError: A file cannot be removed.
     """
     found = cache_usage(directory)
     with disk_errors(directory):
@@ -204,8 +204,8 @@ def _make_private(directory: Path) -> None:
     foreign = hasattr(os, "getuid") and status.st_uid != os.getuid()
     if not stat.S_ISDIR(status.st_mode) or foreign:
         raise UsageError(
-            f"Expected a directory of your own for the image cache, but {directory} is "
-            f"{'another user’s' if foreign else 'a link'}; set cache_dir to another place."
+            f"{directory} is not a directory of your own: it is {'another user’s' if foreign else 'a link'}. "
+            "The image cache needs one; set cache_dir to another place."
         )
     if stat.S_IMODE(status.st_mode) & 0o077:
         directory.chmod(0o700)
@@ -244,7 +244,7 @@ def _tag(secret: bytes, name: str, rest: bytes | memoryview) -> bytes:
 
 
 def _checked(data: bytes, secret: bytes, name: str, shape: tuple[int, int]) -> NDArray[np.float32] | None:
-    """Return the embeddings of an entry whose bytes are those that were written under this name, else None."""
+    """Return the embeddings of an entry, or None unless its bytes are those that were written under this name."""
     if len(data) != _HEAD_BYTES + 4 * shape[0] * shape[1] or not data.startswith(_MAGIC):
         return None
     start = len(_MAGIC) + _TAG_BYTES

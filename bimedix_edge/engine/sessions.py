@@ -1,12 +1,12 @@
 """Which conversation owns which sequence of the KV cache, and what is in it.
 
-What a session holds is recorded item by item, one item a position: a token's id, or one row of an image, known by the
-key of the image's content. A new prompt reuses the longest common prefix of items of its *own* session. Nothing is
-shared between sessions, so an image position is reused only for the very same image in the very same conversation.
+A session records what it holds item by item, one item a position: a token's id, or one row of an image, known by the
+key of the image's content. A new prompt reuses the longest common prefix of items of its *own* session. Sessions share
+nothing, so an image position is reused only for the same image in the same conversation.
 
-Where cells are needed, those of the session that was not used for longest are freed, after a copy was made of them in
-the host's memory, as far as its budget goes: 640 positions of the 8B are 80 MB, which are copied in a twentieth of a
-second and computed in eight.
+When cells are needed, the table frees those of the least recently used session, after copying them to the host's memory
+as far as its budget goes. 640 positions of the 8B are 80 MB; copying them takes a twentieth of a second, computing them
+eight seconds.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from bimedix_edge.errors import UsageError
 __all__ = ["PARKED_BYTES", "ImageRow", "Item", "PromptImage", "Session", "SessionTable", "common_prefix"]
 
 PARKED_BYTES = 512 << 20
-# fewer are computed again as quickly
+# fewer positions than this are computed again as quickly
 _LEAST_PARKED = 32
 
 
@@ -34,9 +34,10 @@ class PromptImage:
     """An image in a prompt; two are equal exactly when the model sees the same.
 
     Attributes:
-        key: hash of pixels, shape, dtype, preprocessing and encoder, and of whom it is kept apart from.
-        seen: uint8 (size, size, 3), the pixels after padding and resizing, from which it can be encoded again.
-        sha256, width_px, height_px: of the picture as it was given, for reports.
+        key: Hash of pixels, shape, dtype, preprocessing, encoder and scope.
+        seen: Pixels after padding and resizing, uint8 (size, size, 3), from which it can be encoded again.
+        sha256: Hash of the picture as it was given, for reports.
+        width_px, height_px: Size of that picture.
     """
 
     key: str
@@ -60,12 +61,13 @@ class Session:
     """One conversation's place in the KV cache; made by `SessionTable.open`.
 
     Attributes:
-        items: what its sequence or its copy holds, one item a position.
-        seq: the sequence's number, or None while it has none.
-        copy: the sequence's content in the host's memory while it has no number; None if there is no copy.
-        busy: whether the engine works on an answer in it, so that its cells cannot be freed.
-        taken: whether somebody reads an answer in it, so that there can be no second one.
-        closed: whether it was given back.
+        items: Contents of its sequence or of its copy, one item a position.
+        seq: Number of its sequence; None while it has none.
+        copy: Copy of its sequence in the host's memory while it has no number; None without a copy.
+        busy: Whether the engine works on an answer in it, so that its cells cannot be freed.
+        taken: Whether a reader has an answer in it, so that there can be no second one.
+        closed: Whether it was given back.
+        last_used: Number of its last use; greater is later.
     """
 
     def __init__(self) -> None:
@@ -79,11 +81,14 @@ class Session:
 
 
 class SessionTable:
-    """All sessions of one decoder. Only the thread that evaluates calls it, but for `open` and `n_cells`.
+    """All sessions of one decoder. Only the thread that evaluates calls it, except `open` and `n_cells`.
 
     Args:
-        decoder: whose sequences and cells are handed out.
-        parked_bytes: most bytes of the copies of sessions that are not busy.
+        decoder: Decoder with the sequences and cells.
+        parked_bytes: Budget for the copies of sessions that are not busy.
+
+    Attributes:
+        parked_bytes: As given; it can be changed.
     """
 
     def __init__(self, decoder: Decoder, parked_bytes: int = PARKED_BYTES) -> None:
@@ -107,7 +112,7 @@ class SessionTable:
             self._sessions.remove(session)
 
     def close_all(self) -> None:
-        """Forget all sessions, whose decoder is about to be closed."""
+        """Forget all sessions, since their decoder is about to be closed."""
         for session in self._sessions:
             session.closed = True
             session.seq = session.copy = None
@@ -123,18 +128,18 @@ class SessionTable:
         """Give `session` a sequence and room for `prompt`, and return how many positions of it are reused.
 
         Args:
-            session: which is made busy.
-            prompt: all of it.
-            spare: how many more cells must be free, so that it can be expected to go on.
+            session: Session, which becomes busy.
+            prompt: The whole prompt.
+            spare: Number of cells that must be free besides, so that the answer can be expected to go on.
 
         Returns:
             None if busy sessions hold the sequences or cells; nothing has changed then.
 
         Raises:
-            UsageError: the session is closed.
+            UsageError: The session is closed.
         """
         if session.closed:
-            raise UsageError("Expected an open conversation, but this one was closed; start a new one.")
+            raise UsageError("The conversation is closed. Start a new one.")
         # the last position is always evaluated, since its logits are not kept
         kept = min(common_prefix(session.items, prompt), len(prompt) - 1)
         held = len(session.items) if session.seq is not None else 0
@@ -150,14 +155,14 @@ class SessionTable:
         return kept
 
     def resume(self, session: Session, spare: int) -> bool:
-        """Give a busy session that was parked its sequence back; return whether that could be done."""
+        """Give a parked session a sequence and its cells back; return whether there was room."""
         if not self._could_free(session, len(session.items) + spare):
             return False
         self._enter(session, len(session.items))
         return True
 
     def park(self, session: Session) -> None:
-        """Take the sequence from a busy session, and keep what is in it in the host's memory, whatever the budget."""
+        """Take the sequence from a busy session, with a copy in the host's memory regardless of the budget."""
         self._leave(session, copy=True)
 
     def make_room(self, n_cells: int) -> bool:
@@ -168,13 +173,13 @@ class SessionTable:
         return True
 
     def truncate(self, session: Session, position: int) -> None:
-        """Forget what `session` holds from `position` on."""
+        """Forget the items of `session` from `position` on."""
         if session.seq is not None and position < len(session.items):
             self._decoder.truncate(session.seq, position)
         del session.items[position:]
 
     def _enter(self, session: Session, n_cells: int) -> None:
-        """Give a session a sequence, and what its copy holds back to it."""
+        """Give a session a sequence, and put back its copy."""
         session.last_used = next(self._clock)
         self.make_room(n_cells)
         if session.seq is not None:
@@ -188,7 +193,7 @@ class SessionTable:
         session.seq = seq
 
     def _could_free(self, session: Session, n_cells: int) -> bool:
-        """Tell whether so many cells, and a sequence for `session`, are free or held by idle sessions."""
+        """Return whether `n_cells` and a sequence for `session` are free or held by idle sessions."""
         others = [other for other in self._sessions if other is not session and other.seq is not None and other.busy]
         held = len(session.items) if session.seq is not None else 0
         taken = held + sum(len(other.items) for other in others)

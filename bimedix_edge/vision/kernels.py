@@ -1,7 +1,7 @@
 """The image encoder's kernels: operators for ONNX Runtime, built with this package (see kernels/README.md).
 
-A graph with int8 weights calls functions that it defines itself (`converters/vision/functions.py`); a session that our
-operators are registered with computes these by our kernels, another one by ONNX Runtime's.
+A graph with int8 weights calls functions that it defines itself (`converters/vision/functions.py`). Our kernels compute
+them in a session with our operators; in any other, ONNX Runtime's do.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from bimedix_edge.native import UnusableError, choose, load_library, verified
 
 __all__ = ["STEM", "VisionKernels", "choose_vision_kernels"]
 
-# of the library's file
+# name of the library's file, without its ending
 STEM = "bimedix_edge_vision"
 _AUTO, _OFF = "auto", "off"
-# what the setting for the decoder's kernels means here: the best, that with tiles, the best without; AVX2 and AVX-VNNI
-# are left to ONNX Runtime
+# meaning of the setting for the decoder's kernels here: the best, the ones with tiles, the best without; on AVX2 and
+# AVX-VNNI, ONNX Runtime computes
 _MEANING = {_AUTO: "auto", "amx": "amx", "avx512vnni": "vectors"}
 
 
 @dataclass(frozen=True)
 class VisionKernels:
-    """What computes an int8 image encoder.
+    """The kernels of an int8 image encoder.
 
     Attributes:
-        name: of our kernels, such as `avx512bf16`; None where ONNX Runtime's own compute.
-        reason: why, in words.
-        library: to be registered with a session before it is opened; None where there is no name.
-        identity: of the computation, the name and the library's SHA-256; empty where there is no name.
+        name: Name of our kernels, such as `avx512bf16`; None where ONNX Runtime's own compute.
+        reason: Why these, in words.
+        library: Library to register with a session before it is opened; None without a name.
+        identity: Name and the library's SHA-256, on which results depend; empty without a name.
     """
 
     name: str | None
@@ -42,7 +42,8 @@ def choose_vision_kernels(choice: str) -> VisionKernels:
     """Choose the kernels of the sessions that are opened from now on.
 
     Args:
-        choice: of the decoder's kernels, one of `kernels.CHOICES`; who names some that are not here is told so there.
+        choice: Setting for the decoder's kernels, one of `decoder.kernels.CHOICES`. The decoder refuses kernels that
+            this machine cannot run.
     """
     if choice == _OFF:
         return VisionKernels(None, "switched off")

@@ -12,14 +12,14 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 try:
     import onnxruntime
 except (ImportError, OSError) as error:
-    raise VisionError(f"Expected onnxruntime to load, but it fails ({error}); install it again.") from error
+    raise VisionError(f"onnxruntime does not load ({error}). Install it again.") from error
 
-# what fails is told by our exceptions; a provider that does not load would be told on standard error
+# failures reach the user as our exceptions; ONNX Runtime would log a provider that does not load on standard error
 onnxruntime.set_default_logger_severity(4)
 
 __all__ = ["LOG_FATAL", "first_line", "library_version", "onnxruntime"]
 
-# ONNX Runtime's level that logs nothing but what ends the process: failures reach the user as our exceptions
+# ONNX Runtime's level that logs only what ends the process: failures reach the user as our exceptions
 LOG_FATAL = 4
 
 

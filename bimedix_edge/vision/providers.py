@@ -1,4 +1,4 @@
-"""ONNX Runtime's execution providers: which are here, why one is not, and where an image encoder will compute."""
+"""ONNX Runtime's execution providers: which ones this machine has, why one is missing, and which an encoder gets."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ AUTO = "auto"
 CPU, CUDA, COREML = "cpu", "cuda", "coreml"
 # the best first
 PROVIDERS = {CUDA: "CUDAExecutionProvider", COREML: "CoreMLExecutionProvider", CPU: "CPUExecutionProvider"}
-# the shared part first, which the other one needs
+# the shared part first: the other one needs it
 _LIBRARIES = {CUDA: ("*onnxruntime_providers_shared.*", "*onnxruntime_providers_cuda.*")}
-# int8 products exist on the CPU only: a session elsewhere would leave them to the CPU without a word
+# int8 products exist on the CPU only: a session elsewhere would silently leave them to the CPU
 CPU_ONLY_WEIGHTS = "int8"
 # ONNX: c = MatMulInteger(a uint8 (1, 64), b int8 (64, 16))
 _PROBE = (
@@ -55,19 +55,19 @@ _PROBE = (
 
 
 def devices_here() -> list[str]:
-    """Return the devices besides the CPU that are here and known to ONNX Runtime, the best first."""
+    """Return the devices of this machine that ONNX Runtime knows, without the CPU, the best first."""
     return [device for device in (CUDA, COREML) if missing_of(device, failure=None) is None]
 
 
 def encoder_device(wanted: str, spec: VisionSpec) -> str:
-    """Return where an encoder will compute, before it is opened: a device that `auto` finds may still fail to load.
+    """Return the device of an encoder before it is opened; one that `auto` finds may still fail to load.
 
     Args:
-        wanted: see `VisionEncoder`.
-        spec: of the encoder.
+        wanted: See `VisionEncoder`.
+        spec: Description of the encoder.
 
     Raises:
-        HardwareError, UsageError: the device that was asked for cannot be used, as for `VisionEncoder`.
+        HardwareError, UsageError: The named device cannot be used, as for `VisionEncoder`.
     """
     if wanted == AUTO:
         return next(iter(suitable(spec)), CPU)
@@ -81,23 +81,23 @@ def check_computes(device: str, spec: VisionSpec) -> None:
     """Raise UsageError if there is no such device, or if it cannot compute an encoder's weights."""
     if device not in PROVIDERS:
         raise UsageError(
-            f"Expected a device among {', '.join(sorted(PROVIDERS))}, but it is {device[:40]!r}; name one."
+            f"There is no device {device[:40]!r} for the image encoder. Name one of {', '.join(sorted(PROVIDERS))}."
         )
     if device != CPU and spec.weights == CPU_ONLY_WEIGHTS:
         raise UsageError(
-            f"Expected float16 or float32 vision weights for {device}, but this model's are {spec.weights}, "
-            "which only the CPU computes; convert it again with --vision float16, or choose --vision-device cpu."
+            f"{device} cannot compute this model's {spec.weights} vision weights; only the CPU can. Convert the model "
+            "again with --vision float16, or choose --vision-device cpu."
         )
 
 
 def not_usable(device: str, cause: str, remedy: str | None) -> HardwareError:
     """Return the error for a device that the user named and that cannot be used."""
-    advice = f"{remedy}, or choose" if remedy else "choose"
-    return HardwareError(f"Expected the image encoder to run on {device}, but {cause}; {advice} --vision-device cpu.")
+    advice = f"{remedy[0].upper()}{remedy[1:]}, or choose" if remedy else "Choose"
+    return HardwareError(f"The image encoder cannot run on {device}: {cause}. {advice} --vision-device cpu.")
 
 
 def suitable(spec: VisionSpec) -> list[str]:
-    """Return the devices besides the CPU that are here and compute an encoder's weights, the best first."""
+    """Return the devices of this machine that compute an encoder's weights, without the CPU, the best first."""
     return devices_here() if spec.weights != CPU_ONLY_WEIGHTS else []
 
 
@@ -107,12 +107,12 @@ def device_of(provider: str) -> str:
 
 
 def built_for_cuda() -> str:
-    """Return the CUDA that ONNX Runtime was built for, such as `13.0`; empty where for none."""
+    """Return the CUDA version that ONNX Runtime was built for, such as `13.0`; empty without CUDA."""
     return str(getattr(onnxruntime, "cuda_version", ""))
 
 
 def providers() -> tuple[Provider, ...]:
-    """Return the providers that this program knows, the best first, each tried if nothing is known against it."""
+    """Return the providers that this program knows, the best first; each that might load is tried."""
     return tuple(_try_provider(device) for device in PROVIDERS)
 
 
@@ -133,11 +133,11 @@ def _try_provider(device: str) -> Provider:
 
 
 def missing_of(device: str, *, failure: str | None) -> Missing | None:
-    """Return why a device cannot be used; None where nothing is known against it.
+    """Return why a device cannot be used; None unless there is a known reason.
 
     Args:
-        device: a key of `PROVIDERS`.
-        failure: what its provider said when it did not load.
+        device: Key of `PROVIDERS`.
+        failure: Error of its provider when it did not load; None before it was tried.
     """
     built_in = PROVIDERS[device] in onnxruntime.get_available_providers()
     if device == CUDA:
@@ -151,14 +151,14 @@ def missing_of(device: str, *, failure: str | None) -> Missing | None:
 
 
 def preload() -> None:
-    """Load CUDA and cuDNN from where pip has put them, before ONNX Runtime looks for them."""
-    # what it prints is told by the session's failure
+    """Load CUDA and cuDNN from pip's directories, before ONNX Runtime looks for them."""
+    # the session's failure says what this prints
     with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
         getattr(onnxruntime, "preload_dlls", lambda: None)()
 
 
 def load_failure(device: str) -> str:
-    """Return what the system says when the library of a provider is loaded: ONNX Runtime only logs it."""
+    """Return the system's error for a provider's library that does not load, which ONNX Runtime only logs."""
     folder = Path(onnxruntime.__file__).parent / "capi"
     libraries = [path for pattern in _LIBRARIES.get(device, ()) for path in sorted(folder.glob(pattern))]
     for path in libraries:
@@ -171,9 +171,9 @@ def load_failure(device: str) -> str:
 
 @functools.cache
 def products_overflow() -> bool:
-    """Tell whether ONNX Runtime's int8 products overflow here, as they do on x86-64 without VNNI.
+    """Return whether ONNX Runtime's fast int8 products overflow here, as they do on x86-64 without VNNI.
 
-    Its other way is exact everywhere, but takes 1.7 times as long where this one is exact, too.
+    The other ones are exact everywhere, but take 1.7 times as long where the fast ones are exact, too.
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = LOG_FATAL

@@ -63,7 +63,7 @@ def refused(environ: dict[str, str], bundle: Path) -> str:
     words = ["ask", "-m", str(bundle), "--vision-device", "cuda", "Hello"]
     result = subprocess.run([*MAIN, *words], env=environ, capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout) == (5, "")
-    assert result.stderr.startswith("bimedix-edge: Expected the image encoder to run on cuda, but ")
+    assert result.stderr.startswith("bimedix-edge: The image encoder cannot run on cuda: ")
     assert result.stderr.endswith("or choose --vision-device cpu.\n")
     return " ".join(result.stderr.split())
 

@@ -15,9 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import llama_cpp
-
-from bimedix_edge.decoder.llama import backend_faults
+from bimedix_edge.decoder.llama import backend_faults, ggml
 from bimedix_edge.engine.embeddings import EmbeddingCache
 from bimedix_edge.engine.request import GenerationOptions
 from bimedix_edge.errors import DeviceError, HardwareError
@@ -40,9 +38,7 @@ def registered(path: str, n_devices: int) -> ctypes.CDLL:
     library = ctypes.CDLL(path)
     library.stand_in_devices(n_devices)
     library.stand_in_peak.restype = ctypes.c_size_t
-    load = llama_cpp.llama_cpp._lib.ggml_backend_load
-    load.argtypes, load.restype = [ctypes.c_char_p], ctypes.c_void_p
-    assert load(path.encode())
+    assert ggml("ggml_backend_load", ctypes.c_void_p, ctypes.c_char_p)(path.encode())
     return library
 
 
