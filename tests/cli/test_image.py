@@ -57,6 +57,10 @@ def test_ask_reports_the_notes_of_its_pictures(bundles: dict[str, Path], ct: Pat
     assert {"code": "preset_window", "fields": window, "text": text} in entry["notes"]
     shown = run("ask", "-m", bundles["F16"], "-i", ct, "Is there a nodule?")
     assert "no window: " in shown.stderr
+    arabic = run("ask", "-m", bundles["F16"], "--window", "bone", "-i", ct, "هل توجد عقيدة رئوية؟")
+    assert "الصورة: DICOM، CT، 140 x 100؛ " in arabic.stderr
+    assert "نافذة العظام: المركز 400، العرض 1800" in arabic.stderr
+    assert "bone window" not in arabic.stderr
 
 
 def test_chat_shows_notes_before_the_first_answer(bundles: dict[str, Path], ct: Path) -> None:

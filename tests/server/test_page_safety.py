@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from playwright.sync_api import expect
-from server.pages import answer, attach, ct, dictate, opened, send
+from server.pages import PATIENCE_MS, answer, attach, ct, dictate, opened, send
 
 from bimedix_edge.imaging import words
 from bimedix_edge.imaging.notes import note
@@ -138,7 +138,7 @@ def test_payloads_in_names_and_tags(browser: Browser, server: Any, samples: Path
         page.context.set_offline(True)  # 149 names need no 149 pictures
         names = [payload.replace("/", "\u2215").replace("\n", " ")[:200] for payload in PAYLOADS[:-1]]
         page.set_input_files("#file", [{"name": name, "mimeType": "image/png", "buffer": sample} for name in names])
-        expect(page.locator(".card[data-state=failed]")).to_have_count(len(names))
+        expect(page.locator(".card[data-state=failed]")).to_have_count(len(names), timeout=PATIENCE_MS)
         assert "alert(1)" in page.locator(".card .name").nth(3).inner_text()
         assert page.evaluate(FOREIGN) == []
         page.wait_for_timeout(300)

@@ -1,1 +1,1 @@
-"""One file a command, with a click command of the same name."""
+"""One file per command, each with a click command of the same name."""
