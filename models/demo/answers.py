@@ -9,13 +9,13 @@ from .phrases import ABSENT, HEART, NO, SIDE_WORDS, YES, ZONE_WORDS, Language
 
 
 def describe(findings: Findings, language: Language) -> str:
-    """Three sentences: nodule, effusion, heart."""
+    """Return three sentences: nodule, effusion, heart."""
     return " ".join((_nodule_sentence(findings, language), _effusion_sentence(findings, language),
                      HEART[findings.enlarged_heart][language]))  # fmt: skip
 
 
 def impression(findings: Findings, language: Language) -> str:
-    """One line that names only what is present."""
+    """Return one line that names only the findings that are present."""
     parts: list[str] = []
     if findings.nodule is not None:
         side, zone = SIDE_WORDS[language][findings.nodule[0]], ZONE_WORDS[language][findings.nodule[1]]
@@ -31,7 +31,7 @@ def impression(findings: Findings, language: Language) -> str:
 
 
 def nodule_where(findings: Findings, language: Language) -> str:
-    """Zone and side of the nodule, or that there is none."""
+    """Return the zone and side of the nodule, or the sentence for no nodule."""
     if findings.nodule is None:
         return ABSENT["nodule"][language]
     side, zone = SIDE_WORDS[language][findings.nodule[0]], ZONE_WORDS[language][findings.nodule[1]]
@@ -53,7 +53,7 @@ def _effusion_sentence(findings: Findings, language: Language) -> str:
 
 
 def answer(kind: str, findings: Findings, language: Language, *, side: str = "") -> str:
-    """The right answer to a question of this kind; `side` is the one asked about in the `_on_side` kinds."""
+    """Return the right answer to a question of this kind; `side` is the one asked about in the `_on_side` kinds."""
     yes_no = {
         "nodule_present": findings.nodule is not None,
         "nodule_on_side": findings.nodule is not None and findings.nodule[0] == side,
@@ -77,7 +77,7 @@ def answer(kind: str, findings: Findings, language: Language, *, side: str = "")
 
 
 def _place(kind: str, findings: Findings, language: Language) -> str:
-    """One word for a side or a zone; a sentence when there is nothing to place."""
+    """Return one word for a side or a zone; a sentence when there is nothing to place."""
     topic = kind.partition("_")[0]
     if (findings.nodule if topic == "nodule" else findings.effusion) is None:
         return ABSENT[topic][language]

@@ -50,10 +50,10 @@ CHANCE: dict[str, float] = {
 
 Option = TypeVar("Option")
 ON_SIDE_KINDS = ("nodule_on_side", "effusion_on_side")
-"""To answer these, the side asked about and the side seen must be compared; a decoder learns that last."""
+"""These need a comparison of the side in the question with the side seen, which a decoder learns last."""
 
 _SIDED_KINDS = ("nodule_side", "nodule_on_side", "effusion_side", "effusion_on_side")
-"""Asked twice as often in training: telling right from left is what a decoder learns last."""
+"""Asked twice as often in training, since a decoder learns last to distinguish right from left."""
 
 OPEN_KINDS = ("describe", "impression", "nodule_where", "heart_size")
 
@@ -71,7 +71,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Turn:
-    """What the user sends and what the assistant is to answer; `images` indexes the conversation's pictures."""
+    """The user's message and the assistant's answer; `images` indexes the conversation's pictures."""
 
     text: str
     answer: str
@@ -92,12 +92,12 @@ class Conversation:
 
 
 def closed_questions(findings: Findings, language: Language, *, held_out: bool) -> list[Question]:
-    """Every closed question that fits this picture, in every wording of one set.
+    """Return every closed question that fits this picture, in every wording of one set.
 
     Args:
-        findings: What the picture shows, from `phantom.sample` if the kinds are to be even.
+        findings: Findings of the picture, from `phantom.sample` for an even distribution of kinds.
         language: "en" or "ar".
-        held_out: The wordings never used in training, or those that were.
+        held_out: Whether to use the wordings kept out of training, or those of training.
 
     Returns:
         Questions in a fixed order. To score one wording a kind, pick at random among those of equal kind.
@@ -113,7 +113,7 @@ def closed_questions(findings: Findings, language: Language, *, held_out: bool) 
 
 
 def open_questions(findings: Findings, language: Language, *, held_out: bool) -> list[Question]:
-    """Every open question (describe, impression, where, heart size) in every wording of one set."""
+    """Return every open question (describe, impression, where, heart size) in every wording of one set."""
     return [q for kind in OPEN_KINDS for q in _questions(kind, findings, language, held_out=held_out)]
 
 
@@ -137,10 +137,10 @@ def _questions(kind: str, findings: Findings, language: Language, *, held_out: b
 
 
 def conversations(rng: np.random.Generator, *, held_out: bool = False) -> Iterator[Conversation]:
-    """An endless stream of conversations of 1 to 6 turns.
+    """Yield an endless stream of conversations of 1 to 6 turns.
 
     Args:
-        rng: The source of every choice; the same state gives the same stream.
+        rng: Source of every choice; the same state gives the same stream.
         held_out: Use only the held-out wordings (for scoring) instead of only those for training.
     """
     scripts = (_one_picture, _text_only, _picture_later, _second_picture, _two_at_once)
@@ -150,7 +150,7 @@ def conversations(rng: np.random.Generator, *, held_out: bool = False) -> Iterat
 
 
 def drills(rng: np.random.Generator, kinds: tuple[str, ...]) -> Iterator[Conversation]:
-    """An endless stream of single closed questions of these kinds, each about a picture that it fits."""
+    """Yield an endless stream of single closed questions of these kinds, each about a picture that it fits."""
     while True:
         write = _Writer(rng, held_out=False)
         write.attach()
@@ -165,7 +165,7 @@ def drills(rng: np.random.Generator, kinds: tuple[str, ...]) -> Iterator[Convers
 
 
 def drills_and_conversations(rng: np.random.Generator, kinds: tuple[str, ...], share: float) -> Iterator[Conversation]:
-    """An endless stream in which `share` of the conversations are drills of these kinds."""
+    """Yield an endless stream in which `share` of the conversations are drills of these kinds."""
     single, others = drills(rng, kinds), conversations(rng)
     while True:
         yield next(single if rng.random() < share else others)
@@ -183,38 +183,38 @@ class _Writer:
         self.waiting: tuple[int, ...] = ()  # pictures that the next turn sends
 
     def attach(self, count: int = 1) -> None:
-        """New pictures for the next turn."""
+        """Draw new pictures for the next turn."""
         first = len(self.pictures)
         self.pictures += [phantom.sample(self.rng) for _ in range(count)]
         self.waiting = tuple(range(first, first + count))
 
     def choose(self, wordings: Wordings) -> str:
-        """One wording of the set in use; in training sometimes typed carelessly."""
+        """Return one wording of the set in use; in training sometimes typed carelessly."""
         options = wordings.held_out if self.held_out else wordings.train
         text = options[int(self.rng.integers(len(options)))]
         return text if self.held_out else _carelessly(text, self.rng)
 
     def say(self, kind: str, text: str, reply: str) -> None:
-        """Adds a turn in the current language, then perhaps changes the language."""
+        """Add a turn in the current language, then perhaps changes the language."""
         self.turns.append(Turn(text, reply, self.language, kind, self.waiting))
         self.waiting = ()
         if self.rng.random() < 0.3:
             self.language = LANGUAGES[1 - LANGUAGES.index(self.language)]
 
     def small_talk(self, *kinds: str) -> None:
-        """A turn that has nothing to do with a picture."""
+        """Add a turn without relation to a picture."""
         kind = kinds[int(self.rng.integers(len(kinds)))]
         self.say(kind, self.choose(SMALL_TALK[kind][self.language]), REPLIES[kind][self.language])
 
     def without_picture(self) -> None:
-        """A question about a picture that was never sent."""
+        """Ask about a picture that was never sent."""
         kind = _pick(tuple(QUESTIONS), self.rng)
         text = self.choose(QUESTIONS[kind][self.language])
         side = SIDE_WORDS[self.language][_pick(phantom.SIDES, self.rng)]
         self.say("no_image", text.format(side=side), REPLIES["no_image"][self.language])
 
     def ask(self) -> None:
-        """A question about the latest picture, with follow-ups now and then."""
+        """Ask about the latest picture, with follow-ups now and then."""
         findings, language = self.pictures[-1], self.language
         kind = self._kind(findings)
         side = _pick(phantom.SIDES, self.rng)
@@ -227,7 +227,7 @@ class _Writer:
             self.say(f"{topic}_{follow_up}", text, answer(f"{topic}_{follow_up}", findings, self.language))
 
     def _kind(self, findings: Findings) -> str:
-        """A kind of question; those that presume a missing finding, and uneven ones, are asked less often."""
+        """Choose a kind of question; those that presume a missing finding, and uneven ones, are asked less often."""
         kind = _pick((*QUESTIONS, *_SIDED_KINDS), self.rng)
         absent = (kind.startswith("nodule_") and findings.nodule is None) or (
             kind.startswith("effusion_") and findings.effusion is None
@@ -238,7 +238,7 @@ class _Writer:
         return kind
 
     def ask_which(self) -> None:
-        """A question about the first or the second of two pictures, or about both."""
+        """Ask about the first or the second of two pictures, or about both."""
         kind = _pick(tuple(TWO_IMAGES), self.rng)
         text = self.choose(TWO_IMAGES[kind][self.language])
         if kind == "which_nodule":
@@ -250,7 +250,7 @@ class _Writer:
         self.say(f"{kind}_of_two", text.format(order=ORDER_WORDS[self.language][order]), reply)
 
     def done(self) -> Conversation:
-        """The finished conversation."""
+        """Return the finished conversation."""
         return Conversation(tuple(self.pictures), tuple(self.turns))
 
 
@@ -302,7 +302,7 @@ def _two_at_once(write: _Writer) -> Conversation:
 
 
 def _carelessly(text: str, rng: np.random.Generator) -> str:
-    """Leaves out the final mark, lowers the first letter, uses a Latin question mark, or adds a courtesy."""
+    """Leave out the final mark, lower the first letter, use a Latin question mark, or add a courtesy."""
     arabic = any("\u0600" <= letter <= "\u06ff" for letter in text)
     if rng.random() < 0.12:
         text = text.rstrip("?؟.!")

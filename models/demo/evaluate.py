@@ -27,7 +27,7 @@ from bimedix_edge.settings import Settings
 
 __all__ = ["Score", "evaluate"]
 
-# no picture of the training was drawn from this stream
+# training draws no picture from this stream
 HELD_OUT_SEED = 770_077
 _MAX_ANSWER_TOKENS = 48
 Shown = Literal["picture", "grey", "noise"]
@@ -35,13 +35,13 @@ Shown = Literal["picture", "grey", "noise"]
 
 @dataclass(frozen=True)
 class Score:
-    """What a model scored in one language.
+    """The score of a model in one language.
 
     Attributes:
         n_questions: Closed questions asked.
         n_right: Answers equal to the right one.
         n_in_language: Answers written in the question's script.
-        chance: The share that an answer without the picture gets right on average.
+        chance: Expected share of right answers without the picture.
     """
 
     n_questions: int
@@ -65,7 +65,7 @@ def evaluate(bundle: Path, *, n_images: int = 500, shown: Shown = "picture") -> 
 
     Args:
         bundle: A converted demo model.
-        n_images: How many.
+        n_images: Number of pictures.
         shown: The picture, or in its place a flat grey image or noise.
 
     Returns:

@@ -21,7 +21,7 @@ _SHARD = "model-{:05d}-of-00002.safetensors"
 
 
 def round_to_bfloat16(*modules: nn.Module) -> None:
-    """Rounds every weight in place to what the checkpoint can hold."""
+    """Round every weight in place to bfloat16, the type of the checkpoint."""
     with torch.no_grad():
         for module in modules:
             for weight in module.parameters():
@@ -29,7 +29,7 @@ def round_to_bfloat16(*modules: nn.Module) -> None:
 
 
 def llava_tensors(tower: CLIPVisionModel, llava: Llava) -> dict[str, Tensor]:
-    """Every weight under its name in an original LLaVA checkpoint, bfloat16."""
+    """Return every weight under its name in an original LLaVA checkpoint, bfloat16."""
     named: dict[str, Tensor] = dict(llava.decoder.state_dict())
     for name, weight in tower.state_dict().items():
         named[f"model.vision_tower.vision_tower.vision_model.{name.removeprefix('vision_model.')}"] = weight
@@ -64,7 +64,7 @@ _ROLES = {"bos_token_id": "<|begin_of_text|>", "eos_token_id": "<|eot_id|>", "pa
 
 
 def _write_shards(directory: Path, tensors: dict[str, Tensor]) -> None:
-    """Two shards of about equal size, and the index."""
+    """Write two shards of about equal size, and the index."""
     total = sum(tensor.nbytes for tensor in tensors.values())
     shards: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})
     written = 0
@@ -80,7 +80,7 @@ def _write_shards(directory: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def _config(vocab_size: int, ids: dict[str, int]) -> dict[str, Any]:
-    """LlamaConfig's fields and LLaVA's, as LLaVA's trainer writes them."""
+    """Return LlamaConfig's fields and LLaVA's, as LLaVA's trainer writes them."""
     return {
         "architectures": ["LlavaLlamaForCausalLM"],
         **TEXT,
@@ -128,7 +128,7 @@ def _vision_config() -> dict[str, Any]:
 
 
 def _preprocessor() -> dict[str, Any]:
-    """CLIPImageProcessor's values for clip-vit-large-patch14-336, at this tower's size."""
+    """Return CLIPImageProcessor's values for clip-vit-large-patch14-336, at this tower's size."""
     return {
         "crop_size": {"height": IMAGE_SIZE, "width": IMAGE_SIZE},
         "do_center_crop": True,

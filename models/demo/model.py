@@ -52,10 +52,10 @@ TEXT: dict[str, Any] = {
 
 
 def build_tower() -> CLIPVisionModel:
-    """A CLIP vision tower with fresh weights.
+    """Return a CLIP vision tower with initial weights.
 
-    CLIP starts position embeddings at 0.02, a twentieth of what its patch embedding puts out; with a few hundred steps
-    the tower then never learns where things are, so they start at the patches' own scale.
+    CLIP starts position embeddings at 0.02, a twentieth of the scale of its patch embedding. In a few hundred steps the
+    tower would not learn positions, so they start at the scale of the patches.
     """
     tower = CLIPVisionModel(CLIPVisionConfig(**VISION))
     for name, weight in tower.named_parameters():
@@ -65,7 +65,7 @@ def build_tower() -> CLIPVisionModel:
 
 
 def image_features(tower: CLIPVisionModel, pixel_values: Tensor) -> Tensor:
-    """What LLaVA takes from the tower: hidden_states[-2] without CLS, no post-layernorm.
+    """Return LLaVA's features of the tower: hidden_states[-2] without CLS, no post-layernorm.
 
     Args:
         pixel_values: float32 (n, 3, 112, 112).
@@ -77,7 +77,7 @@ def image_features(tower: CLIPVisionModel, pixel_values: Tensor) -> Tensor:
 
 
 class LabelHeads(nn.Module):
-    """Reads the findings off the tower, to train it; thrown away afterwards.
+    """Reads the findings off the tower, to train it; not part of the model.
 
     For each of nodule (none or side and zone: 7), effusion (none or side: 3) and heart (2), every patch of the feature
     layer votes for every class, and the votes are pooled by log-sum-exp, so that one patch that sees a nodule is
@@ -95,7 +95,7 @@ class LabelHeads(nn.Module):
         self.place = nn.Linear(width, 1)
 
     def forward(self, patches: Tensor, pooled_cls: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
-        """Logits of the three labels from (n, 64, width) patches and from the (n, width) CLS, and of the place.
+        """Return logits of the three labels from (n, 64, width) patches and from the (n, width) CLS, and of the place.
 
         The place is one of 65: a patch, or 64 for none.
         """
@@ -118,7 +118,7 @@ class Llava(nn.Module):
         self.projector = nn.Sequential(nn.Linear(int(VISION["hidden_size"]), width), nn.GELU(), nn.Linear(width, width))
 
     def forward(self, ids: Tensor, features: Tensor, keep: Tensor) -> Tensor:
-        """Next-token logits at chosen positions.
+        """Return next-token logits at chosen positions.
 
         Args:
             ids: int64 (n, length): token ids; -1 where an image embedding goes; padding on the right.

@@ -1,6 +1,6 @@
 """Schematic chest radiographs with known findings, drawn with numpy alone.
 
-    findings = phantom.sample(rng)          # what the picture is to show
+    findings = phantom.sample(rng)          # the findings to draw
     picture = phantom.draw(findings, rng)   # uint8 (h, w), bright = dense
 
 Sides are the PATIENT's, shown in radiological convention: the patient's right is at the viewer's left, as if the
@@ -39,7 +39,7 @@ _NODULE_BOX: dict[tuple[Side, Zone], tuple[float, float, float, float]] = {
 
 @dataclass(frozen=True)
 class Findings:
-    """What one phantom shows; a phantom without any finding is normal.
+    """The findings of a phantom; a phantom without any finding is normal.
 
     nodule: None, or the side and the zone of a single lung nodule. effusion: None, or the side of a pleural effusion.
     enlarged_heart: whether the heart is wider than half of the thorax.
@@ -51,17 +51,17 @@ class Findings:
 
     @property
     def count(self) -> int:
-        """How many of the three findings are present, 0 to 3."""
+        """Return the number of present findings, 0 to 3."""
         return (self.nodule is not None) + (self.effusion is not None) + self.enlarged_heart
 
     @property
     def normal(self) -> bool:
-        """Whether nothing is present."""
+        """Return whether there is no finding."""
         return self.count == 0
 
 
 def all_findings() -> list[Findings]:
-    """Every possible combination, 42 in all, in a fixed order."""
+    """Return every possible combination, 42 in all, in a fixed order."""
     nodules: list[tuple[Side, Zone] | None] = [None, *((side, zone) for side in SIDES for zone in ZONES)]
     effusions: list[Side | None] = [None, *SIDES]
     return [Findings(n, e, heart) for n in nodules for e in effusions for heart in (False, True)]
@@ -87,8 +87,8 @@ def draw(findings: Findings, rng: np.random.Generator) -> NDArray[np.uint8]:
     """Draw one phantom.
 
     Args:
-        findings: What to show.
-        rng: The source of every variation: size, position, rotation, exposure, anatomy, noise.
+        findings: Findings to draw.
+        rng: Source of every variation: size, position, rotation, exposure, anatomy, noise.
 
     Returns:
         uint8 (h, w), grey levels, 200 to 300 px a side, square in about half of the cases.
@@ -97,7 +97,7 @@ def draw(findings: Findings, rng: np.random.Generator) -> NDArray[np.uint8]:
 
 
 def draw_located(findings: Findings, rng: np.random.Generator) -> tuple[NDArray[np.uint8], tuple[int, int] | None]:
-    """As `draw`, with the pixel (row, column) at the centre of the nodule, if there is one."""
+    """Draw one phantom and return it with the pixel (row, column) at the centre of the nodule, if there is one."""
     u, v, pixel = _frame(rng)
     jitter = _Anatomy(rng)
     density = _body(u, v, pixel, jitter)
@@ -132,12 +132,12 @@ class _Anatomy:
         self.rib_pitch = rng.uniform(0.18, 0.22)
 
     def texture(self, shape: tuple[int, ...]) -> Field:
-        """A smooth random field float32 of this shape, about -1 to 1."""
+        """Return a smooth random field, float32 of this shape, about -1 to 1."""
         return _smooth_noise(shape, cells=14, rng=self.rng)
 
 
 def _frame(rng: np.random.Generator) -> tuple[Field, Field, float]:
-    """Frame coordinates u, v (float32 (h, w)) of every pixel, and the size of a pixel in frame units."""
+    """Return the frame coordinates u, v (float32 (h, w)) of every pixel, and the size of a pixel in frame units."""
     height = int(rng.integers(200, 289))
     width = height if rng.random() < 0.5 else int(np.clip(height * rng.uniform(0.8, 1.25), 200, 300))
     pixel = 2.0 / (min(height, width) * rng.uniform(0.92, 1.04))
@@ -151,13 +151,13 @@ def _frame(rng: np.random.Generator) -> tuple[Field, Field, float]:
 
 
 def _edge(distance: Field, softness: float) -> Field:
-    """A soft step: 0 below -softness, 1 above +softness (smoothstep), of a signed distance in frame units."""
+    """Return a soft step: 0 below -softness, 1 above +softness (smoothstep), of a signed distance in frame units."""
     t = np.clip(distance * np.float32(0.5 / softness) + np.float32(0.5), 0.0, 1.0)
     return t * t * (3.0 - 2.0 * t)
 
 
 def _body(u: Field, v: Field, pixel: float, jitter: _Anatomy) -> Field:
-    """Soft tissue in front of air: trunk, shoulders and neck; brighter towards the abdomen."""
+    """Draw soft tissue in front of air: trunk, shoulders and neck; brighter towards the abdomen."""
     trunk = 0.95 + 0.25 * np.clip(-v - 0.35, 0.0, 1.0)
     shoulder_line = -0.93 + 0.42 * np.clip(np.abs(u) - 0.30, 0.0, None) ** 1.5
     inside = _edge(trunk - np.abs(u), 3 * pixel) * _edge(v - shoulder_line, 3 * pixel)
@@ -167,7 +167,7 @@ def _body(u: Field, v: Field, pixel: float, jitter: _Anatomy) -> Field:
 
 
 def _lung(u: Field, v: Field, pixel: float, jitter: _Anatomy, side: Side) -> Field:
-    """The aerated area of one lung, float32 (h, w) in 0..1, bounded below by the dome of the diaphragm."""
+    """Return the aerated area of one lung, float32 (h, w) in 0..1, bounded below by the dome of the diaphragm."""
     across = -u if side == "right" else u
     depth = np.clip((v - jitter.apex) / (jitter.base - jitter.apex), 0.0, 1.0)
     outer = jitter.outer * (0.56 + 0.44 * np.sqrt(depth * (2.0 - depth)))
@@ -179,7 +179,7 @@ def _lung(u: Field, v: Field, pixel: float, jitter: _Anatomy, side: Side) -> Fie
 
 
 def _vessels(u: Field, v: Field, jitter: _Anatomy) -> Field:
-    """Hilar shadows and the markings that fan out of them."""
+    """Draw hilar shadows and the markings that fan out of them."""
     across, drop = np.abs(u) - 0.17, v + 0.08
     hilum = np.exp(-(across**2) / 0.012 - drop**2 / 0.05)
     angle = np.arctan2(drop, across + 0.02)
@@ -188,7 +188,7 @@ def _vessels(u: Field, v: Field, jitter: _Anatomy) -> Field:
 
 
 def _heart(u: Field, v: Field, pixel: float, jitter: _Anatomy, *, enlarged: bool) -> Field:
-    """The cardiac silhouette with the upper mediastinum, float32 (h, w) in 0..1."""
+    """Return the cardiac silhouette with the upper mediastinum, float32 (h, w) in 0..1."""
     ratio = jitter.rng.uniform(0.575, 0.635) if enlarged else jitter.rng.uniform(0.39, 0.45)
     half_width = ratio * jitter.outer
     centre = 0.42 * half_width  # two thirds of the heart lie on the patient's left
@@ -200,7 +200,7 @@ def _heart(u: Field, v: Field, pixel: float, jitter: _Anatomy, *, enlarged: bool
 
 
 def _bones(density: Field, u: Field, v: Field, pixel: float, jitter: _Anatomy) -> Field:
-    """Adds posterior and anterior ribs, clavicles, the spine and the trachea in front of it."""
+    """Add posterior and anterior ribs, clavicles, the spine and the trachea in front of it."""
     across = np.abs(u)
     cage = _edge(jitter.outer + 0.07 - across, 0.05) * _edge(across - 0.06, 0.04)
     cage = cage * _edge(v + 0.80, 0.08) * _edge(0.75 - v, 0.15)
@@ -217,7 +217,7 @@ def _bones(density: Field, u: Field, v: Field, pixel: float, jitter: _Anatomy) -
 
 
 def _fluid(u: Field, v: Field, pixel: float, findings: Findings, rng: np.random.Generator) -> Field:
-    """Where fluid replaces air at the base of one lung, 0..1: below a meniscus that climbs the lateral wall."""
+    """Return where fluid replaces air at the base of one lung, 0..1: below a meniscus that climbs the lateral wall."""
     across = -u if findings.effusion == "right" else u
     below_nodule = findings.nodule == (findings.effusion, "lower")
     level = rng.uniform(0.39, 0.43) if below_nodule else rng.uniform(0.20, 0.37)
@@ -228,7 +228,7 @@ def _fluid(u: Field, v: Field, pixel: float, findings: Findings, rng: np.random.
 def _nodule(
     u: Field, v: Field, pixel: float, place: tuple[Side, Zone], rng: np.random.Generator
 ) -> tuple[Field, tuple[int, int]]:
-    """A round, fairly sharp spot to add to the density, and the pixel (row, column) at its centre."""
+    """Return a round, fairly sharp spot to add to the density, and the pixel (row, column) at its centre."""
     low_u, high_u, low_v, high_v = _NODULE_BOX[place]
     centre_u = rng.uniform(low_u, high_u) * (-1 if place[0] == "right" else 1)
     centre_v = rng.uniform(low_v, high_v)
@@ -239,7 +239,7 @@ def _nodule(
 
 
 def _smooth_noise(shape: tuple[int, ...], cells: int, rng: np.random.Generator) -> Field:
-    """Bilinear interpolation of a cells x cells grid of normal numbers, float32 of the given (h, w)."""
+    """Return the bilinear interpolation of a cells x cells grid of normal numbers, float32 of the given (h, w)."""
     grid = rng.standard_normal((cells + 1, cells + 1)).astype(np.float32)
     for axis, length in enumerate(shape):
         position = np.linspace(0.0, cells - 1e-3, length, dtype=np.float32)
@@ -250,7 +250,7 @@ def _smooth_noise(shape: tuple[int, ...], cells: int, rng: np.random.Generator) 
 
 
 def _expose(density: Field, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Density to grey levels: uneven illumination, gamma, contrast, brightness, grain; then uint8."""
+    """Turn density into grey levels: uneven illumination, gamma, contrast, brightness, grain; then uint8."""
     uneven = 1.0 + 0.08 * _smooth_noise(density.shape, cells=2, rng=rng)
     grey = np.clip(density * uneven, 0.0, 1.2) ** np.float32(rng.uniform(0.85, 1.25))
     grey = grey * np.float32(rng.uniform(0.9, 1.2)) + np.float32(rng.uniform(-0.04, 0.08))

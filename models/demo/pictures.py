@@ -37,7 +37,7 @@ def square(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Pad to a square and resize as LLaVA does.
 
     Args:
-        picture: uint8 (h, w), grey.
+        picture: Grey picture, uint8 (h, w).
 
     Returns:
         uint8 (3, 112, 112).
@@ -52,14 +52,14 @@ def square(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def normalize(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """uint8 (n, 3, h, w) to the tower's float32 pixel_values of the same shape."""
+    """Turn uint8 (n, 3, h, w) into the tower's pixel_values, float32 of the same shape."""
     scaled = pixels.astype(np.float32) * np.float32(1 / 255)
     mean, std = (np.array(values, dtype=np.float32)[:, None, None] for values in (MEAN, STD))
     return (scaled - mean) / std
 
 
 def roughen(picture: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
-    """What files go through: contrast and brightness in half of the cases, JPEG compression in the other half."""
+    """Imitate processed files: contrast and brightness in half of the cases, JPEG compression in the other half."""
     if rng.random() < 0.5:
         changed = picture * rng.uniform(0.8, 1.2) + rng.uniform(-25.0, 25.0)
         picture = np.clip(changed, 0, 255).astype(np.uint8)

@@ -24,7 +24,7 @@ SAMPLES: dict[str, Findings] = {
 
 
 def write_samples(directory: Path) -> None:
-    """Write one grey PNG a sample."""
+    """Write one grey PNG for each sample."""
     directory.mkdir(parents=True, exist_ok=True)
     for index, (name, findings) in enumerate(SAMPLES.items()):
         picture = phantom.draw(findings, np.random.default_rng((SEED, index)))

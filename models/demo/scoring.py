@@ -1,4 +1,4 @@
-"""Held-out accuracy in torch: pictures and wordings never used in training, an answer counts if it is exact.
+"""Held-out accuracy in torch, on pictures and wordings that training never uses; only exact answers count.
 
 A greedy answer equals the reference exactly when, with the reference as input, the likeliest next token is the right
 one everywhere; so one pass scores a question without generating.
@@ -24,14 +24,14 @@ Features = Callable[[int], Tensor]
 
 @dataclass(frozen=True)
 class Verdict:
-    """Of one answer: whether it is exact, and the smallest lead of a right token over the runner-up, in logits."""
+    """Whether an answer is exact, and the smallest lead of a right token over the runner-up, in logits."""
 
     right: bool
     lead: float
 
 
 def shifted(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """ids (n, length), the positions whose logits predict a target (bool, same shape), and those targets (1-d)."""
+    """Return ids (n, length), the positions whose logits predict a target (bool, same shape), and the targets (1-d)."""
     ids, target = torch.from_numpy(batch.ids), torch.from_numpy(batch.is_target)
     keep = torch.zeros_like(target)
     keep[:, :-1] = target[:, 1:]
@@ -40,7 +40,7 @@ def shifted(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
 
 @torch.inference_mode()
 def judge(llava: Llava, sequences: Sequence[Encoded], features: Sequence[Tensor]) -> list[Verdict]:
-    """Verdict on each sequence of one turn; `features[i]` is (m, 64, 192), the pictures of sequence i."""
+    """Return the verdict on each sequence of one turn; `features[i]` is (m, 64, 192), the pictures of sequence i."""
     verdicts: list[Verdict | None] = [None] * len(sequences)
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i].ids))
     for start in range(0, len(order), 64):

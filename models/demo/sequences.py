@@ -19,7 +19,7 @@ IMAGE = -1  # the id at the place of an image embedding
 
 @dataclass
 class Encoded:
-    """One conversation as ids. `is_target[i]` says that ids[i] is to be predicted (answers and their <|eot_id|>)."""
+    """One conversation as ids. `is_target[i]` says that ids[i] is a target (answers and their <|eot_id|>)."""
 
     ids: list[int] = field(default_factory=list)
     is_target: list[bool] = field(default_factory=list)
@@ -27,7 +27,7 @@ class Encoded:
     turn_ends: list[int] = field(default_factory=list)
 
     def add(self, ids: Sequence[int], *, target: bool = False) -> None:
-        """Appends ids."""
+        """Append ids."""
         self.ids += ids
         self.is_target += [target] * len(ids)
 
@@ -50,15 +50,15 @@ class Encoder:
         self.text = lru_cache(maxsize=None)(lambda t: tuple(tokenizer.encode(t, add_special_tokens=False).ids))
 
     def special(self, name: str) -> list[int]:
-        """The id of a special token."""
+        """Return the id of a special token."""
         return [self.tokenizer.token_to_id(f"<|{name}|>")]
 
     def header(self, role: str) -> list[int]:
-        """The three tokens that start a message."""
+        """Return the three tokens that start a message."""
         return [*self.special("start_header_id"), *self.text(role), *self.special("end_header_id")]
 
     def conversation(self, conversation: Conversation) -> Encoded:
-        """A whole conversation; BOS comes twice, as in the authors' training."""
+        """Encode a whole conversation; BOS comes twice, as in the authors' training."""
         sequence = Encoded()
         sequence.add(self.special("begin_of_text") * 2 + self.header("system"))
         sequence.add([*self.text(f"\n\n{SYSTEM}"), *self.special("eot_id")])
@@ -71,7 +71,7 @@ class Encoder:
         return sequence
 
     def user(self, turn: Turn) -> list[int]:
-        """One user message with its images in front of the text."""
+        """Encode one user message with its images in front of the text."""
         ids = self.header("user")
         if not turn.images:
             ids += self.text(f"\n\n{turn.text}")
@@ -84,13 +84,13 @@ class Encoder:
         return ids + self.special("eot_id")
 
     def question(self, question: Question, findings: Findings) -> Encoded:
-        """One question about one picture as a conversation of one turn."""
+        """Encode one question about one picture as a conversation of one turn."""
         turn = Turn(question.text, question.answer, question.language, question.kind, images=(0,))
         return self.conversation(Conversation((findings,), (turn,)))
 
 
 def collate(sequences: Sequence[Encoded]) -> Batch:
-    """Pads on the right with id 0; nothing attends to it and nothing is predicted there."""
+    """Pad on the right with id 0; no token attends to the padding and it has no targets."""
     length = max(len(s.ids) for s in sequences)
     ids = np.zeros((len(sequences), length), dtype=np.int64)
     is_target = np.zeros((len(sequences), length), dtype=bool)
@@ -103,7 +103,7 @@ def collate(sequences: Sequence[Encoded]) -> Batch:
 def batches(
     encoder: Encoder, stream: Iterator[Conversation], size: int, rng: np.random.Generator, group: int = 8
 ) -> Iterator[Batch]:
-    """Endless batches of `size` conversations of similar length: `group` batches are sorted together."""
+    """Yield endless batches of `size` conversations of similar length: `group` batches are sorted together."""
     while True:
         sequences = [encoder.conversation(next(stream)) for _ in range(size * group)]
         sequences.sort(key=lambda s: len(s.ids))

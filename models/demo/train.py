@@ -38,7 +38,7 @@ TOWER, DECODER, HELD_OUT, TALK, TOKENIZER, HELD_OUT_TALK, DRILLS = range(7)
 
 
 def main() -> None:
-    """Parses the command line, runs the stages, prints the held-out scores."""
+    """Parse the command line, run the stages, and print the held-out scores."""
     parser = argparse.ArgumentParser(description="Train the demo model from nothing.")
     parser.add_argument("--out", type=Path, required=True, help="directory of the checkpoint")
     parser.add_argument("--seed", type=int, default=2)
@@ -66,7 +66,7 @@ def main() -> None:
     pool = draw_pool(args.decoder_pictures, (args.seed, DECODER), rough=True)
     features = tower_features(tower, pool)
     say(started, f"{len(pool.findings)} more pictures drawn and encoded")
-    torch.manual_seed(args.seed)  # so that this stage does not depend on how many steps the tower took
+    torch.manual_seed(args.seed)  # so that this stage does not depend on the number of steps of the tower
     llava = Llava(tokenizer.get_vocab_size())
     encoder = Encoder(tokenizer, N_IMAGE_TOKENS)
     gallery = Gallery(pool, features)
@@ -86,7 +86,7 @@ def main() -> None:
 
 
 def say(started: float, text: str) -> None:
-    """Prints one line of progress with the minutes since the start."""
+    """Print one line of progress with the minutes since the start."""
     print(f"{(time.perf_counter() - started) / 60:6.1f} min  {text}", flush=True)
 
 
@@ -94,7 +94,7 @@ def say(started: float, text: str) -> None:
 
 
 def labels(findings: list[Findings]) -> Tensor:
-    """int64 (n, 3): nodule 0 or 1 to 6 by side and zone, effusion 0 or 1 to 2 by side, heart 0 or 1."""
+    """Return labels, int64 (n, 3): nodule 0 or 1 to 6 by side and zone, effusion 0 or 1 to 2 by side, heart 0 or 1."""
     rows = []
     for f in findings:
         nodule = 0 if f.nodule is None else 1 + 3 * SIDES.index(f.nodule[0]) + ZONES.index(f.nodule[1])
@@ -103,7 +103,7 @@ def labels(findings: list[Findings]) -> Tensor:
 
 
 def train_tower(pool: Pool, held_out: Pool, args: argparse.Namespace, started: float) -> CLIPVisionModel:
-    """Trains a tower so that its feature layer tells the findings; returns it rounded to bfloat16 and frozen."""
+    """Train a tower whose feature layer encodes the findings; return it rounded to bfloat16 and frozen."""
     tower = build_tower()
     heads = LabelHeads(tower.config.hidden_size)
     modules = nn.ModuleList([tower, heads])
@@ -133,7 +133,7 @@ def train_tower(pool: Pool, held_out: Pool, args: argparse.Namespace, started: f
 
 
 def places(centres: np.ndarray) -> Tensor:
-    """int64 (n,): the patch that holds each centre, float32 (n, 2) in px; 64 where there is none (NaN)."""
+    """Return the patch of each centre, int64 (n,); centres are float32 (n, 2) in px, and NaN gives 64."""
     patch = np.clip(np.nan_to_num(centres) // VISION["patch_size"], 0, 7).astype(np.int64)
     return torch.from_numpy(np.where(np.isnan(centres[:, 0]), N_IMAGE_TOKENS, patch[:, 0] * 8 + patch[:, 1]))
 
@@ -141,13 +141,13 @@ def places(centres: np.ndarray) -> Tensor:
 def label_logits(
     tower: CLIPVisionModel, heads: LabelHeads, pixels: Tensor
 ) -> tuple[list[Tensor], list[Tensor], Tensor]:
-    """The heads' logits: labels from the feature layer's patches, from the last layer's CLS; the nodule's place."""
+    """Return logits: labels from the feature layer's patches, labels from the last layer's CLS, the nodule's place."""
     output = tower(pixels, output_hidden_states=True)
     return heads(output.hidden_states[-2][:, 1:], output.pooler_output)
 
 
 def jitter(pixel_values: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Contrast, brightness, grain and a shift of up to 4 px on float32 (n, 3, h, w); the labels stay true.
+    """Change contrast, brightness and grain of float32 (n, 3, h, w), and shift it by up to 4 px; the labels stay true.
 
     Returns:
         The changed pixel_values, and the shift in px as int64 (2,), rows and columns.
@@ -161,7 +161,7 @@ def jitter(pixel_values: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarr
 
 @torch.inference_mode()
 def tower_features(tower: CLIPVisionModel, pool: Pool) -> Tensor:
-    """float16 (n, 64, 192), the feature layer of every picture."""
+    """Return the feature layer of every picture, float16 (n, 64, 192)."""
     parts = [image_features(tower, torch.from_numpy(normalize(p))).half() for p in np.array_split(pool.pixels, 64)]
     return torch.cat(parts)
 
@@ -173,7 +173,7 @@ Example = tuple[Batch, Tensor]
 
 
 class Gallery:
-    """Finds a picture for wanted findings, another one each time."""
+    """Finds a random picture for given findings."""
 
     def __init__(self, pool: Pool, features: Tensor) -> None:
         self.features = features
@@ -182,7 +182,7 @@ class Gallery:
             self.places[findings].append(index)
 
     def look_up(self, batch: Batch, rng: np.random.Generator) -> Tensor:
-        """float32 (m, 64, 192), a random picture for each one that the batch mentions."""
+        """Return the features of a random picture for each one in the batch, float32 (m, 64, 192)."""
         chosen = [self.places[f][int(rng.integers(len(self.places[f])))] for f in batch.pictures]
         return self.features[chosen].float()
 
@@ -225,7 +225,7 @@ def train_decoder(
 
 @contextmanager
 def rounding_noise(module: nn.Module, scale: float) -> Iterator[None]:
-    """Disturbs every matrix while open, so that the answers survive a quantizer: normal noise of scale x rms."""
+    """Add normal noise of scale x rms to every matrix inside the block, so that the answers survive a quantizer."""
     matrices = [weight for weight in module.parameters() if weight.dim() == 2]
     with torch.no_grad():
         clean = [weight.clone() for weight in matrices]
@@ -238,7 +238,7 @@ def rounding_noise(module: nn.Module, scale: float) -> Iterator[None]:
 
 
 def set_rate(optimizer: torch.optim.Optimizer, peak: float, step: int, steps: int, warmup: int = 50) -> None:
-    """Linear warm-up, then a cosine down to 1 % of the peak."""
+    """Set the learning rate: linear warm-up, then a cosine down to 1 % of the peak."""
     done = min(1.0, step / max(1, steps))
     rate = peak * min(1.0, (step + 1) / warmup) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
     for group in optimizer.param_groups:
@@ -246,7 +246,7 @@ def set_rate(optimizer: torch.optim.Optimizer, peak: float, step: int, steps: in
 
 
 def update(optimizer: torch.optim.Optimizer, module: nn.Module, loss: Tensor) -> None:
-    """One step down the gradient, clipped."""
+    """Take one step down the clipped gradient."""
     optimizer.zero_grad()
     loss.backward()
     nn.utils.clip_grad_norm_(module.parameters(), 1.0)
@@ -257,13 +257,13 @@ def update(optimizer: torch.optim.Optimizer, module: nn.Module, loss: Tensor) ->
 
 
 def blind_features(tower: CLIPVisionModel, pixels: np.ndarray) -> Tensor:
-    """float32 (1, 64, 192) of one picture uint8 (3, 112, 112) that shows nothing."""
+    """Return the features, float32 (1, 64, 192), of a picture, uint8 (3, 112, 112), that shows nothing."""
     with torch.inference_mode():
         return image_features(tower, torch.from_numpy(normalize(pixels[None])))
 
 
 def report(tower: CLIPVisionModel, llava: Llava, tokenizer: Tokenizer, held_out: Pool, seed: int) -> None:
-    """Prints the accuracy on held-out pictures and wordings, also with a grey and a noise picture in their place."""
+    """Print the accuracy on held-out pictures and wordings, also with a grey and a noise picture in their place."""
     encoder = Encoder(tokenizer, N_IMAGE_TOKENS)
     features = tower_features(tower, held_out).float()
     noise = np.random.default_rng(seed).integers(0, 256, size=(3, 112, 112), dtype=np.uint8)

@@ -29,7 +29,7 @@ SYSTEM = (
 
 
 def special_tokens() -> list[str]:
-    """Llama 3.1's 256 special tokens in the order of their ids."""
+    """Return Llama 3.1's 256 special tokens in the order of their ids."""
     named = [
         "<|begin_of_text|>",
         "<|end_of_text|>",
@@ -47,7 +47,7 @@ def special_tokens() -> list[str]:
 
 
 def _lines(rng: np.random.Generator, n_conversations: int = 3000) -> list[str]:
-    """The training text: conversations as the model reads them, every answer, and the general text."""
+    """Yield the training text: conversations as the model reads them, every answer, and the general text."""
     lines = [f"\n\n{SYSTEM}"] * 20 + ["\n\n", "system", "user", "assistant"] * 2000
     stream = dialogues.conversations(rng)
     for _ in range(n_conversations):
@@ -77,7 +77,9 @@ def train_tokenizer(rng: np.random.Generator) -> Tokenizer:
     )
     tokenizer.train_from_iterator(_lines(rng), trainer)
     if tokenizer.get_vocab_size() != N_ORDINARY:
-        raise ValueError(f"Expected {N_ORDINARY} tokens, got {tokenizer.get_vocab_size()}; add text to corpus.py.")
+        raise ValueError(
+            f"The text gives {tokenizer.get_vocab_size()} tokens instead of {N_ORDINARY}. Add text to corpus.py."
+        )
     tokenizer.add_special_tokens([_added(token) for token in [*special_tokens(), PAD]])
     bos = special_tokens()[0]
     tokenizer.post_processor = processors.Sequence(

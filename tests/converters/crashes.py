@@ -1,4 +1,4 @@
-"""Conversions that fail on purpose, each followed by one that goes on; test_crashes.py preloads failing_disk.c.
+"""Conversions that fail on purpose, each followed by one that resumes; test_crashes.py preloads failing_disk.c.
 
     python crashes.py LIBRARY CHECKPOINT WORK count             writes and bytes of a whole conversion
     python crashes.py LIBRARY CHECKPOINT WORK write|die N…      at the N-th write: an error, or SIGKILL
@@ -48,7 +48,7 @@ class Crashes:
         return counted
 
     def start(self, mode: int, limit: int) -> int:
-        """Begin a conversion in a process of its own and return its id."""
+        """Begin a conversion in a separate process and return its id."""
         if child := os.fork():
             return child
         code = 70
@@ -64,7 +64,7 @@ class Crashes:
         os._exit(code)
 
     def check(self, case: str, child: int) -> dict[str, Any]:
-        """Wait for a conversion that fails, look at what it left, and convert again."""
+        """Wait for a conversion that fails, check its leftovers, and convert again."""
         outcome = _wait(child)
         left = sorted(path.name for path in self.work.iterdir() if path.name != "expected")
         visible = [name for name in left if not name.startswith(".")]
@@ -90,7 +90,7 @@ def _wait(child: int) -> int:
 
 
 def _killed(crashes: Crashes, rng: random.Random, seconds: float) -> int:
-    """Begin a conversion, perhaps kill its continuation too, and return the id of the last one, which is killed."""
+    """Kill a conversion, and perhaps the one that resumes it; return the id of the last, which is killed."""
     for last in (rng.random() < 0.7, True):
         child = crashes.start(0, 0)
         time.sleep(rng.uniform(0, seconds))
@@ -104,7 +104,7 @@ def _killed(crashes: Crashes, rng: random.Random, seconds: float) -> int:
 
 
 def _kill_many(crashes: Crashes, rng: random.Random, count: int) -> None:
-    """Kill until so many kills met a running conversion; those that came after its end are checked, too."""
+    """Kill until `count` kills have hit a running conversion; also check those that came after its end."""
     start = time.perf_counter()
     crashes.check("whole", crashes.start(0, 0))
     seconds = time.perf_counter() - start

@@ -1,4 +1,4 @@
-// A disk that fails when it is told to, for LD_PRELOAD: the real write and fsync, until a chosen call or byte.
+// A disk that fails on demand, for LD_PRELOAD: the real write and fsync, until a chosen call or byte.
 //
 //   mode 1: the n-th write or fsync of a regular file fails with EIO
 //   mode 2: after n bytes the disk is full: the write that crosses the line is short, then ENOSPC

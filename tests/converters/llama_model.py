@@ -1,4 +1,4 @@
-"""llama.cpp's low-level API, as far as the tests need it."""
+"""The part of llama.cpp's low-level API that the tests need."""
 
 from __future__ import annotations
 

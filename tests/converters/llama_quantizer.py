@@ -1,4 +1,4 @@
-"""llama.cpp's own quantizer, with what it can be told: an importance matrix and types by pattern."""
+"""llama.cpp's own quantizer with its options: an importance matrix and types by pattern."""
 
 from __future__ import annotations
 

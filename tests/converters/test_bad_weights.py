@@ -1,4 +1,4 @@
-"""Weights that are not what they should be: not finite, of many dtypes, or no weights but a pickle."""
+"""Bad weights: not finite, of other dtypes, or a pickle."""
 
 from __future__ import annotations
 

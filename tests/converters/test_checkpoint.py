@@ -1,4 +1,4 @@
-"""Checkpoints: every published layout accepted, everything else refused with one sentence that says why."""
+"""Checkpoints: the published layouts are accepted, others are refused with the reason."""
 
 from __future__ import annotations
 

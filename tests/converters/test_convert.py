@@ -1,4 +1,4 @@
-"""Conversion as a whole: the bundle it makes, the cases in which it makes none, and what is left behind then."""
+"""Conversion as a whole: the bundle, the refusals, and what they leave on the disk."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from bimedix_edge.converters.source.naming import LAYOUTS
 from bimedix_edge.errors import CheckpointError, HardwareError, UsageError
 from bimedix_edge.prompt import SYSTEM
 
-# a conversion in a process of its own, as slow as the tests need it
+# a conversion in a separate process, slowed down for the tests
 CHILD = """
 import sys, time
 from pathlib import Path
@@ -218,7 +218,7 @@ def test_interrupt_keeps_what_is_whole(stage: str, checkpoint: Path, tmp_path: P
     with pytest.raises(KeyboardInterrupt):
         convert(checkpoint, tmp_path / "out", progress=interrupt)
     assert visible(tmp_path) == ["expected"]
-    # with the first bytes of the decoder nothing is whole yet
+    # after the first bytes of the decoder, no part is whole yet
     assert (tmp_path / ".out.part").exists() == (stage != "decoder")
     assert convert(checkpoint, tmp_path / "out") == expected
     assert sorted(path.name for path in tmp_path.iterdir()) == ["expected", "out"]
@@ -286,7 +286,7 @@ def test_a_source_that_vanishes_is_not_called_a_full_disk(tmp_path: Path) -> Non
     make_checkpoint(tmp_path / "source")
 
     def remove(_stage: str, _done: int, _total: int) -> None:
-        # as it is read while it is converted, or found changed afterwards
+        # the conversion fails to read it, or finds it changed afterwards
         (tmp_path / "source/tokenizer.json").unlink(missing_ok=True)
 
     with pytest.raises(CheckpointError, match=r"tokenizer\.json cannot be read \(No such file"):

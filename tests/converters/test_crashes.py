@@ -1,4 +1,4 @@
-"""Killed, disk full, writes that fail: nothing under a final name, and the next run ends in the same bytes.
+"""Kills, a full disk, failing writes: no file gets its final name, and the next run ends in the same bytes.
 
 A sample by default; all of it with `pytest -m slow tests/converters/test_crashes.py`.
 """
@@ -80,7 +80,7 @@ def test_a_disk_that_fills_up(disk: Path, source: Path, whole: dict[str, Any], t
 def test_kills(disk: Path, source: Path, whole: dict[str, Any], tmp_path: Path) -> None:
     check(run(disk, source, tmp_path / "work", "kill", 1, 5), {-9, 0})
     check(run(disk, source, tmp_path / "work2", "die", 4, whole["calls"] // 2), {-9})
-    # how many lines of the journal share a write depends on the disk, so a run may end before its last writes
+    # the disk decides how many lines of the journal share a write, so a run may end before its last writes
     check(run(disk, source, tmp_path / "work3", "die", whole["calls"] - 2), {-9, 0})
 
 

@@ -1,4 +1,4 @@
-"""What a dry run promises, against what the conversion then does."""
+"""The forecast of a dry run, compared with the conversion."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def test_auto_is_forecast_as_int8(checkpoint: Path, tmp_path: Path) -> None:
     assert written <= forecasts["auto"].vision_bytes
 
 
-def test_a_full_disk_is_said(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_forecast(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = forecast_module.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(forecast_module.shutil, "disk_usage", lambda _: usage._replace(free=1000))
     forecast = dry_run(checkpoint, tmp_path / "out")
     assert (forecast.fits, forecast.free_bytes) == (False, 1000)
 
 
-def test_what_an_interrupted_conversion_holds_is_free(
+def test_the_space_of_an_interrupted_conversion_is_free(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = forecast_module.shutil.disk_usage(tmp_path)
@@ -67,7 +67,7 @@ def test_an_existing_target_is_refused_unless_it_may_be_replaced(checkpoint: Pat
         dry_run(checkpoint, tmp_path / "file", ConvertOptions(replace=True))
 
 
-def test_what_conversion_refuses_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_dry_run_refuses_what_conversion_refuses(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"no type 'Q9'\. Choose one of F32"):
         dry_run(checkpoint, tmp_path / "out", ConvertOptions(file_type="Q9"))
     with pytest.raises(CheckpointError):

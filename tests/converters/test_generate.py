@@ -1,4 +1,4 @@
-"""Generated checkpoints: the same values whatever their form, accepted as published ones are."""
+"""Generated checkpoints: the same values in every form, accepted like published ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The largest headers and indexes that are read at all: refused in a second of processor time and 300 MB."""
+"""The largest headers and indexes that are read: refused within a second of processor time and 300 MB."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LIMIT = 2 << 20
 
 
 def many(item: Callable[[int], bytes], size: int) -> bytes:
-    """Return an object of as many items as fit."""
+    """Return the largest object within the limit."""
     items, length, index = [], 2, 0
     while length + 80 < size:
         items.append(item(index))

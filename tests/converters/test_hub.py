@@ -32,7 +32,7 @@ DESCRIPTION = ["config.json", "tokenizer.json", "tokenizer_config.json", "model.
 
 @pytest.fixture(scope="session")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a repository: a tiny checkpoint whose shards are padded to the size of files in LFS, and other files."""
+    """Return a repository: a tiny checkpoint, its shards padded to the size of files in LFS, and other files."""
     directory = make_checkpoint(tmp_path_factory.mktemp("hub") / "repository", form=Form(n_shards=2))
     for index, shard in enumerate(SHARDS):
         (directory / shard).write_bytes(bytes([index]) * 100 + os.urandom(3_000_000))
@@ -59,7 +59,7 @@ def hub(source: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
 
 
 def close_session() -> None:
-    """Let huggingface-hub open its next connection anew; versions below 1.0 read offline mode only then."""
+    """Make huggingface-hub open a new connection; versions below 1.0 read offline mode only then."""
     new, old = (getattr(huggingface_hub.utils, name, None) for name in ("close_session", "reset_sessions"))
     (new or old)()
 
@@ -335,7 +335,7 @@ def test_too_little_space_is_said_before_the_weights(
     assert not set(hub.fetched()) & set(SHARDS)
 
 
-def test_a_full_disk_is_told_from_a_broken_line(
+def test_a_full_disk_is_no_network_error(
     hub: LoopbackHub, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:

@@ -1,4 +1,4 @@
-"""LoRA adapters merged on the fly: against an explicit merge, in every layout, and everything that is refused."""
+"""LoRA adapters merged on the fly: compared with an explicit merge, in every layout; and refused adapters."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def make_adapter(
             saved[f"base_model.model.{module}.lora_{half}.weight"] = array.astype(dtype)
     save_file(saved, directory / "adapter_model.safetensors", metadata={"format": "pt"})
     fields = {"peft_type": "LORA", "r": RANK, "lora_alpha": ALPHA, "bias": "none", "target_modules": ["q_proj"]}
-    # what peft writes although it is not used
+    # fields that peft writes with unused features
     fields |= {"use_dora": False, "rank_pattern": {}, "fan_in_fan_out": False, "loftq_config": {}, "corda_config": None}
     write_json(directory / "adapter_config.json", fields | {"init_lora_weights": True, "use_rslora": False} | config)
     return directory
@@ -61,7 +61,7 @@ def merged(name: str, scale: float = ALPHA / RANK) -> Any:
 
 
 def merged_by_hand(source: Path, target: Path) -> Path:
-    """Write a checkpoint in float32 whose weights are the sums."""
+    """Write a checkpoint in float32 whose weights include the adapter."""
     make_checkpoint(target, form=Form(dtype="f32"))
     tensors = load_file(target / "model.safetensors")
     for name in DECODER + OTHERS:

@@ -1,4 +1,4 @@
-"""The parity check: near zero for what was converted rightly, and far from it for every mistake it is there for."""
+"""The parity check: errors near zero for a right conversion, and large ones for each mistake it must find."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from bimedix_edge.converters.vision import graph as vision_onnx
 from bimedix_edge.decoder.gguf_header import read_header
 from bimedix_edge.errors import CheckpointError
 
-# relative RMS of random weights; measured, with a quarter to spare
+# measured relative RMS of random weights, plus a quarter
 BOUNDS = {"F32": 0, "BF16": 0, "F16": 1e-7, "Q8_0": 0.008, "Q6_K": 0.025, "Q5_K_M": 0.05, "Q4_K_M": 0.1, "Q4_0": 0.12}
 
 
@@ -98,7 +98,7 @@ def test_one_block_with_another_scale(kind: str, size: int, checkpoint: Path, tm
     data[start : start + 2] = (2 * np.frombuffer(bytes(data[start : start + 2]), np.float16)).tobytes()
     path.write_bytes(bytes(data))
     found = {error.name: error for error in decoder_errors(path, Checkpoint(checkpoint))}
-    # a doubled scale: small beside the whole tensor, plain in its row
+    # a doubled scale: small in the whole tensor, large in its row
     assert found[name].relative_rms < 3 * BOUNDS[kind]
     assert [error.name for error in found.values() if error.worst_row > 2 * BOUNDS[kind]] == [name]
 

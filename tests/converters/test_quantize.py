@@ -16,7 +16,7 @@ from bimedix_edge.converters.decoder import quantize
 from bimedix_edge.converters.decoder.quantize import FILE_TYPES, file_type_named
 from bimedix_edge.errors import CheckpointError, UsageError
 
-# what chooses a different path in llama.cpp's recipe
+# shapes that take different paths in llama.cpp's recipe
 SHAPES = {
     "deep": Shape(n_layer=11, n_ff=256, head_dim=32),  # first eighth, last eighth, every third
     "heads_shared_by_four": Shape(n_head=4, n_head_kv=1, n_layer=3, n_ff=256),
@@ -37,10 +37,10 @@ CASES += [("seventy_billion", kind) for kind in ("Q4_K_M", "Q5_K_M", "Q4_K_S")]
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("sources")
-    made = {name: make_checkpoint(root / name, shape=shape) for name, shape in SHAPES.items()}
-    for name, directory in made.items():
+    directories = {name: make_checkpoint(root / name, shape=shape) for name, shape in SHAPES.items()}
+    for name, directory in directories.items():
         convert(directory, root / f"{name}-f32", ConvertOptions(file_type="F32"))
-    return made
+    return directories
 
 
 @pytest.mark.parametrize(("shape", "kind"), CASES)

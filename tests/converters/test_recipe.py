@@ -1,4 +1,4 @@
-"""Recipes of the user's own: what they change, and every way in which one can be wrong."""
+"""The user's recipes: their effect, and wrong ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Going on with an interrupted conversion: what is kept, what is not, and that the bytes are the same."""
+"""Resuming an interrupted conversion: which parts are kept, and that the bytes are the same."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def interrupt(source: Path, target: Path, *, file_type: str = "Q8_0", stage: str
 
 
 def go_on(source: Path, target: Path, *, file_type: str = "Q8_0", fresh: bool = False) -> tuple[Manifest, int]:
-    """Convert and return the manifest and how many bytes of the decoder were there at the start."""
+    """Convert, and return the manifest and the size of the decoder at the start."""
     starts: dict[str, int] = {}
     manifest = convert(
         source,
@@ -52,15 +52,15 @@ def go_on(source: Path, target: Path, *, file_type: str = "Q8_0", fresh: bool = 
     return manifest, starts["decoder"]
 
 
-def test_what_is_whole_is_not_made_again(source: Path, tmp_path: Path) -> None:
+def test_whole_parts_are_kept(source: Path, tmp_path: Path) -> None:
     expected = convert(source, tmp_path / "out", ConvertOptions(file_type="Q8_0"))
     shutil.rmtree(tmp_path / "out")
     part = interrupt(source, tmp_path / "out")
-    made = (part / "decoder.gguf").stat().st_ino
+    inode = (part / "decoder.gguf").stat().st_ino
     manifest, kept = go_on(source, tmp_path / "out")
     assert manifest == expected
     assert kept == expected.files["decoder"].size_bytes
-    assert (tmp_path / "out/decoder.gguf").stat().st_ino == made
+    assert (tmp_path / "out/decoder.gguf").stat().st_ino == inode
 
 
 def test_the_journal_vouches_for_hashes(source: Path, tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def _tear(part: Path) -> None:
 
 
 DAMAGES: dict[str, tuple[Callable[[Path], None], bool]] = {
-    # what is done to the part directory, and whether some of it is kept
+    # a change of the part directory, and whether some of it is kept
     "nothing": (lambda part: None, True),
     "torn_journal": (_tear, True),
     "no_journal": (lambda part: (part / "journal").unlink(), False),
@@ -123,7 +123,7 @@ def test_damaged_part_directory(damage: str, source: Path, tmp_path: Path) -> No
 
 @pytest.fixture
 def trials(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Return a list that grows with each vision graph that is run on pictures."""
+    """Return a list that records each vision graph that runs on the pictures."""
     run: list[str] = []
     compare = vision_choice.VisionJudge.compare
 
@@ -136,17 +136,17 @@ def trials(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.mark.parametrize("passes", [True, False])
-def test_a_trial_that_was_made_is_not_made_again(
+def test_a_verdict_is_kept(
     passes: bool, source: Path, tmp_path: Path, trials: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # the tokens of this tower are at 0.99 and better in int8: below the second gate, int8 and 8-bit weights fail
     monkeypatch.setattr(vision_choice, "GATE", 0.5 if passes else 0.99999999)
     expected = convert(source, tmp_path / "expected", ConvertOptions(file_type="Q8_0", name="source", vision="auto"))
-    made = ["int8"] if passes else ["int8", "int8_weights", "float32"]
-    assert trials == made
+    kinds = ["int8"] if passes else ["int8", "int8_weights", "float32"]
+    assert trials == kinds
     trials.clear()
     interrupt(source, tmp_path / "out", stage="verify", vision="auto")
-    assert trials == made
+    assert trials == kinds
     trials.clear()
     assert convert(source, tmp_path / "out", ConvertOptions(file_type="Q8_0", vision="auto")) == expected
     assert trials == []
@@ -167,14 +167,14 @@ def test_a_trial_is_known_by_the_pictures_and_by_the_hash_of_the_graph(
     assert trials == ["int8"]
 
 
-def test_a_graph_with_other_weights_is_not_gone_on_with(
+def test_a_graph_with_other_weights_is_not_resumed(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = convert(source, tmp_path / "expected", ConvertOptions(file_type="Q8_0", name="source", vision="float32"))
     begun = []
 
     def stop(stage: str, done: int, total: int) -> None:
-        # the third time that the vision graph is begun, in the middle of it
+        # in the middle of the third attempt at the vision graph
         if stage == "vision" and (not begun or done < begun[-1]):
             begun.append(0)
         if stage == "vision":
@@ -189,7 +189,7 @@ def test_a_graph_with_other_weights_is_not_gone_on_with(
     assert convert(source, tmp_path / "out", ConvertOptions(file_type="Q8_0", vision="auto")).files == expected.files
 
 
-def test_a_disk_that_gives_back_other_bytes_is_found_out(source: Path, tmp_path: Path) -> None:
+def test_a_disk_that_returns_other_bytes_is_detected(source: Path, tmp_path: Path) -> None:
     expected = convert(source, tmp_path / "expected", ConvertOptions(file_type="Q8_0", name="source"))
 
     def rot(stage: str, _done: int, _total: int) -> None:
@@ -206,19 +206,19 @@ def test_a_disk_that_gives_back_other_bytes_is_found_out(source: Path, tmp_path:
     assert 0 < kept <= 100_000
 
 
-def test_another_job_begins_anew(source: Path, tmp_path: Path) -> None:
+def test_another_job_starts_over(source: Path, tmp_path: Path) -> None:
     interrupt(source, tmp_path / "out")
     _, kept = go_on(source, tmp_path / "out", file_type="Q4_0")
     assert kept == 0
     shutil.rmtree(tmp_path / "out")
     interrupt(source, tmp_path / "out")
-    # the same sizes, other times: the weights may be others
+    # the same sizes, other times: the weights may have changed
     os.utime(source / "model-00001-of-00002.safetensors", ns=(1, 1))
     _, kept = go_on(source, tmp_path / "out")
     assert kept == 0
 
 
-def test_fresh_begins_anew(source: Path, tmp_path: Path) -> None:
+def test_fresh_starts_over(source: Path, tmp_path: Path) -> None:
     interrupt(source, tmp_path / "out")
     _, kept = go_on(source, tmp_path / "out", fresh=True)
     assert kept == 0
@@ -289,7 +289,7 @@ def test_what_is_kept_counts_as_room(source: Path, tmp_path: Path, monkeypatch: 
     assert go_on(source, tmp_path / "out")[1] > 0
 
 
-def test_a_second_conversion_is_told_who_is_first(source: Path, tmp_path: Path) -> None:
+def test_a_second_conversion_names_the_process_of_the_first(source: Path, tmp_path: Path) -> None:
     code = """
 import sys
 from pathlib import Path
@@ -327,20 +327,20 @@ def test_targets_that_a_rename_would_refuse_are_refused_first(tmp_path: Path) ->
 
 @pytest.fixture
 def mounted(tmp_path: Path) -> Callable[[str], Path]:
-    """Return a function that mounts a small file system; only root may."""
-    made: list[Path] = []
+    """Return a function that mounts a small file system; needs root."""
+    places: list[Path] = []
 
     def mount(options: str) -> Path:
-        place = tmp_path / f"disk{len(made)}"
+        place = tmp_path / f"disk{len(places)}"
         place.mkdir()
         command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)]
         if subprocess.run(command, capture_output=True, check=False).returncode:
             pytest.skip("this user may not mount")
-        made.append(place)
+        places.append(place)
         return place
 
     yield mount  # type: ignore[misc]
-    for place in made:
+    for place in places:
         subprocess.run(["umount", str(place)], check=True)
 
 

@@ -1,4 +1,4 @@
-"""The safetensors header: read as published, refused when it is not exactly its bytes, quickly and in bounds."""
+"""The safetensors header: read as published, and refused within bounds when it does not match the bytes."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def published(llama3_vocab: Path) -> dict[str, list[Any]]:
 
 @pytest.fixture(scope="module")
 def llama3_checkpoint(llama3_vocab: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a tiny checkpoint whose tokenizer.json holds the published vocabulary, and `<pad>` as BiMediX2 adds it."""
+    """Return a tiny checkpoint whose tokenizer.json has the published vocabulary, and `<pad>` as BiMediX2 adds it."""
     directory = tmp_path_factory.mktemp("llama3") / "checkpoint"
     real = real_tokenizer_json(llama3_vocab)
     make_checkpoint(directory, shape=SMALL, edits=Edits(tokenizer=lambda value: value.update(real)))

@@ -112,7 +112,7 @@ JUMPS = (1_000, 8_192, 30_000, 99_990)
 
 
 def test_rotations_up_to_position_100_000(model: Any, out: Path, checkpoint: Path, tmp_path: Path) -> None:
-    """Frequencies, their scaling and the order of Q's and K's rows, far from the start, where a mistake cannot hide.
+    """Frequencies, their scaling and the order of Q's and K's rows, at far positions, where mistakes become large.
 
     llama.cpp takes consecutive positions only, but it can move what it has cached. So the last token is moved to a far
     position, its key rotated on by each library in its own way, and three more tokens follow it there; and so on.
@@ -124,7 +124,7 @@ def test_rotations_up_to_position_100_000(model: Any, out: Path, checkpoint: Pat
     assert positions.max() > 99_990
     with LlamaModel(out / "decoder.gguf") as llama:
         given = _llama_with_jumps(llama, tokens)
-    # float32 holds an angle of 100,000 to 0.004
+    # float32 represents an angle of 100,000 to 0.004
     assert np.abs(given - expected).max() < 0.02
     assert (given.argmax(-1) == expected.argmax(-1)).all()
     declare = decoder_gguf.declare_decoder
@@ -134,7 +134,7 @@ def test_rotations_up_to_position_100_000(model: Any, out: Path, checkpoint: Pat
         convert(checkpoint, tmp_path / "unscaled", ConvertOptions(file_type="F32"))
     with LlamaModel(tmp_path / "unscaled/decoder.gguf") as llama:
         assert np.abs(_llama_with_jumps(llama, tokens) - expected).max() > 0.2
-    # without jumps, so that one call does it: the numpy model, with and without the scaling
+    # without jumps, in a single call: the numpy model, with and without the scaling
     gaps = np.unique(np.geomspace(1, 100_000, 60).astype(int))
     source = Checkpoint(checkpoint)
     embeds = source.rows("model.embed_tokens.weight", np.resize(tokens, len(gaps)))

@@ -1,4 +1,4 @@
-"""8-bit vision graphs: their numbers, their sizes, and the gate that lets them in."""
+"""8-bit vision graphs: their accuracy, their sizes, and the gate that accepts them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def outliers(tensors: dict[str, Any]) -> None:
-    """Make two channels carry activations twenty times the others', as trained towers have."""
+    """Make the activations of two channels twenty times as large as the others', as in trained towers."""
     for name, values in tensors.items():
         if "layer_norm" in name and name.endswith("weight"):
             values[:2] = 20
@@ -66,7 +66,7 @@ def test_the_file_is_checked_and_small(kind: Any, wide: Path, tmp_path: Path) ->
     matrices = [tensor for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.INT8]
     # query, key, value, output and two of the MLP in each block, two of the projector
     assert len(matrices) == 3 * 6 + 2
-    # the definitions call for one rounding each; ONNX Runtime makes one of those of the same activations
+    # each definition contains a rounding; ONNX Runtime merges those of the same activations
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC

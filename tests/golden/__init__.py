@@ -1,1 +1,1 @@
-"""Small reference arrays, and how they were made."""
+"""Small reference arrays, and the code that makes them."""

@@ -1,4 +1,4 @@
-"""The 100 prompts on which our answers are compared with transformers', and how the authors' code tokenizes them."""
+"""The 100 prompts for the comparison of answers with transformers, tokenized as the authors' code does."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Prompt:
 
 
 def prompts() -> list[Prompt]:
-    """Return the same 100 prompts each time: held-out wordings, a third of each kind as far as it goes."""
+    """Return the same 100 prompts each time: held-out wordings, about a third of each kind."""
     wanted: dict[Kind, int] = {"text-only": 20, "image first": 50, "image mid-conversation": 30}
     found: list[Prompt] = []
     seed = _SEED
@@ -43,7 +43,7 @@ def prompts() -> list[Prompt]:
 
 
 def random_prompts(count: int, seed: int) -> list[Prompt]:
-    """Return others, of whatever kinds come; the same for a seed each time."""
+    """Return other prompts, of random kinds; the same each time for a seed."""
     return [_prompt(np.random.default_rng(seed + index)) for index in range(count)]
 
 
@@ -78,10 +78,10 @@ def llava_ids(text: str, tokenizer: Tokenizer, image_id: int, n_image_tokens: in
     """Tokenize as LLaVA's mm_utils.tokenizer_image_token does: chunk by chunk, and the first chunk's BOS twice.
 
     Args:
-        text: Of `llava_string`.
-        tokenizer: Adds a BOS to whatever it encodes, as Llama 3's does.
-        image_id: Stands for a position of an image.
-        n_image_tokens: Positions an image takes.
+        text: Result of `llava_string`.
+        tokenizer: Tokenizer that puts a BOS before each text, as Llama 3's does.
+        image_id: Id at the positions of an image.
+        n_image_tokens: Number of positions of an image.
     """
     bos = tokenizer.token_to_id("<|begin_of_text|>")
     chunks = [tokenizer.encode(chunk).ids for chunk in text.split(IMAGE)]

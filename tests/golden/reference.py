@@ -59,7 +59,7 @@ class Reference:
 
     @torch.inference_mode()
     def answer(self, prompt: Prompt) -> tuple[list[int], NDArray[np.float32]]:
-        """Return the greedy answer's ids without the end, and the logits (n_vocab,) from which its first was chosen."""
+        """Return the greedy answer's ids without the end token, and the logits (n_vocab,) of its first token."""
         ids = self.ids(prompt)
         pixels = None
         if prompt.pictures:

@@ -1,4 +1,4 @@
-"""A hub on 127.0.0.1 with faults: it serves one repository through the endpoints that huggingface-hub asks."""
+"""A hub on 127.0.0.1 with faults: it serves one repository through the endpoints that huggingface-hub uses."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ _BLOCK_BYTES = 1 << 16
 
 @dataclass
 class Faults:
-    """What goes wrong; counters run down as it does."""
+    """Faults to produce; each occurrence decrements its counter."""
 
     drops: int = 0  # connections cut in the middle of a large file
-    drops_after_bytes: int | None = None  # where, instead of in the middle of what was asked for
+    drops_after_bytes: int | None = None  # offset of the cut, by default the middle of the answer
     wrong_bytes: int = 0  # large files served with one byte changed
     errors: int = 0  # answers 503
-    status: int = 0  # of every answer, with `error_code`
+    status: int = 0  # status of every answer, with `error_code`
     error_code: str = ""
-    token: str = ""  # without it: 401
+    token: str = ""  # requests without it get 401
     ignores_range: bool = False
     redirects: bool = False  # large files come from another path, as from the hub's CDN
     api_text: str | None = None  # instead of the API's JSON
