@@ -7,9 +7,9 @@ import json
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 import click
 import numpy as np
@@ -18,11 +18,12 @@ from rich.console import Console
 
 from bimedix_edge.cli.bars import StageBars
 from bimedix_edge.cli.convert_options import WeightOptions, weight_options
+from bimedix_edge.cli.options import pack
 from bimedix_edge.cli.report import report
 from bimedix_edge.cli.terminal import plain_console
 from bimedix_edge.converters.convert import ConvertOptions
 from bimedix_edge.converters.convert import convert as convert_checkpoint
-from bimedix_edge.converters.convert import dry_run as plan_conversion
+from bimedix_edge.converters.convert import dry_run as forecast_conversion
 from bimedix_edge.converters.decoder.quantize import FILE_TYPES
 from bimedix_edge.converters.job.forecast import Forecast
 from bimedix_edge.converters.job.job import open_checkpoint
@@ -37,6 +38,65 @@ __all__ = ["convert", "convert_demo"]
 _POLL_S = 0.2
 
 
+@dataclass(frozen=True)
+class _Conversion:
+    """What the user asks for, besides the options that change the weights."""
+
+    checkpoint: Path | None
+    demo: bool
+    file_type: str
+    name: str | None
+    output: Path | None
+    bos: int | None
+    aspect: Literal["pad", "crop"] | None
+    vision_tower: Path | None
+    force: bool
+    fresh: bool
+
+    def check(self) -> None:
+        """Refuse options that contradict each other.
+
+        Raises:
+            UsageError: They do.
+        """
+        if (self.checkpoint is None) != self.demo:
+            raise UsageError(
+                "Give either a checkpoint directory or --demo. `bimedix-edge convert --help` has examples."
+            )
+        if self.file_type.upper() not in FILE_TYPES:
+            raise UsageError(f"There is no type {self.file_type!r}. Choose one of {', '.join(FILE_TYPES)}.")
+        if self.output is not None and self.name is not None:
+            raise UsageError(
+                "--name and --output exclude each other: an output directory needs no name. Leave one out."
+            )
+
+    @property
+    def source(self) -> Path:
+        return demo_checkpoint() if self.checkpoint is None else self.checkpoint
+
+    @property
+    def label(self) -> str:
+        name = self.name or (DEMO if self.demo else self.source.resolve().name.lower())
+        return f"{name}:{self.file_type.lower()}"
+
+    def options(self, weights: WeightOptions) -> ConvertOptions:
+        return ConvertOptions(
+            file_type=self.file_type.upper(),
+            name=self.label,
+            bos=self.bos,
+            aspect=self.aspect,
+            vision_tower=self.vision_tower,
+            lora=weights.lora,
+            recipe=weights.recipe,
+            imatrix=weights.imatrix,
+            zero_nonfinite=weights.zero_nonfinite,
+            vision=weights.vision,
+            strict=weights.strict,
+            replace=self.force,
+            fresh=self.fresh,
+        )
+
+
 @click.command()
 @click.argument("checkpoint", required=False, type=click.Path(path_type=Path))
 @click.option("--demo", is_flag=True, help="Convert the embedded demo checkpoint.")
@@ -47,73 +107,45 @@ _POLL_S = 0.2
     default="Q4_K_M",
     show_default=True,
     metavar="TYPE",
-    help=f"Of the decoder: {', '.join(FILE_TYPES)}.",
+    help=f"Type of the decoder's weights: {', '.join(FILE_TYPES)}.",
 )
 @click.option("-n", "--name", metavar="NAME", help="Install as NAME:TYPE.  [default: the checkpoint directory's name]")
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="DIR", help="Write here, not to the store.")
-@click.option("--bos", type=click.IntRange(1, 2), help="How many <|begin_of_text|> a prompt starts with.")
+@click.option("--bos", type=click.IntRange(1, 2), help="Number of <|begin_of_text|> at the start of a prompt.")
 @click.option("--aspect", type=click.Choice(["pad", "crop"]), help="How a picture becomes square.  [default: pad]")
-@click.option("--vision-tower", type=click.Path(path_type=Path), metavar="DIR", help="CLIP, if it is not inside.")
+@click.option(
+    "--vision-tower", type=click.Path(path_type=Path), metavar="DIR", help="CLIP, if the checkpoint lacks it."
+)
 @weight_options
-@click.option("--force", is_flag=True, help="Replace what is there.")
-@click.option("--fresh", is_flag=True, help="Begin anew where an interrupted conversion could be continued.")
-@click.option("--dry-run", is_flag=True, help="Check everything and say what would be done; write nothing.")
+@click.option("--force", is_flag=True, help="Replace an existing bundle.")
+@click.option("--fresh", is_flag=True, help="Start again, even if an interrupted conversion could continue.")
+@click.option("--dry-run", is_flag=True, help="Check everything and forecast the conversion; write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="With --dry-run: one JSON object.")
-def convert(
-    checkpoint: Path | None,
-    demo: bool,
-    file_type: str,
-    name: str | None,
-    output: Path | None,
-    bos: int | None,
-    aspect: str | None,
-    vision_tower: Path | None,
-    weights: WeightOptions,
-    force: bool,
-    fresh: bool,
-    dry_run: bool,
-    as_json: bool,
-) -> None:
+@pack("wanted", _Conversion)
+def convert(wanted: _Conversion, weights: WeightOptions, dry_run: bool, as_json: bool) -> None:
     """Turn CHECKPOINT, a directory as published, into a bundle that ask and chat can use."""
-    if (checkpoint is None) != demo:
-        raise UsageError("Expected a checkpoint directory or --demo, one of the two; see bimedix-edge convert --help.")
-    if file_type.upper() not in FILE_TYPES:
-        raise UsageError(f"Expected a type out of {', '.join(FILE_TYPES)}, but it is {file_type!r}; choose one.")
-    if output is not None and name is not None:
-        raise UsageError("Expected --name or --output, but both are given; an output directory needs no name.")
+    wanted.check()
     weights.check()
-    source = demo_checkpoint() if checkpoint is None else checkpoint
     settings = load_settings()
-    store = Store(settings.store_dir, settings.cache_dir)
-    label = f"{name or _default_name(source, demo=demo)}:{file_type.lower()}"
-    target = output or store.target(label)
-    options = ConvertOptions(
-        file_type=file_type.upper(),
-        name=label,
-        bos=bos,
-        aspect=cast("Literal['pad', 'crop'] | None", aspect),
-        vision_tower=vision_tower,
-        lora=weights.lora,
-        recipe=weights.recipe,
-        imatrix=weights.imatrix,
-        zero_nonfinite=weights.zero_nonfinite,
-        vision=weights.vision,
-        strict=weights.strict,
-        replace=force,
-        fresh=fresh,
-    )
+    target = wanted.output or Store(settings.store_dir, settings.cache_dir).target(wanted.label)
+    options = wanted.options(weights)
     if dry_run:
-        plan = plan_conversion(source, target, options)
-        click.echo(json.dumps(asdict(plan), indent=2) if as_json else _plan_text(plan, target))
-        if not plan.fits:
-            raise HardwareError(f"Expected room for {target}, but there is too little; see `free` above.")
+        _show_forecast(forecast_conversion(wanted.source, target, options), target, as_json=as_json)
         return
     with contextlib.ExitStack() as stack:
         bars = stack.enter_context(StageBars(plain_console(stderr=True)))
-        options = stack.enter_context(_calibrated(source, options, weights, bars))
-        options = replace(options, pictures=_sample_pictures(source) if demo else ())
-        manifest = convert_checkpoint(source, target, options, bars.show)
+        options = stack.enter_context(_calibrated(wanted.source, options, weights, bars))
+        options = replace(options, pictures=_sample_pictures(wanted.source) if wanted.demo else ())
+        manifest = convert_checkpoint(wanted.source, target, options, bars.show)
     report(manifest, target)
+
+
+def _show_forecast(forecast: Forecast, target: Path, *, as_json: bool) -> None:
+    click.echo(json.dumps(asdict(forecast), indent=2) if as_json else _forecast_text(forecast, target))
+    if not forecast.fits:
+        raise HardwareError(
+            f"There is too little room for {target}: see `free` above. Free disk space, or choose --output."
+        )
 
 
 def convert_demo(store: Store, console: Console) -> None:
@@ -152,26 +184,22 @@ def _sample_pictures(checkpoint: Path) -> list[NDArray[np.uint8]]:
     return [load_picture(path).pixels for path in paths]
 
 
-def _default_name(source: Path, *, demo: bool) -> str:
-    return DEMO if demo else source.resolve().name.lower()
-
-
-def _plan_text(plan: Forecast, target: Path) -> str:
+def _forecast_text(forecast: Forecast, target: Path) -> str:
     lines = [f"{'type':8} {'tensors':>7} {'weights':>15} {'MB':>9} {'seconds':>8}"]
-    for row in plan.rows:
+    for row in forecast.rows:
         numbers = f"{row.n_tensors:7d} {row.n_weights:15,d} {row.size_bytes / 1e6:9.1f} {row.seconds:8.1f}"
         lines.append(f"{row.kind:8} {numbers}")
-    needed = plan.decoder_bytes + plan.vision_bytes
-    verdict = "enough" if plan.fits else "too little"
+    needed = forecast.decoder_bytes + forecast.vision_bytes
+    verdict = "enough" if forecast.fits else "too little"
     return "\n".join(
         [
             *lines,
             "",
-            f"reads    {plan.source_bytes / 1e6:,.1f} MB",
-            f"writes   {needed / 1e6:,.1f} MB to {target}: decoder {plan.decoder_bytes / 1e6:,.1f}, "
-            f"vision {plan.vision_bytes / 1e6:,.1f}",
-            f"free     {plan.free_bytes / 1e6:,.1f} MB, {verdict}",
-            f"memory   about {plan.memory_bytes / 1e6:,.0f} MB",
-            f"time     {plan.seconds:,.0f} s of computing or more, as the disk allows",
+            f"reads    {forecast.source_bytes / 1e6:,.1f} MB",
+            f"writes   {needed / 1e6:,.1f} MB to {target}: decoder {forecast.decoder_bytes / 1e6:,.1f}, "
+            f"vision {forecast.vision_bytes / 1e6:,.1f}",
+            f"free     {forecast.free_bytes / 1e6:,.1f} MB, {verdict}",
+            f"memory   about {forecast.memory_bytes / 1e6:,.0f} MB",
+            f"time     {forecast.seconds:,.0f} s of computing or more, as the disk allows",
         ]
     )
