@@ -1,4 +1,4 @@
-"""`bimedix-edge convert`: a published checkpoint becomes a bundle."""
+"""`bimedix-edge convert`: turn a published checkpoint into a bundle."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import json
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 import click
 import numpy as np
@@ -18,13 +18,15 @@ from rich.console import Console
 
 from bimedix_edge.cli.bars import StageBars
 from bimedix_edge.cli.convert_options import WeightOptions, weight_options
+from bimedix_edge.cli.options import pack
 from bimedix_edge.cli.report import report
 from bimedix_edge.cli.terminal import plain_console
+from bimedix_edge.converters.convert import ConvertOptions
 from bimedix_edge.converters.convert import convert as convert_checkpoint
 from bimedix_edge.converters.convert import dry_run as plan_conversion
 from bimedix_edge.converters.decoder.quantize import FILE_TYPES
-from bimedix_edge.converters.job.additions import Additions
-from bimedix_edge.converters.job.forecast import Plan
+from bimedix_edge.converters.job.forecast import Forecast
+from bimedix_edge.converters.job.job import open_checkpoint
 from bimedix_edge.errors import HardwareError, UsageError
 from bimedix_edge.imaging.picture import load_picture
 from bimedix_edge.settings import load_settings
@@ -34,6 +36,61 @@ from bimedix_edge.store import DEMO, DEMO_TYPE, Store, demo_checkpoint
 __all__ = ["convert", "convert_demo"]
 
 _POLL_S = 0.2
+
+
+@dataclass(frozen=True)
+class _Source:
+    """The checkpoint, and the options for what it does not state."""
+
+    checkpoint: Path | None
+    demo: bool
+    bos: int | None
+    aspect: Literal["pad", "crop"] | None
+    vision_tower: Path | None
+
+    def directory(self) -> Path:
+        """Return the directory of the checkpoint.
+
+        Raises:
+            UsageError: There is none, or --demo is given as well.
+        """
+        if (self.checkpoint is None) != self.demo:
+            raise UsageError(
+                "convert needs either the directory of a checkpoint or --demo. See bimedix-edge convert --help."
+            )
+        return demo_checkpoint() if self.checkpoint is None else self.checkpoint
+
+
+@dataclass(frozen=True)
+class _Target:
+    """The options for the bundle and its place."""
+
+    file_type: str
+    name: str | None
+    output: Path | None
+    force: bool
+    fresh: bool
+
+    def check(self) -> None:
+        """Refuse an unknown type, and options that contradict each other.
+
+        Raises:
+            UsageError: They do.
+        """
+        if self.file_type.upper() not in FILE_TYPES:
+            raise UsageError(f"{self.file_type!r} is not a type. Choose one of {', '.join(FILE_TYPES)}.")
+        if self.output is not None and self.name is not None:
+            raise UsageError(
+                "--name and --output exclude each other. Leave --name out: an output directory needs none."
+            )
+
+
+@dataclass(frozen=True)
+class _Preview:
+    """The values of --dry-run and --json."""
+
+    dry_run: bool
+    as_json: bool
 
 
 @click.command()
@@ -46,114 +103,86 @@ _POLL_S = 0.2
     default="Q4_K_M",
     show_default=True,
     metavar="TYPE",
-    help=f"Of the decoder: {', '.join(FILE_TYPES)}.",
+    help=f"Type of the decoder: {', '.join(FILE_TYPES)}.",
 )
 @click.option("-n", "--name", metavar="NAME", help="Install as NAME:TYPE.  [default: the checkpoint directory's name]")
-@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="DIR", help="Write here, not to the store.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="DIR", help="Write to DIR, not to the store.")
 @click.option("--bos", type=click.IntRange(1, 2), help="How many <|begin_of_text|> a prompt starts with.")
 @click.option("--aspect", type=click.Choice(["pad", "crop"]), help="How a picture becomes square.  [default: pad]")
-@click.option("--vision-tower", type=click.Path(path_type=Path), metavar="DIR", help="CLIP, if it is not inside.")
+@click.option(
+    "--vision-tower", type=click.Path(path_type=Path), metavar="DIR", help="CLIP, if the checkpoint lacks it."
+)
 @weight_options
-@click.option("--force", is_flag=True, help="Replace what is there.")
-@click.option("--fresh", is_flag=True, help="Begin anew where an interrupted conversion could be continued.")
-@click.option("--dry-run", is_flag=True, help="Check everything and say what would be done; write nothing.")
+@click.option("--force", is_flag=True, help="Replace an existing bundle.")
+@click.option("--fresh", is_flag=True, help="Do not resume an interrupted conversion.")
+@click.option("--dry-run", is_flag=True, help="Check everything and print the forecast; write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="With --dry-run: one JSON object.")
-def convert(
-    checkpoint: Path | None,
-    demo: bool,
-    file_type: str,
-    name: str | None,
-    output: Path | None,
-    bos: int | None,
-    aspect: str | None,
-    vision_tower: Path | None,
-    weights: WeightOptions,
-    force: bool,
-    fresh: bool,
-    dry_run: bool,
-    as_json: bool,
-) -> None:
+@pack("source", _Source)
+@pack("target", _Target)
+@pack("preview", _Preview)
+def convert(source: _Source, target: _Target, weights: WeightOptions, preview: _Preview) -> None:
     """Turn CHECKPOINT, a directory as published, into a bundle that ask and chat can use."""
-    if (checkpoint is None) != demo:
-        raise UsageError("Expected a checkpoint directory or --demo, one of the two; see bimedix-edge convert --help.")
-    if file_type.upper() not in FILE_TYPES:
-        raise UsageError(f"Expected a type out of {', '.join(FILE_TYPES)}, but it is {file_type!r}; choose one.")
-    if output is not None and name is not None:
-        raise UsageError("Expected --name or --output, but both are given; an output directory needs no name.")
+    checkpoint = source.directory()
+    target.check()
     weights.check()
-    source = demo_checkpoint() if checkpoint is None else checkpoint
     settings = load_settings()
-    store = Store(settings.store_dir, settings.cache_dir)
-    label = f"{name or _default_name(source, demo=demo)}:{file_type.lower()}"
-    target = output or store.target(label)
-    square = cast("Literal['pad', 'crop'] | None", aspect)
-    additions = Additions(weights.lora, weights.recipe, weights.imatrix, weights.zero_nonfinite)
-    if dry_run:
-        plan = plan_conversion(
-            source,
-            target,
-            file_type=file_type.upper(),
-            aspect=square,
-            vision_tower=vision_tower,
-            additions=additions,
-            vision=weights.vision,
-            replace=force,
-        )
-        click.echo(json.dumps(asdict(plan), indent=2) if as_json else _plan_text(plan, target))
-        if not plan.fits:
-            raise HardwareError(f"Expected room for {target}, but there is too little; see `free` above.")
+    label = f"{target.name or _default_name(checkpoint, demo=source.demo)}:{target.file_type.lower()}"
+    directory = target.output or Store(settings.store_dir, settings.cache_dir).target(label)
+    options = ConvertOptions(
+        file_type=target.file_type.upper(),
+        name=label,
+        bos=source.bos,
+        aspect=source.aspect,
+        vision_tower=source.vision_tower,
+        lora=weights.lora,
+        recipe=weights.recipe,
+        imatrix=weights.imatrix,
+        zero_nonfinite=weights.zero_nonfinite,
+        vision=weights.vision,
+        strict=weights.strict,
+        replace=target.force,
+        fresh=target.fresh,
+    )
+    if preview.dry_run:
+        _show_forecast(plan_conversion(checkpoint, directory, options), directory, as_json=preview.as_json)
         return
     with contextlib.ExitStack() as stack:
         bars = stack.enter_context(StageBars(plain_console(stderr=True)))
-        additions = stack.enter_context(_calibrated(source, vision_tower, additions, weights, bars))
-        manifest = convert_checkpoint(
-            source,
-            target,
-            file_type=file_type.upper(),
-            name=label,
-            bos=bos,
-            aspect=square,
-            vision_tower=vision_tower,
-            **vars(additions),
-            vision=weights.vision,
-            pictures=_sample_pictures(source) if demo else (),
-            strict=weights.strict,
-            replace=force,
-            fresh=fresh,
-            progress=bars.show,
-        )
-    report(manifest, target)
+        options = stack.enter_context(_calibrated(checkpoint, options, weights, bars))
+        options = replace(options, pictures=_sample_pictures(checkpoint) if source.demo else ())
+        manifest = convert_checkpoint(checkpoint, directory, options, bars.show)
+    report(manifest, directory)
 
 
 def convert_demo(store: Store, console: Console) -> None:
-    """Convert the embedded demo checkpoint into the cache; if another process is at it, wait for that instead."""
+    """Convert the embedded demo checkpoint into the cache; if another process is converting it, wait for that one."""
     target, name = store.demo_directory(), f"{DEMO}:{DEMO_TYPE.lower()}"
     while not target.is_dir():
         try:
             with StageBars(console) as bars:
-                convert_checkpoint(demo_checkpoint(), target, file_type=DEMO_TYPE, name=name, progress=bars.show)
+                convert_checkpoint(demo_checkpoint(), target, ConvertOptions(file_type=DEMO_TYPE, name=name), bars.show)
         except InUseError:
             time.sleep(_POLL_S)
         except UsageError:
-            # finished by another process between our look and our lock
+            # another process finished it between our check and our lock
             if not target.is_dir():
                 raise
 
 
 @contextlib.contextmanager
 def _calibrated(
-    source: Path, vision_tower: Path | None, additions: Additions, weights: WeightOptions, bars: StageBars
-) -> Iterator[Additions]:
-    """Measure an importance matrix first, if a text is given; it is thrown away after the block, unless it is saved."""
+    source: Path, options: ConvertOptions, weights: WeightOptions, bars: StageBars
+) -> Iterator[ConvertOptions]:
+    """Measure an importance matrix first, if a text is given; it is deleted after the block unless it is saved."""
     if weights.calibrate is None:
-        yield additions
+        yield options
         return
     from bimedix_edge.converters.decoder.calibrate import calibrate
 
     with tempfile.TemporaryDirectory(prefix="bimedix-edge-") as temporary:
         output = weights.save_imatrix or Path(temporary) / "imatrix.gguf"
-        calibrate(additions.open(source, vision_tower, None), weights.calibrate, output, bars.show)
-        yield replace(additions, imatrix=output)
+        calibrate(open_checkpoint(source, options), weights.calibrate, output, bars.show)
+        yield replace(options, imatrix=output)
 
 
 def _sample_pictures(checkpoint: Path) -> list[NDArray[np.uint8]]:
@@ -165,7 +194,18 @@ def _default_name(source: Path, *, demo: bool) -> str:
     return DEMO if demo else source.resolve().name.lower()
 
 
-def _plan_text(plan: Plan, target: Path) -> str:
+def _show_forecast(plan: Forecast, target: Path, *, as_json: bool) -> None:
+    """Print what a conversion would do.
+
+    Raises:
+        HardwareError: The disk has too little room for it.
+    """
+    click.echo(json.dumps(asdict(plan), indent=2) if as_json else _forecast_text(plan, target))
+    if not plan.fits:
+        raise HardwareError(f"There is too little room for {target}. See `free` above.")
+
+
+def _forecast_text(plan: Forecast, target: Path) -> str:
     lines = [f"{'type':8} {'tensors':>7} {'weights':>15} {'MB':>9} {'seconds':>8}"]
     for row in plan.rows:
         numbers = f"{row.n_tensors:7d} {row.n_weights:15,d} {row.size_bytes / 1e6:9.1f} {row.seconds:8.1f}"
