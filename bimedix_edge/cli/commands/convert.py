@@ -1,4 +1,4 @@
-"""`bimedix-edge convert`: a published checkpoint becomes a bundle."""
+"""`bimedix-edge convert`: turn a published checkpoint into a bundle."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from bimedix_edge.cli.report import report
 from bimedix_edge.cli.terminal import plain_console
 from bimedix_edge.converters.convert import ConvertOptions
 from bimedix_edge.converters.convert import convert as convert_checkpoint
-from bimedix_edge.converters.convert import dry_run as forecast_conversion
+from bimedix_edge.converters.convert import dry_run as plan_conversion
 from bimedix_edge.converters.decoder.quantize import FILE_TYPES
 from bimedix_edge.converters.job.forecast import Forecast
 from bimedix_edge.converters.job.job import open_checkpoint
@@ -39,62 +39,58 @@ _POLL_S = 0.2
 
 
 @dataclass(frozen=True)
-class _Conversion:
-    """What the user asks for, besides the options that change the weights."""
+class _Source:
+    """The checkpoint, and the options for what it does not state."""
 
     checkpoint: Path | None
     demo: bool
-    file_type: str
-    name: str | None
-    output: Path | None
     bos: int | None
     aspect: Literal["pad", "crop"] | None
     vision_tower: Path | None
+
+    def directory(self) -> Path:
+        """Return the directory of the checkpoint.
+
+        Raises:
+            UsageError: There is none, or --demo is given as well.
+        """
+        if (self.checkpoint is None) != self.demo:
+            raise UsageError(
+                "convert needs either the directory of a checkpoint or --demo. See bimedix-edge convert --help."
+            )
+        return demo_checkpoint() if self.checkpoint is None else self.checkpoint
+
+
+@dataclass(frozen=True)
+class _Target:
+    """The options for the bundle and its place."""
+
+    file_type: str
+    name: str | None
+    output: Path | None
     force: bool
     fresh: bool
 
     def check(self) -> None:
-        """Refuse options that contradict each other.
+        """Refuse an unknown type, and options that contradict each other.
 
         Raises:
             UsageError: They do.
         """
-        if (self.checkpoint is None) != self.demo:
-            raise UsageError(
-                "Give either a checkpoint directory or --demo. `bimedix-edge convert --help` has examples."
-            )
         if self.file_type.upper() not in FILE_TYPES:
-            raise UsageError(f"There is no type {self.file_type!r}. Choose one of {', '.join(FILE_TYPES)}.")
+            raise UsageError(f"{self.file_type!r} is not a type. Choose one of {', '.join(FILE_TYPES)}.")
         if self.output is not None and self.name is not None:
             raise UsageError(
-                "--name and --output exclude each other: an output directory needs no name. Leave one out."
+                "--name and --output exclude each other. Leave --name out: an output directory needs none."
             )
 
-    @property
-    def source(self) -> Path:
-        return demo_checkpoint() if self.checkpoint is None else self.checkpoint
 
-    @property
-    def label(self) -> str:
-        name = self.name or (DEMO if self.demo else self.source.resolve().name.lower())
-        return f"{name}:{self.file_type.lower()}"
+@dataclass(frozen=True)
+class _Preview:
+    """The values of --dry-run and --json."""
 
-    def options(self, weights: WeightOptions) -> ConvertOptions:
-        return ConvertOptions(
-            file_type=self.file_type.upper(),
-            name=self.label,
-            bos=self.bos,
-            aspect=self.aspect,
-            vision_tower=self.vision_tower,
-            lora=weights.lora,
-            recipe=weights.recipe,
-            imatrix=weights.imatrix,
-            zero_nonfinite=weights.zero_nonfinite,
-            vision=weights.vision,
-            strict=weights.strict,
-            replace=self.force,
-            fresh=self.fresh,
-        )
+    dry_run: bool
+    as_json: bool
 
 
 @click.command()
@@ -107,49 +103,59 @@ class _Conversion:
     default="Q4_K_M",
     show_default=True,
     metavar="TYPE",
-    help=f"Type of the decoder's weights: {', '.join(FILE_TYPES)}.",
+    help=f"Type of the decoder: {', '.join(FILE_TYPES)}.",
 )
 @click.option("-n", "--name", metavar="NAME", help="Install as NAME:TYPE.  [default: the checkpoint directory's name]")
-@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="DIR", help="Write here, not to the store.")
-@click.option("--bos", type=click.IntRange(1, 2), help="Number of <|begin_of_text|> at the start of a prompt.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="DIR", help="Write to DIR, not to the store.")
+@click.option("--bos", type=click.IntRange(1, 2), help="How many <|begin_of_text|> a prompt starts with.")
 @click.option("--aspect", type=click.Choice(["pad", "crop"]), help="How a picture becomes square.  [default: pad]")
 @click.option(
     "--vision-tower", type=click.Path(path_type=Path), metavar="DIR", help="CLIP, if the checkpoint lacks it."
 )
 @weight_options
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
-@click.option("--fresh", is_flag=True, help="Start again, even if an interrupted conversion could continue.")
-@click.option("--dry-run", is_flag=True, help="Check everything and forecast the conversion; write nothing.")
+@click.option("--fresh", is_flag=True, help="Do not resume an interrupted conversion.")
+@click.option("--dry-run", is_flag=True, help="Check everything and print the forecast; write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="With --dry-run: one JSON object.")
-@pack("wanted", _Conversion)
-def convert(wanted: _Conversion, weights: WeightOptions, dry_run: bool, as_json: bool) -> None:
+@pack("source", _Source)
+@pack("target", _Target)
+@pack("preview", _Preview)
+def convert(source: _Source, target: _Target, weights: WeightOptions, preview: _Preview) -> None:
     """Turn CHECKPOINT, a directory as published, into a bundle that ask and chat can use."""
-    wanted.check()
+    checkpoint = source.directory()
+    target.check()
     weights.check()
     settings = load_settings()
-    target = wanted.output or Store(settings.store_dir, settings.cache_dir).target(wanted.label)
-    options = wanted.options(weights)
-    if dry_run:
-        _show_forecast(forecast_conversion(wanted.source, target, options), target, as_json=as_json)
+    label = f"{target.name or _default_name(checkpoint, demo=source.demo)}:{target.file_type.lower()}"
+    directory = target.output or Store(settings.store_dir, settings.cache_dir).target(label)
+    options = ConvertOptions(
+        file_type=target.file_type.upper(),
+        name=label,
+        bos=source.bos,
+        aspect=source.aspect,
+        vision_tower=source.vision_tower,
+        lora=weights.lora,
+        recipe=weights.recipe,
+        imatrix=weights.imatrix,
+        zero_nonfinite=weights.zero_nonfinite,
+        vision=weights.vision,
+        strict=weights.strict,
+        replace=target.force,
+        fresh=target.fresh,
+    )
+    if preview.dry_run:
+        _show_forecast(plan_conversion(checkpoint, directory, options), directory, as_json=preview.as_json)
         return
     with contextlib.ExitStack() as stack:
         bars = stack.enter_context(StageBars(plain_console(stderr=True)))
-        options = stack.enter_context(_calibrated(wanted.source, options, weights, bars))
-        options = replace(options, pictures=_sample_pictures(wanted.source) if wanted.demo else ())
-        manifest = convert_checkpoint(wanted.source, target, options, bars.show)
-    report(manifest, target)
-
-
-def _show_forecast(forecast: Forecast, target: Path, *, as_json: bool) -> None:
-    click.echo(json.dumps(asdict(forecast), indent=2) if as_json else _forecast_text(forecast, target))
-    if not forecast.fits:
-        raise HardwareError(
-            f"There is too little room for {target}: see `free` above. Free disk space, or choose --output."
-        )
+        options = stack.enter_context(_calibrated(checkpoint, options, weights, bars))
+        options = replace(options, pictures=_sample_pictures(checkpoint) if source.demo else ())
+        manifest = convert_checkpoint(checkpoint, directory, options, bars.show)
+    report(manifest, directory)
 
 
 def convert_demo(store: Store, console: Console) -> None:
-    """Convert the embedded demo checkpoint into the cache; if another process is at it, wait for that instead."""
+    """Convert the embedded demo checkpoint into the cache; if another process is converting it, wait for that one."""
     target, name = store.demo_directory(), f"{DEMO}:{DEMO_TYPE.lower()}"
     while not target.is_dir():
         try:
@@ -158,7 +164,7 @@ def convert_demo(store: Store, console: Console) -> None:
         except InUseError:
             time.sleep(_POLL_S)
         except UsageError:
-            # finished by another process between our look and our lock
+            # another process finished it between our check and our lock
             if not target.is_dir():
                 raise
 
@@ -167,7 +173,7 @@ def convert_demo(store: Store, console: Console) -> None:
 def _calibrated(
     source: Path, options: ConvertOptions, weights: WeightOptions, bars: StageBars
 ) -> Iterator[ConvertOptions]:
-    """Measure an importance matrix first, if a text is given; it is thrown away after the block, unless it is saved."""
+    """Measure an importance matrix first, if a text is given; it is deleted after the block unless it is saved."""
     if weights.calibrate is None:
         yield options
         return
@@ -184,22 +190,37 @@ def _sample_pictures(checkpoint: Path) -> list[NDArray[np.uint8]]:
     return [load_picture(path).pixels for path in paths]
 
 
-def _forecast_text(forecast: Forecast, target: Path) -> str:
+def _default_name(source: Path, *, demo: bool) -> str:
+    return DEMO if demo else source.resolve().name.lower()
+
+
+def _show_forecast(plan: Forecast, target: Path, *, as_json: bool) -> None:
+    """Print what a conversion would do.
+
+    Raises:
+        HardwareError: The disk has too little room for it.
+    """
+    click.echo(json.dumps(asdict(plan), indent=2) if as_json else _forecast_text(plan, target))
+    if not plan.fits:
+        raise HardwareError(f"There is too little room for {target}. See `free` above.")
+
+
+def _forecast_text(plan: Forecast, target: Path) -> str:
     lines = [f"{'type':8} {'tensors':>7} {'weights':>15} {'MB':>9} {'seconds':>8}"]
-    for row in forecast.rows:
+    for row in plan.rows:
         numbers = f"{row.n_tensors:7d} {row.n_weights:15,d} {row.size_bytes / 1e6:9.1f} {row.seconds:8.1f}"
         lines.append(f"{row.kind:8} {numbers}")
-    needed = forecast.decoder_bytes + forecast.vision_bytes
-    verdict = "enough" if forecast.fits else "too little"
+    needed = plan.decoder_bytes + plan.vision_bytes
+    verdict = "enough" if plan.fits else "too little"
     return "\n".join(
         [
             *lines,
             "",
-            f"reads    {forecast.source_bytes / 1e6:,.1f} MB",
-            f"writes   {needed / 1e6:,.1f} MB to {target}: decoder {forecast.decoder_bytes / 1e6:,.1f}, "
-            f"vision {forecast.vision_bytes / 1e6:,.1f}",
-            f"free     {forecast.free_bytes / 1e6:,.1f} MB, {verdict}",
-            f"memory   about {forecast.memory_bytes / 1e6:,.0f} MB",
-            f"time     {forecast.seconds:,.0f} s of computing or more, as the disk allows",
+            f"reads    {plan.source_bytes / 1e6:,.1f} MB",
+            f"writes   {needed / 1e6:,.1f} MB to {target}: decoder {plan.decoder_bytes / 1e6:,.1f}, "
+            f"vision {plan.vision_bytes / 1e6:,.1f}",
+            f"free     {plan.free_bytes / 1e6:,.1f} MB, {verdict}",
+            f"memory   about {plan.memory_bytes / 1e6:,.0f} MB",
+            f"time     {plan.seconds:,.0f} s of computing or more, as the disk allows",
         ]
     )
