@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         VisionError,
     )
     from bimedix_edge.events import Cancel, Done, Encode, Event, ImageUse, Prefill, Timings, Token, Usage
+    from bimedix_edge.imaging.notes import Note
     from bimedix_edge.imaging.picture import Picture, load_picture
     from bimedix_edge.runtime import Runtime
     from bimedix_edge.sampling import Sampling
@@ -53,8 +54,8 @@ __all__ = [
     "ImageUse",
     "InputError",
     "ModelError",
-    "Note",
     "NetworkError",
+    "Note",
     "Picture",
     "Prefill",
     "PromptError",
