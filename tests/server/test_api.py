@@ -151,7 +151,7 @@ def test_what_the_model_sees_of_a_dicom_file_and_an_answer_about_it(server: Serv
     assert default["sha256"] == lung["sha256"]
     assert lung["tags"]["modality"] == "CT"
     assert "lung" in lung["presets"]
-    assert any("lung" in note for note in lung["notes"])
+    assert any("lung" in str(note) for note in lung["notes"])
     made = client.chat.completions.create(
         model=MODEL, messages=about(image, NODULE, window="lung", frame=1), temperature=0, max_tokens=4
     )
