@@ -169,7 +169,7 @@ def test_clearing_what_is_not_there(tmp_path: Path) -> None:
     assert not (tmp_path / "nowhere").exists()
 
 
-def test_a_damaged_secret_begins_anew(cache: ImageCache, said: list[str]) -> None:
+def test_a_damaged_secret_leaves_an_empty_cache(cache: ImageCache, said: list[str]) -> None:
     cache.put("a", values(1))
     (cache.directory / "secret").write_bytes(b"short")
     assert cache.get("a", SHAPE) is None
