@@ -81,7 +81,7 @@ def test_a_reference_is_a_card_or_a_repository(text: str, expected: tuple[str, .
         ("../x", "repository such as"),
         ("org/..", "repository such as"),
         ("org/a--b", "repository such as"),
-        ("https://huggingface.co/MBZUAI/BiMediX2-8B", "repository such as .* but it is 'https://"),
+        ("https://huggingface.co/MBZUAI/BiMediX2-8B", "no model 'https://.* repository such as"),
         ("bimedix2-8b:q3", "Q4_K_M"),
         ("bimedix2-8b:", "after ':'"),
         ("bimedix2-8b@", "after '@'"),

@@ -23,6 +23,7 @@ SURFACE = [
     "InputError",
     "ModelError",
     "NetworkError",
+    "Note",
     "Picture",
     "Prefill",
     "PromptError",

@@ -208,7 +208,7 @@ def _digest(path: Path, file: RemoteFile, progress: StageProgress) -> str:
 
 
 def _algorithm(file: RemoteFile) -> str:
-    return "sha256" if file.algorithm == "sha256" else "git hash"
+    return "SHA-256" if file.algorithm == "sha256" else "git hash"
 
 
 def _from(stage: str, before: int, total: int, progress: StageProgress) -> Callable[[int], None]:

@@ -59,7 +59,7 @@ def test_a_conversation_about_an_image(terminal: pexpect.spawn, samples: Path) -
 def test_mistakes_are_reported_and_the_conversation_continues(terminal: pexpect.spawn, tmp_path: Path) -> None:
     assert "cannot be read" in _say(terminal, f"/image {tmp_path / 'nowhere.png'}")
     assert "There is no command /nonsense" in _say(terminal, "/nonsense")
-    assert "none was asked yet" in _say(terminal, "/regen")
+    assert "There is no question to answer again" in _say(terminal, "/regen")
     assert "Write /save FILE" in _say(terminal, "/save")
     assert "too many" in _say(terminal, "word " * 600)
     assert "/image FILE" in _say(terminal, "/help")

@@ -17,7 +17,7 @@ _SCRIPT = Path(__file__).parents[1] / "support" / "offload_cli.py"
 _GRAPHS = 5
 _QUESTION = "Hello, who are you?"
 _NEVER = -1
-_AGREE = "Load the model for the CPU alone and go on there?"
+_AGREE = "Load the model again on the CPU alone?"
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 

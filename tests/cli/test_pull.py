@@ -64,7 +64,7 @@ def test_two_drops_and_a_wrong_byte_install_nothing_and_the_next_run_everything(
     hub.faults.drops, hub.faults.wrong_bytes = 2, 1
     first = pull(NAME)
     assert first.returncode == 6, first.stderr
-    assert f"{SHARDS[0]} with the sha256" in first.stderr
+    assert f"{SHARDS[0]} arrived damaged: its SHA-256 is" in first.stderr
     assert "nothing was installed" in first.stderr
     assert "Traceback" not in first.stderr
     assert not (place / "store").exists()

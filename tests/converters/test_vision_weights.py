@@ -136,7 +136,7 @@ def test_auto_ends_at_float32(wide: Path, tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_the_slower_way_gives_the_same_tokens(wide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fast = convert(wide, tmp_path / "fast", ConvertOptions(vision="int8", name="same"))
-    monkeypatch.setattr("bimedix_edge.vision.encoder.products_overflow", lambda: True)
+    monkeypatch.setattr("bimedix_edge.vision.sessions.products_overflow", lambda: True)
     slow = convert(wide, tmp_path / "slow", ConvertOptions(vision="int8", name="same"))
     assert slow == fast
 

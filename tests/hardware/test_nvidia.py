@@ -73,7 +73,7 @@ def test_a_driver_that_is_too_old_for_the_wheel(tmp_path: Path, bundles: dict[st
     message = refused(environment(tmp_path, cuda=11040, version="470.1"), bundles["F16"])
     major = BUILT_FOR.partition(".")[0]
     assert f"NVIDIA's driver 470.1 is too old: it runs CUDA up to 11.4, and CUDA {major} is wanted" in message
-    assert "install NVIDIA's driver 5" in message
+    assert "Install NVIDIA's driver 5" in message
 
 
 @needs_cuda_build
@@ -102,5 +102,5 @@ def test_a_llama_cpp_for_cuda_without_its_libraries_is_a_hardware_error(tmp_path
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 5, result.stderr
     shown = " ".join(result.stdout.split())
-    assert "it was built for a GPU and libcudart.so.12 cannot be loaded" in shown
+    assert "it was built for a GPU, and libcudart.so.12 cannot be loaded" in shown
     assert "GGML_CUDA=off" in shown

@@ -12,6 +12,7 @@ import pytest
 from bimedix_edge import child
 from bimedix_edge.child import PREFIX, FrameError, frame_length
 from bimedix_edge.events import Done, Encode, ImageUse, Logprob, Prefill, Timings, Token, Usage
+from bimedix_edge.imaging.notes import note
 from bimedix_edge.sampling import Sampling
 from bimedix_edge.server.front.waiting import WaitingLine
 from bimedix_edge.server.link import wire
@@ -61,7 +62,18 @@ REPLIES = [
     event_frame(7, Failed("queue_full", "no", place=4, retry_after_s=1.5)),
     wire.TokenIds(7, (1, 2)),
     wire.DetokenizedText(7, "قلب"),
-    wire.PreviewReply(7, ImagePreview(b"\x89PNG" * 40, "ab", 3, 4, 1, notes=("a",), tags={"modality": "CT"})),
+    wire.PreviewReply(
+        7,
+        ImagePreview(
+            b"\x89PNG" * 40,
+            "ab",
+            3,
+            4,
+            1,
+            notes=(note("frame", frame=2, n_frames=3).report(),),
+            tags={"modality": "CT"},
+        ),
+    ),
     wire.Cells(7, 0),
     wire.ErrorReply(7, "ImageError", "no"),
 ]
