@@ -144,7 +144,7 @@ def test_a_wrong_byte_is_named_and_the_next_run_fetches_that_file_only(
 ) -> None:
     hub.faults.drops, hub.faults.wrong_bytes = 2, 1
     with pytest.raises(
-        NetworkError, match=rf"{SHARDS[0]} arrived damaged: its sha256 is [0-9a-f]{{16}}.* nothing was installed"
+        NetworkError, match=rf"{SHARDS[0]} arrived damaged: its SHA-256 is [0-9a-f]{{16}}.* nothing was installed"
     ):
         bring(tmp_path)
     assert names(kept(tmp_path)) == sorted([*DESCRIPTION, "vision_tower/config.json"])
