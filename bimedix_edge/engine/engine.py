@@ -123,7 +123,7 @@ class Engine:
             raise PromptError(
                 f"The prompt does not fit into the context: it has {len(prompt)} tokens, {excess} too many for "
                 f"{self.decoder.n_ctx - 1}. Shorten the question, start a new conversation, or choose a larger "
-                "--ctx-size.",
+                "context size.",
                 n_tokens=len(prompt),
                 n_ctx=self.decoder.n_ctx,
             )

@@ -407,16 +407,16 @@ def _wanted_layers(facts: DecoderFacts, request: PlacementRequest) -> int | None
     return n
 
 
-def _context_warnings(facts: DecoderFacts, wishes: PlacementRequest) -> list[PlanWarning]:
+def _context_warnings(facts: DecoderFacts, request: PlacementRequest) -> list[PlanWarning]:
     trained = facts.spec.n_ctx_train
-    if wishes.ctx_size == AUTO or int(wishes.ctx_size) <= trained:
+    if request.ctx_size == AUTO or int(request.ctx_size) <= trained:
         return []
-    if not wishes.long_context:
+    if not request.long_context:
         raise UsageError(
-            f"--ctx-size {wishes.ctx_size} is too long: the model was trained with {trained} tokens of context. "
-            "Choose fewer, or add --allow-long-context."
+            f"--ctx-size {request.ctx_size} is too long: the model was trained with {trained} tokens of context. "
+            "Choose a smaller one, or add --allow-long-context."
         )
-    return [PlanWarning("long_context", {"ctx_size": int(wishes.ctx_size), "trained": trained})]
+    return [PlanWarning("long_context", {"ctx_size": int(request.ctx_size), "trained": trained})]
 
 
 def _is_shared(device: ComputeDevice) -> bool:

@@ -13,13 +13,13 @@ WORDS = st.text(alphabet="abقš", max_size=40)
 
 
 @given(WORDS, st.lists(st.text(alphabet="abقš", min_size=1, max_size=4), max_size=3), st.randoms())
-def test_what_is_told_piece_by_piece_is_the_text_up_to_the_first_stop(text, stop, chance) -> None:
+def test_what_is_passed_on_piece_by_piece_is_the_text_up_to_the_first_stop(text, stop, chance) -> None:
     data = text.encode()
     cuts = sorted(chance.randint(0, len(data)) for _ in range(8))
     pieces = [data[a:b] for a, b in zip([0, *cuts], [*cuts, len(data)], strict=True)]
-    answer, told = AnswerText(stop), ""
+    answer, emitted = AnswerText(stop), ""
     for piece in pieces:
-        told += answer.add(piece)
+        emitted += answer.add(piece)
         if answer.stopped:
             break
     # the first piece that completes a stop text decides: a longer one may begin earlier, and be incomplete by then
@@ -29,8 +29,8 @@ def test_what_is_told_piece_by_piece_is_the_text_up_to_the_first_stop(text, stop
     expected = first[: min(ends)] if ends else text
     assert answer.stopped == bool(ends)
     assert answer.finish() == expected
-    assert expected.startswith(told)
-    assert answer.stopped <= (told == expected)
+    assert expected.startswith(emitted)
+    assert answer.stopped <= (emitted == expected)
 
 
 @pytest.mark.parametrize(

@@ -54,14 +54,14 @@ def test_answers_that_do_not_fit_together_are_parked_and_still_whole(bundles: di
     with Runtime.open(bundles["F16"], settings=Settings(temperature=0.0, ctx_size=384)) as runtime:
         asked = [prompt(runtime, f"Describe the image. {'a ' * n}", image if n % 2 else None) for n in range(8)]
         known = [ask(runtime, items, 60) for items in asked]
-        told: dict[int, Done] = {}
+        answers: dict[int, Done] = {}
         parked = []
         park = runtime.engine.sessions.park
         runtime.engine.sessions.park = lambda session: (parked.append(session), park(session))[1]  # type: ignore[method-assign]
         for _ in range(3):
-            at_once([lambda n=n: told.__setitem__(n, ask(runtime, asked[n], 60)) for n in range(8)])
-            assert [told[n].token_ids for n in range(8)] == [done.token_ids for done in known]
-            assert [told[n].stop_reason for n in range(8)] == [done.stop_reason for done in known]
+            at_once([lambda n=n: answers.__setitem__(n, ask(runtime, asked[n], 60)) for n in range(8)])
+            assert [answers[n].token_ids for n in range(8)] == [done.token_ids for done in known]
+            assert [answers[n].stop_reason for n in range(8)] == [done.stop_reason for done in known]
         assert parked
         assert runtime.engine.sessions.n_cells == 0
 
@@ -142,7 +142,7 @@ def test_log_probabilities_are_the_log_softmax_of_the_logits(n_top: int, runtime
 def test_one_of_several_that_is_cancelled_does_not_change_the_others(runtime: Runtime, samples: Path) -> None:
     items = prompt(runtime, "Describe the image.", samples / "effusion_left.png")
     known = ask(runtime, items)
-    told: list[Done] = []
+    answers: list[Done] = []
     cancel = Cancel()
 
     def leave() -> None:
@@ -153,8 +153,8 @@ def test_one_of_several_that_is_cancelled_does_not_change_the_others(runtime: Ru
             if isinstance(event, Done):
                 assert (event.stop_reason, event.usage.generated) == ("cancelled", 1)
 
-    at_once([leave, *[lambda: told.append(ask(runtime, items))] * 3])
-    assert [done.token_ids for done in told] == [known.token_ids] * 3
+    at_once([leave, *[lambda: answers.append(ask(runtime, items))] * 3])
+    assert [done.token_ids for done in answers] == [known.token_ids] * 3
 
 
 def test_an_iterator_that_is_lost_frees_its_place(runtime: Runtime, samples: Path) -> None:
@@ -200,9 +200,9 @@ def test_more_than_are_made_together_wait_their_turn(bundles: dict[str, Path], s
     with Runtime.open(bundles["F16"], settings=Settings(temperature=0.0, ctx_size=1024, parallel=2)) as runtime:
         items = prompt(runtime, "Describe the image.", samples / "effusion_left.png")
         known = ask(runtime, items)
-        told: list[Done] = []
-        at_once([lambda: told.append(ask(runtime, items))] * 9)
-        assert [done.token_ids for done in told] == [known.token_ids] * 9
+        answers: list[Done] = []
+        at_once([lambda: answers.append(ask(runtime, items))] * 9)
+        assert [done.token_ids for done in answers] == [known.token_ids] * 9
 
 
 @pytest.mark.parametrize("length", [1, 63, 64, 65, 127, 128, 129, 200, 511, 576, 577])

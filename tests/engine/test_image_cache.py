@@ -245,10 +245,10 @@ def test_a_damaged_entry_is_said_and_the_answer_is_right(
     ask(bundles["F16"], image, "--image-cache", "64M")
     (path,) = entries(own_cache)
     path.write_bytes(path.read_bytes()[:-7])
-    report, told = ask(bundles["F16"], image, "--image-cache", "64M")
+    report, warning = ask(bundles["F16"], image, "--image-cache", "64M")
     assert report["answer"] == "Yes."
     assert report["images"][0]["cached"] is False
-    assert "is damaged; it was removed" in " ".join(told.split())
+    assert "is damaged; it was removed" in " ".join(warning.split())
 
 
 def test_the_same_question_about_two_images_with_the_cache(

@@ -42,8 +42,8 @@ def registered(path: str, n_devices: int) -> ctypes.CDLL:
     return library
 
 
-def opened(bundle: str, **wishes: Any) -> Runtime:
-    settings = Settings(ctx_size=1024, temperature=0.0, fit_target=0, **wishes)
+def opened(bundle: str, **options: Any) -> Runtime:
+    settings = Settings(ctx_size=1024, temperature=0.0, fit_target=0, **options)
     runtime = Runtime.open(Path(bundle), settings=settings)
     runtime.engine.embeddings.memory = _EMBEDDINGS
     return runtime
